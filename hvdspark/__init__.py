@@ -1,0 +1,1 @@
+"""hvdspark: deep-learning recommendation models on the Spark cluster you already have."""

@@ -1,0 +1,224 @@
+"""What ranks can do together, behind one narrow interface.
+
+`HorovodCollective` is the real thing, `LocalCollective` is a world of one without Horovod, `ThreadedCollective`
+runs N ranks as threads of one process so that distributed logic is tested in milliseconds. Call sites never ask
+for the world size to decide what to do: a world of one is just another implementation.
+
+Every method that says *Collective* must be called by all ranks in the same order with the same name; a name must
+be stable from step to step, because Horovod's response cache is keyed by it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+R = TypeVar("R")
+
+
+class Collective(Protocol):
+    """The operations hvdspark needs from a communication library."""
+
+    rank: int
+    size: int
+
+    def allreduce_sum(self, tensor: Tensor, name: str) -> Tensor:
+        """Collective. Element-wise sum over the ranks; same shape and dtype; the input is left as it is."""
+        ...
+
+    def broadcast(self, tensor: Tensor, root: int, name: str) -> Tensor:
+        """Collective. The root's tensor on every rank (same shape and dtype everywhere)."""
+        ...
+
+    def broadcast_parameters(self, tensors: dict[str, Tensor], root: int = 0) -> None:
+        """Collective. Overwrite, in place, every tensor of the dict with the root's."""
+        ...
+
+    def distributed_optimizer(
+        self,
+        optimizer: torch.optim.Optimizer,
+        named_parameters: Iterable[tuple[str, torch.nn.Parameter]],
+        compression: str = "none",
+        accumulation_steps: int = 1,
+    ) -> torch.optim.Optimizer:
+        """An optimizer whose `step()` is collective and sees gradients *summed* over the ranks.
+
+        The caller scales its local loss so that this sum is the gradient of the global mean. With
+        `accumulation_steps` n, gradients of n backward passes are added up locally before they are exchanged;
+        `step()` and `zero_grad()` are called once for n backward passes. `synchronize()` waits for the exchange,
+        so that gradients can be clipped before `step()`, which must then run inside `skip_synchronize()`.
+        """
+        ...
+
+
+class LocalCollective:
+    """A world of one: no process, no network, no Horovod."""
+
+    rank = 0
+    size = 1
+
+    def allreduce_sum(self, tensor: Tensor, name: str) -> Tensor:
+        return tensor.clone()
+
+    def broadcast(self, tensor: Tensor, root: int, name: str) -> Tensor:
+        return tensor.clone()
+
+    def broadcast_parameters(self, tensors: dict[str, Tensor], root: int = 0) -> None:
+        return None
+
+    def distributed_optimizer(
+        self,
+        optimizer: torch.optim.Optimizer,
+        named_parameters: Iterable[tuple[str, torch.nn.Parameter]],
+        compression: str = "none",
+        accumulation_steps: int = 1,
+    ) -> torch.optim.Optimizer:
+        return _summing_optimizer(optimizer, list(named_parameters), self)
+
+
+class HorovodCollective:
+    """Horovod, already initialised in this process (ring-AllReduce over Gloo, MPI or NCCL)."""
+
+    def __init__(self) -> None:
+        import horovod.torch as hvd
+
+        self._hvd = hvd
+        self.rank: int = hvd.rank()
+        self.size: int = hvd.size()
+
+    def allreduce_sum(self, tensor: Tensor, name: str) -> Tensor:
+        return self._hvd.allreduce(tensor, name=name, op=self._hvd.Sum)
+
+    def broadcast(self, tensor: Tensor, root: int, name: str) -> Tensor:
+        return self._hvd.broadcast(tensor, root_rank=root, name=name)
+
+    def broadcast_parameters(self, tensors: dict[str, Tensor], root: int = 0) -> None:
+        self._hvd.broadcast_parameters(tensors, root_rank=root)
+
+    def distributed_optimizer(
+        self,
+        optimizer: torch.optim.Optimizer,
+        named_parameters: Iterable[tuple[str, torch.nn.Parameter]],
+        compression: str = "none",
+        accumulation_steps: int = 1,
+    ) -> torch.optim.Optimizer:
+        return self._hvd.DistributedOptimizer(
+            optimizer,
+            named_parameters=list(named_parameters),
+            compression={"none": self._hvd.Compression.none, "fp16": self._hvd.Compression.fp16}[compression],
+            backward_passes_per_step=accumulation_steps,
+            op=self._hvd.Sum,
+        )
+
+
+class ThreadedCollective:
+    """One of N ranks that are threads of this process. Made by `run_threaded`; for tests."""
+
+    def __init__(self, rank: int, size: int, board: _Board) -> None:
+        self.rank, self.size, self._board = rank, size, board
+
+    def allreduce_sum(self, tensor: Tensor, name: str) -> Tensor:
+        # Every rank adds up in rank order, so all ranks get the same bits.
+        parts = self._board.exchange(self.rank, name, tensor.detach().clone())
+        total = parts[0].clone()
+        for part in parts[1:]:
+            total += part
+        return total
+
+    def broadcast(self, tensor: Tensor, root: int, name: str) -> Tensor:
+        return self._board.exchange(self.rank, name, tensor.detach().clone())[root].clone()
+
+    def broadcast_parameters(self, tensors: dict[str, Tensor], root: int = 0) -> None:
+        for name, tensor in tensors.items():
+            with torch.no_grad():
+                tensor.copy_(self.broadcast(tensor, root, f"parameters/{name}"))
+
+    def distributed_optimizer(
+        self,
+        optimizer: torch.optim.Optimizer,
+        named_parameters: Iterable[tuple[str, torch.nn.Parameter]],
+        compression: str = "none",
+        accumulation_steps: int = 1,
+    ) -> torch.optim.Optimizer:
+        return _summing_optimizer(optimizer, list(named_parameters), self)
+
+
+class _Board:
+    """Where the threads of `run_threaded` lay down and pick up tensors."""
+
+    def __init__(self, size: int, timeout_s: float) -> None:
+        self._size, self._slots = size, [None] * size
+        self._barrier = threading.Barrier(size, timeout=timeout_s)
+
+    def exchange(self, rank: int, name: str, item: Any) -> list[Any]:
+        self._slots[rank] = (name, item)
+        self._barrier.wait()
+        slots = list(self._slots)
+        self._barrier.wait()  # nobody overwrites a slot that another thread still reads
+        names = {slot[0] for slot in slots}
+        if len(names) != 1:
+            raise RuntimeError(f"ranks called different collectives at the same time: {sorted(names)}")
+        return [slot[1] for slot in slots]
+
+    def abort(self) -> None:
+        self._barrier.abort()
+
+
+def run_threaded(size: int, fn: Callable[[ThreadedCollective], R], timeout_s: float = 60.0) -> list[R]:
+    """Run `fn(collective)` on `size` ranks as threads; results by rank. Raises the first rank's own error."""
+    board = _Board(size, timeout_s)
+    results: list[Any] = [None] * size
+    errors: list[BaseException] = []
+
+    def body(rank: int) -> None:
+        try:
+            results[rank] = fn(ThreadedCollective(rank, size, board))
+        except BaseException as error:  # handed to the caller's thread below
+            errors.append(error)
+            board.abort()
+
+    threads = [threading.Thread(target=body, args=(rank,), name=f"rank-{rank}") for rank in range(size)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    own = [error for error in errors if not isinstance(error, threading.BrokenBarrierError)]
+    if own or errors:
+        raise (own or errors)[0]
+    return results
+
+
+def _summing_optimizer(
+    optimizer: torch.optim.Optimizer,
+    named_parameters: Sequence[tuple[str, torch.nn.Parameter]],
+    collective: Collective,
+) -> torch.optim.Optimizer:
+    """Give `optimizer` the interface of Horovod's DistributedOptimizer, with the sum taken by `collective`."""
+    state = {"synchronized": False}
+
+    def synchronize() -> None:
+        for name, parameter in named_parameters:
+            if parameter.requires_grad:
+                if parameter.grad is None:  # not reached by this rank's batch, but perhaps by another rank's
+                    parameter.grad = torch.zeros_like(parameter)
+                parameter.grad.copy_(collective.allreduce_sum(parameter.grad, f"gradients/{name}"))
+        state["synchronized"] = True
+
+    @contextlib.contextmanager
+    def skip_synchronize() -> Iterator[None]:
+        yield
+
+    def before_step(*_: Any) -> None:
+        if not state["synchronized"]:
+            synchronize()
+        state["synchronized"] = False
+
+    optimizer.register_step_pre_hook(before_step)
+    optimizer.synchronize = synchronize  # type: ignore[attr-defined]
+    optimizer.skip_synchronize = skip_synchronize  # type: ignore[attr-defined]
+    return optimizer

@@ -1,0 +1,125 @@
+"""Every exception a user of hvdspark can meet.
+
+One class for each decision a caller can take. A message always says what is wrong, the value that is wrong,
+where it is, and what to do about it:
+
+    >>> str(SchemaError("column not found", value="agee", where="featureCols", hint="did you mean 'age'?"))
+    "column not found: 'agee' (in featureCols). Hint: did you mean 'age'?"
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class HvdSparkError(Exception):
+    """Base of all hvdspark errors.
+
+    Args:
+        what: what is wrong, in a few words, without a final dot.
+        value: the offending value; shown with repr() unless it is a plain sentence with spaces.
+        where: the Param, column, file, host or rank that the value belongs to.
+        hint: what to do now.
+    """
+
+    def __init__(self, what: str, *, value: Any = None, where: str | None = None, hint: str | None = None) -> None:
+        self.what, self.value, self.where, self.hint = what, value, where, hint
+        message = what
+        if value is not None:
+            message += f": {value}" if isinstance(value, str) and " " in value else f": {value!r}"
+        if where is not None:
+            message += f" (in {where})"
+        if hint is not None:
+            message += f". Hint: {hint}"
+        super().__init__(message)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Keyword arguments do not survive Exception's own pickling, and these cross process boundaries.
+        return _rebuild, (type(self), self.__dict__.copy(), self.args)
+
+
+def _rebuild(cls: type[HvdSparkError], attributes: dict[str, Any], args: tuple[Any, ...]) -> HvdSparkError:
+    error = cls.__new__(cls)
+    Exception.__init__(error, *args)
+    error.__dict__.update(attributes)
+    return error
+
+
+class ConfigurationError(HvdSparkError, ValueError):
+    """A Param or argument is out of range, unknown, or contradicts another one."""
+
+
+class DependencyError(HvdSparkError, RuntimeError):
+    """Java, a Python package or a native library is missing or of the wrong version."""
+
+
+class SchemaError(HvdSparkError, ValueError):
+    """A column is missing or has a type that cannot be used."""
+
+
+class DataError(HvdSparkError, ValueError):
+    """The rows themselves cannot be used: none, nulls, vectors of different lengths, labels out of range."""
+
+
+class StoreError(HvdSparkError, OSError):
+    """The store cannot be reached, read or written."""
+
+
+class CheckpointError(HvdSparkError, RuntimeError):
+    """A checkpoint or saved model is missing, incomplete, damaged or of a newer format."""
+
+
+class PersistenceError(HvdSparkError, RuntimeError):
+    """An estimator or model cannot be saved or loaded safely."""
+
+
+class ClusterError(HvdSparkError, RuntimeError):
+    """The Spark session cannot run the job as it is configured."""
+
+
+class NotEnoughSlotsError(ClusterError):
+    """Fewer task slots than ranks: a barrier stage would wait for them in silence."""
+
+
+class StartTimeoutError(ClusterError, TimeoutError):
+    """The ranks did not all start within the start timeout."""
+
+
+class TrainingDivergedError(HvdSparkError, ArithmeticError):
+    """The loss became NaN or infinite."""
+
+
+class RankFailedError(HvdSparkError, RuntimeError):
+    """A rank failed; this is the first one that did so by itself.
+
+    Attributes:
+        rank: global rank, or None where the failure came before ranks were given out.
+        host: host name of the executor.
+        cause: one line: exception type and message, signal, or exit code.
+        kind: "exception" | "exit" | "signal" | "executor_lost" | "peer_lost".
+        traceback_text: the rank's own traceback, where there is one.
+        tail: last lines of the rank's output.
+    """
+
+    def __init__(
+        self,
+        rank: int | None,
+        host: str,
+        cause: str,
+        *,
+        kind: str,
+        traceback_text: str = "",
+        tail: str = "",
+        hint: str | None = None,
+    ) -> None:
+        self.rank, self.host, self.cause, self.kind = rank, host, cause, kind
+        self.traceback_text, self.tail = traceback_text, tail
+        who = "an executor" if rank is None else f"rank {rank}"
+        details = ""
+        if traceback_text:
+            details += f"\n--- traceback of {who} ---\n{traceback_text.rstrip()}"
+        if tail:
+            details += f"\n--- last output of {who} ---\n{tail.rstrip()}"
+        super().__init__(f"{who} on host {host} failed: {cause}", hint=hint)
+        if details:
+            self.args = (self.args[0] + details,)
