@@ -1,0 +1,125 @@
+"""Fixtures for every test. Unit tests use none of the Spark ones and never start a JVM."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.footprint import RUN_MARKER, Footprint, leaks_after_settling
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# One address for Spark, Horovod and everything else, whatever the machine's host name resolves to.
+os.environ["SPARK_LOCAL_IP"] = "127.0.0.1"
+os.environ[RUN_MARKER] = uuid.uuid4().hex
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # One process can hold one SparkContext, and `local_cluster` stops the `spark` session: so its tests come last.
+    items.sort(key=lambda item: "local_cluster" in getattr(item, "fixturenames", ()))
+
+
+@pytest.fixture(scope="session")
+def spark(spark_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSession]:
+    """One session of two task slots for all tests marked `spark`."""
+    session = _start("local[2]", tmp_path_factory.mktemp("spark"), {})
+    yield session
+    session.stop()
+
+
+@pytest.fixture(scope="session")
+def local_cluster(spark_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSession]:
+    """Two executors of one slot each, in processes of their own: for tests that kill, shrink or isolate executors.
+
+    Stops the `spark` session. Tests that use it run after all others, whatever their file is called.
+    """
+    from pyspark.sql import SparkSession
+
+    active = SparkSession.getActiveSession()
+    if active is not None:
+        active.stop()
+    all_registered = {"spark.scheduler.minRegisteredResourcesRatio": "1.0"}
+    session = _start("local-cluster[2,1,1024]", tmp_path_factory.mktemp("cluster"), all_registered)
+    # Waits for both executors. A barrier job would fail at once without them and try again only 15 s later.
+    session.sparkContext.parallelize([0, 1], 2).count()
+    yield session
+    session.stop()
+
+
+@pytest.fixture(scope="session")
+def spark_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The installed pyspark under a second name: local-cluster writes into `$SPARK_HOME/work`."""
+    specification = importlib.util.find_spec("pyspark")
+    if specification is None or specification.origin is None:
+        pytest.fail("pyspark is not installed. Hint: make setup")
+    home = tmp_path_factory.mktemp("spark-home")
+    for entry in Path(specification.origin).parent.iterdir():
+        (home / entry.name).symlink_to(entry)
+    os.environ["SPARK_HOME"] = str(home)
+    # Functions of test modules are pickled by reference, so the Python workers must be able to import `tests`.
+    os.environ["PYTHONPATH"] = str(ROOT)
+    os.environ["PYSPARK_PYTHON"] = sys.executable
+    return home
+
+
+def _start(master: str, scratch: Path, extra: dict[str, str]) -> SparkSession:
+    from pyspark.sql import SparkSession
+
+    settings = {
+        "spark.driver.host": "127.0.0.1",
+        "spark.driver.bindAddress": "127.0.0.1",
+        "spark.driver.memory": "2g",
+        "spark.ui.enabled": "false",
+        "spark.ui.showConsoleProgress": "false",
+        "spark.sql.shuffle.partitions": "2",
+        "spark.sql.warehouse.dir": str(scratch / "warehouse"),
+        "spark.local.dir": str(scratch / "local"),
+        **extra,
+    }
+    builder = SparkSession.builder.master(master).appName("hvdspark tests")
+    session = builder.config(map=settings).getOrCreate()
+    session.sparkContext.setLogLevel("ERROR")
+    return session
+
+
+@pytest.fixture
+def store_uri(tmp_path: Path) -> str:
+    """A local store of this test's own."""
+    return (tmp_path / "store").as_uri()
+
+
+@pytest.fixture
+def real_data() -> Callable[[str], Path]:
+    """`real_data("adult")` is that folder of the real data sets; the test is skipped where there is none."""
+    directory = Path(os.environ.get("HVDSPARK_TEST_DATA", ROOT.parent / "shared" / "data"))
+
+    def folder(name: str) -> Path:
+        path = directory / name
+        if not path.is_dir():
+            pytest.skip(f"no real data in {path}; HVDSPARK_TEST_DATA names its parent directory")
+        return path
+
+    return folder
+
+
+@pytest.fixture
+def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fails the test when, 5 s after it ended, something is left: a process, a listening port, a thread, an open file
+    or a change of os.environ."""
+    for session in ("spark", "local_cluster"):  # what the session itself holds is not the test's
+        if session in request.fixturenames:
+            request.getfixturevalue(session).range(2).mapInArrow(lambda batches: batches, "id long").collect()
+    before = Footprint.take()
+    yield
+    leaks = leaks_after_settling(before)
+    assert not leaks, "left behind:\n" + "\n".join(leaks)
