@@ -1,0 +1,6 @@
+"""Start a gang of ranks on a Spark cluster and see it to its end."""
+
+from hvdspark.launch.context import RankContext, context
+from hvdspark.launch.supervisor import run
+
+__all__ = ["RankContext", "context", "run"]

@@ -1,0 +1,69 @@
+"""What user code can ask about the rank it runs in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from hvdspark.errors import ClusterError
+from hvdspark.specs import World
+
+if TYPE_CHECKING:
+    from hvdspark.store import Store
+
+
+@dataclass(frozen=True)
+class RankContext:
+    """The rank that the calling code runs in.
+
+    Attributes:
+        world: full placement; `rank`, `size`, `local_rank` and `local_size` are its shorthands.
+        device: "cpu" or "cuda" (the current CUDA device is already set).
+        generation: 0, then 1 more after each restart of the gang by the supervisor.
+        store: the store named in `hvdspark.run(..., store_uri=...)`, or None.
+    """
+
+    world: World
+    device: str
+    generation: int
+    store: Store | None
+    _send: Callable[[dict[str, Any]], None] = field(repr=False, default=lambda event: None)
+
+    @property
+    def rank(self) -> int:
+        return self.world.rank
+
+    @property
+    def size(self) -> int:
+        return self.world.size
+
+    @property
+    def local_rank(self) -> int:
+        return self.world.local_rank
+
+    @property
+    def local_size(self) -> int:
+        return self.world.local_size
+
+    def report(self, event: dict[str, Any]) -> None:
+        """Send a small JSON-able event to the driver. Best effort: never fails and never waits for the driver."""
+        self._send({**event, "rank": self.rank})
+
+
+_current: RankContext | None = None
+
+
+def context() -> RankContext:
+    """The context of the rank this code runs in. Raises ClusterError outside `hvdspark.run`."""
+    if _current is None:
+        raise ClusterError(
+            "there is no rank here", where="hvdspark.context()", hint="call it inside a function given to hvdspark.run"
+        )
+    return _current
+
+
+def enter(value: RankContext) -> None:
+    """Set the context of this process; a rank process has one for its whole life."""
+    global _current
+    _current = value

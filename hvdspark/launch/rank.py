@@ -1,0 +1,160 @@
+"""The rank process: reads its function and its place in the gang, initialises Horovod, calls, answers.
+
+It is started by `child.RankProcess` with an explicit environment, in a session of its own, and never outlives the
+barrier task: the kernel kills it when its parent dies (PDEATHSIG), and a thread kills its whole process group when
+the pipe from the parent ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import queue
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from typing import Any, BinaryIO
+
+from hvdspark.launch import frames
+
+_PR_SET_PDEATHSIG = 1
+_LONGEST_CHAIN = 20
+
+
+def main(result_fd: int, parent_pid: int) -> None:
+    """Body of the process. Ends it with `os._exit`, because nothing may delay a failure that peers wait for."""
+    _die_with_parent(parent_pid)
+    inbox = os.fdopen(os.dup(0), "rb")
+    # User code that reads standard input must not steal the parent's frames.
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    outbox = _Outbox(os.fdopen(result_fd, "wb"))
+    code = 1
+    try:
+        result = _run(inbox, outbox)
+        outbox.finish(frames.RESULT, result)
+        code = 0
+    except SystemExit as error:
+        # The parent reports the exit code; Python prints a message given instead of a number, so do the same.
+        if error.code is not None and not isinstance(error.code, int):
+            print(error.code, file=sys.stderr)
+        code = error.code if isinstance(error.code, int) else int(error.code is not None)
+        outbox.finish(None, b"")
+    except BaseException as error:
+        outbox.finish(frames.FAILURE, describe_failure(error))
+    finally:
+        with contextlib.suppress(Exception):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
+
+
+def _run(inbox: BinaryIO, outbox: _Outbox) -> bytes:
+    """Everything between start and answer; returns the pickled result."""
+    import cloudpickle
+    import horovod.torch as hvd
+    import torch
+
+    # The slow imports above overlap with the rendezvous of the tasks; user code is unpickled only after the device
+    # is decided, because unpickling a CUDA tensor initialises CUDA.
+    program = _expect(inbox, frames.PROGRAM)
+    assignment = json.loads(_expect(inbox, frames.ASSIGNMENT))
+    threading.Thread(target=_kill_group_when_parent_ends, args=(inbox,), daemon=True).start()
+    os.environ.update(assignment["environment"])
+    if "OMP_NUM_THREADS" in os.environ:
+        torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+    from hvdspark.launch.context import RankContext, enter
+    from hvdspark.launch.devices import choose_device
+    from hvdspark.specs import World
+
+    world = World(**assignment["world"])
+    device = choose_device(assignment["device"], assignment["gpu_scheduled"], torch.cuda.is_available())
+    if device == "cuda":
+        torch.cuda.set_device(world.local_rank % torch.cuda.device_count())
+    hvd.init()
+    store = None
+    if assignment["store_uri"]:
+        from hvdspark.store import Store
+
+        store = Store(assignment["store_uri"])
+    enter(RankContext(world, device, assignment["generation"], store, outbox.event))
+    fn, args, kwargs = cloudpickle.loads(program)
+    result: bytes = cloudpickle.dumps(fn(*args, **kwargs))
+    hvd.shutdown()
+    return result
+
+
+def describe_failure(error: BaseException) -> bytes:
+    """JSON of what the driver shows: cause, traceback, and whether only a vanished peer is behind it."""
+    import cloudpickle
+
+    from hvdspark.errors import HvdSparkError
+
+    failure: dict[str, Any] = {
+        "kind": "peer_lost" if _caused_by_peer(error) else "exception",
+        "cause": "".join(traceback.format_exception_only(type(error), error)).strip(),
+        "traceback": "".join(traceback.format_exception(error)),
+    }
+    if isinstance(error, HvdSparkError):
+        failure["error"] = cloudpickle.dumps(error).hex()
+    return json.dumps(failure).encode()
+
+
+def _caused_by_peer(error: BaseException | None) -> bool:
+    for _ in range(_LONGEST_CHAIN):
+        if error is None:
+            return False
+        if type(error).__name__ == "HorovodInternalError":
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+class _Outbox:
+    """The pipe to the parent. Events are written by a thread, so that `report` never waits for the driver."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self._events: queue.Queue[bytes | None] = queue.Queue(64)
+        self._writer = threading.Thread(target=self._write, name="hvdspark-events", daemon=True)
+        self._writer.start()
+
+    def event(self, event: dict[str, Any]) -> None:
+        with contextlib.suppress(queue.Full, TypeError, ValueError):
+            self._events.put_nowait(json.dumps(event).encode())
+
+    def finish(self, kind: bytes | None, body: bytes) -> None:
+        """Write what is queued, then the answer."""
+        with contextlib.suppress(queue.Full):
+            self._events.put(None, timeout=5)
+        self._writer.join(timeout=5)
+        if kind is not None:
+            frames.write_frame(self._stream, kind, body)
+
+    def _write(self) -> None:
+        while (body := self._events.get()) is not None:
+            frames.write_frame(self._stream, frames.EVENT, body)
+
+
+def _expect(inbox: BinaryIO, kind: bytes) -> bytes:
+    frame = frames.read_frame(inbox)
+    if frame is None or frame[0] != kind:
+        os._exit(1)  # the parent has gone or given up before the gang was complete
+    return frame[1]
+
+
+def _kill_group_when_parent_ends(inbox: BinaryIO) -> None:
+    inbox.read(1)  # the parent sends nothing more: this returns when its end of the pipe closes
+    os.killpg(0, signal.SIGKILL)
+
+
+def _die_with_parent(parent_pid: int) -> None:
+    if sys.platform == "linux":
+        prctl: Callable[..., int] = ctypes.CDLL(None, use_errno=True).prctl
+        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent_pid:  # it died before prctl
+        os._exit(1)

@@ -1,0 +1,123 @@
+"""What a Spark session can run, asked before anything is started. The only place that reaches into the JVM."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from hvdspark.errors import ClusterError, ConfigurationError, NotEnoughSlotsError
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+# Executors of a cluster register one after the other when an application starts.
+_EXECUTORS_REGISTER_S = 30.0
+IGNORE_SSL = "spark.hvdspark.ignoreSsl"
+
+
+def active_session(spark: SparkSession | None) -> SparkSession:
+    """`spark`, else the active session. Raises ClusterError when there is none."""
+    from pyspark.sql import SparkSession
+
+    found = spark or SparkSession.getActiveSession()
+    if found is None:
+        raise ClusterError("no active Spark session", hint="SparkSession.builder.getOrCreate(), or pass spark=")
+    return found
+
+
+def is_connect(spark: SparkSession) -> bool:
+    """Whether the session is a Spark Connect client, which has no JVM and whose driver is somewhere else."""
+    return "pyspark.sql.connect" in type(spark).__module__
+
+
+def is_local(spark: SparkSession) -> bool:
+    """Whether tasks run inside the driver (`local[n]`), where Spark does not schedule GPUs."""
+    if is_connect(spark):
+        return False
+    master = spark.sparkContext.master
+    return master == "local" or (master.startswith("local[") and "cluster" not in master)
+
+
+def total_slots(spark: SparkSession) -> int | None:
+    """Tasks that the session can run at the same time, CPUs and GPUs counted; None on Spark Connect (unknown)."""
+    if is_connect(spark):
+        return None
+    context: Any = spark.sparkContext._jsc.sc()
+    return int(context.maxNumConcurrentTasks(context.resourceProfileManager().defaultResourceProfile()))
+
+
+def check_session(spark: SparkSession, num_workers: int, device: str) -> None:
+    """Refuse a session in which a barrier stage of `num_workers` tasks cannot run.
+
+    Raises:
+        ConfigurationError: `num_workers` is not a positive integer.
+        ClusterError: dynamic allocation is on (SPARK-24942); TLS is demanded (Gloo traffic is not encrypted); or
+            device="cuda" and Spark schedules no GPU.
+        NotEnoughSlotsError: fewer slots than ranks. Spark itself would wait ten minutes in silence
+            (spark.scheduler.barrier.maxConcurrentTasksCheck).
+    """
+    if isinstance(num_workers, bool) or not isinstance(num_workers, int) or num_workers < 1:
+        raise ConfigurationError(
+            "not a positive number of ranks", value=num_workers, where="numWorkers", hint="1 or more"
+        )
+    if _flag(spark, "spark.dynamicAllocation.enabled"):
+        raise ClusterError(
+            "barrier execution does not work with dynamic allocation (SPARK-24942)",
+            value="true",
+            where="spark.dynamicAllocation.enabled",
+            hint="set it to false and give the number of executors with spark.executor.instances",
+        )
+    if _flag(spark, "spark.ssl.enabled") and not _flag(spark, IGNORE_SSL):
+        raise ClusterError(
+            "the session demands TLS, and the traffic between ranks (Gloo, NCCL) is not encrypted",
+            where="spark.ssl.enabled",
+            hint=f"if the network between executors is trusted, set {IGNORE_SSL}=true",
+        )
+    if device == "cuda" and not is_local(spark) and not _conf(spark, "spark.task.resource.gpu.amount"):
+        raise ClusterError(
+            "device='cuda' but Spark assigns no GPU to tasks",
+            where="spark.task.resource.gpu.amount",
+            hint="set it to 1, with spark.executor.resource.gpu.amount and .discoveryScript",
+        )
+    wait_for_slots(spark, num_workers, 0.0 if is_local(spark) else _EXECUTORS_REGISTER_S)
+
+
+def wait_for_slots(spark: SparkSession, num_workers: int, wait_s: float) -> None:
+    """Return once the session has `num_workers` slots; NotEnoughSlotsError after `wait_s` seconds."""
+    deadline = time.monotonic() + wait_s
+    while True:
+        slots = total_slots(spark)
+        if slots is None or slots >= num_workers:
+            return
+        if time.monotonic() >= deadline:
+            raise NotEnoughSlotsError(
+                f"{num_workers} ranks need {num_workers} task slots at once, and the session has {slots}",
+                where=f"master {spark.sparkContext.master}",
+                hint=f"lower numWorkers to {max(slots, 1)}, or give the session more executors or cores "
+                "(spark.executor.instances, spark.executor.cores, spark.task.cpus)",
+            )
+        time.sleep(0.2)
+
+
+def driver_address(spark: SparkSession) -> tuple[str, str] | None:
+    """(address to bind, address that executors reach) for a server on the driver; None on Spark Connect."""
+    if is_connect(spark):
+        return None
+    conf = spark.sparkContext.getConf()
+    if is_local(spark):
+        return "127.0.0.1", "127.0.0.1"
+    reachable = conf.get("spark.driver.host") or "127.0.0.1"
+    return conf.get("spark.driver.bindAddress") or reachable, reachable
+
+
+def _conf(spark: SparkSession, key: str) -> str:
+    if is_connect(spark):
+        # Static settings are visible to Connect clients through SQL only.
+        rows = spark.sql(f"SET {key}").collect()
+        value = rows[0]["value"] if rows else ""
+        return "" if value == "<undefined>" else str(value)
+    return str(spark.sparkContext.getConf().get(key) or spark.conf.get(key, "") or "")
+
+
+def _flag(spark: SparkSession, key: str) -> bool:
+    return _conf(spark, key).lower() == "true"
