@@ -1,0 +1,1 @@
+"""From a DataFrame to batches: schema (pure) -> materialize (Petastorm) -> plan (pure) -> loader."""

@@ -1,0 +1,320 @@
+"""Where datasets, runs and models live: one URI, three spellings, and the rules for writing.
+
+The same directory has a different name for each reader:
+
+    given              Spark                    fsspec and Petastorm     plain files
+    /data/x            file:///data/x           file:///data/x           /data/x
+    s3://b/x           s3a://b/x                s3://b/x                 -
+    dbfs:/x, /dbfs/x   dbfs:/x                  file:///dbfs/x           /dbfs/x
+    /Volumes/c/x       dbfs:/Volumes/c/x        file:///Volumes/c/x      /Volumes/c/x
+    abfss://c@a/x      abfss://c@a/x            abfs://c@a/x             -
+    hdfs://nn/x        hdfs://nn/x              hdfs://nn/x              -
+
+This is the only place that knows. Paths handed to a `Store` are relative to it, with forward slashes.
+
+Nothing half-written is ever visible under its final name: single files are written under a temporary name and renamed
+(object stores publish a file only when it is complete), directories count as written once `commit` has put
+`manifest.json` into them, last.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import urllib.parse
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from hvdspark.errors import StoreError
+
+MANIFEST = "manifest.json"
+
+_SPARK_SCHEME = {"s3": "s3a", "s3n": "s3a", "gcs": "gs"}
+_FSSPEC_SCHEME = {"s3a": "s3", "abfss": "abfs", "viewfs": "hdfs"}
+# Rename is one step there; elsewhere a single write is.
+_RENAMING = {"hdfs", "webhdfs", "viewfs"}
+_PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "abfs": "adlfs"}
+
+
+class Store:
+    """A directory that the driver and all ranks can reach. Holds nothing but its URI, so it can be pickled.
+
+    Args:
+        uri: a plain path or a URI of any scheme in the table above (or another one that fsspec knows).
+
+    Raises:
+        StoreError: the URI is empty, malformed, of an unknown scheme, or carries credentials.
+    """
+
+    def __init__(self, uri: str) -> None:
+        self.uri = _canonical(uri)
+        self._fsspec_uri = _fsspec_form(self.uri)
+
+    def __repr__(self) -> str:
+        return f"Store({self.uri!r})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Store) and self.uri == other.uri
+
+    def __hash__(self) -> int:
+        return hash(self.uri)
+
+    def spark_uri(self, path: str = "") -> str:
+        """What `spark.read` and `df.write` take. Not percent-encoded: Hadoop takes blanks as they are."""
+        return _join(self.uri, path)
+
+    def petastorm_uri(self, path: str = "") -> str:
+        """What Petastorm takes: always with a scheme, and one that fsspec knows."""
+        return _join(self._fsspec_uri, path)
+
+    def local_path(self, path: str = "") -> Path | None:
+        """The path for plain file access, or None when the store is not a mounted file system."""
+        if not self._fsspec_uri.startswith("file://"):
+            return None
+        return Path(_join(self._fsspec_uri.removeprefix("file://"), path))
+
+    def filesystem(self) -> Any:
+        """The fsspec filesystem of the store. StoreError if its package is not installed."""
+        import fsspec
+
+        scheme = self._fsspec_uri.split(":", 1)[0]
+        try:
+            return fsspec.core.url_to_fs(self._fsspec_uri)[0]
+        except ImportError as error:
+            package = _PACKAGES.get(scheme, scheme)
+            raise StoreError(
+                "no filesystem is installed for this store",
+                value=self.uri,
+                where="storeUri",
+                hint=f"pip install {package} on the driver and on every executor ({error})",
+            ) from error
+
+    def path(self, path: str = "") -> str:
+        """The key of `path` in `filesystem()`."""
+        local = self.local_path(path)
+        return str(local) if local is not None else self.filesystem()._strip_protocol(_join(self._fsspec_uri, path))
+
+    def exists(self, path: str = "") -> bool:
+        """Whether there is a file or directory of that name."""
+        with self._named("look for", path):
+            local = self.local_path(path)
+            return local.exists() if local is not None else self.filesystem().exists(self.path(path))
+
+    def list(self, path: str = "") -> list[str]:
+        """Names (not paths) of what is directly in a directory, sorted; empty if it is missing."""
+        with self._named("list", path):
+            local = self.local_path(path)
+            if local is not None:
+                return sorted(os.listdir(local)) if local.is_dir() else []
+            filesystem, key = self.filesystem(), self.path(path)
+            filesystem.invalidate_cache(key)
+            try:
+                entries = filesystem.ls(key, detail=False)
+            except FileNotFoundError:
+                return []
+            names = {entry.rstrip("/").rsplit("/", 1)[-1] for entry in entries if entry.rstrip("/") != key.rstrip("/")}
+            return sorted(names)
+
+    def delete(self, path: str) -> None:
+        """Remove a file or a directory with all it holds. Nothing happens if it is missing."""
+        with self._named("delete", path):
+            local = self.local_path(path)
+            if local is None:
+                with contextlib.suppress(FileNotFoundError):
+                    self.filesystem().rm(self.path(path), recursive=True)
+            elif local.is_dir() and not local.is_symlink():
+                shutil.rmtree(local, onerror=_ignore_missing)
+            else:
+                local.unlink(missing_ok=True)
+
+    def make_directory(self, path: str = "") -> None:
+        """Create a directory and its parents. On local disks all that are new belong to this user alone (0700)."""
+        with self._named("create", path):
+            local = self.local_path(path)
+            if local is None:
+                self.filesystem().makedirs(self.path(path), exist_ok=True)
+                return
+            missing = [folder for folder in (local, *local.parents) if not folder.exists()]
+            for folder in reversed(missing):
+                folder.mkdir(mode=0o700, exist_ok=True)
+
+    def open_read(self, path: str) -> BinaryIO:
+        """A seekable binary file, open for reading. The caller closes it."""
+        with self._named("read", path):
+            local = self.local_path(path)
+            opened = open(local, "rb") if local is not None else self.filesystem().open(self.path(path), "rb")  # noqa: SIM115
+            return cast(BinaryIO, opened)
+
+    def read_bytes(self, path: str) -> bytes:
+        with self.open_read(path) as file, self._named("read", path):
+            return file.read()
+
+    def read_text(self, path: str) -> str:
+        return self.read_bytes(path).decode("utf-8")
+
+    def write_bytes(self, path: str, data: bytes) -> None:
+        """Write a whole file; readers see the old content or the new, never a part. Parents are created."""
+        parent, _, name = _checked(path).rpartition("/")
+        self.make_directory(parent)
+        temporary = f"{parent}/.{name}.{uuid.uuid4().hex}.tmp".lstrip("/")
+        with self._named("write", path):
+            local = self.local_path(temporary)
+            if local is not None:
+                try:
+                    with open(local, "xb") as file:
+                        file.write(data)
+                        file.flush()
+                        os.fsync(file.fileno())
+                    os.replace(local, cast(Path, self.local_path(path)))
+                finally:
+                    local.unlink(missing_ok=True)
+            elif self._fsspec_uri.split(":", 1)[0] in _RENAMING:
+                filesystem = self.filesystem()
+                filesystem.pipe_file(self.path(temporary), data)
+                filesystem.mv(self.path(temporary), self.path(path))
+            else:
+                self.filesystem().pipe_file(self.path(path), data)
+
+    def write_text(self, path: str, text: str) -> None:
+        self.write_bytes(path, text.encode("utf-8"))
+
+    def check_writable(self) -> None:
+        """Write, read and delete a small file.
+
+        Raises:
+            StoreError: that failed. Nothing is left behind, not even the store's directory if it was not there.
+        """
+        name = f".hvdspark-{uuid.uuid4().hex}"
+        root = self.local_path()
+        created = [folder for folder in (root, *root.parents) if not folder.exists()] if root is not None else []
+        try:
+            self.write_bytes(name, b"hvdspark")
+            if self.read_bytes(name) != b"hvdspark":
+                raise StoreError("the store does not give back what was written to it", value=self.uri)
+            self.delete(name)
+        except Exception as error:
+            if isinstance(error, StoreError) and not isinstance(error.__cause__, OSError):
+                raise
+            raise StoreError(
+                f"the store cannot be written ({_cause(error)})",
+                value=self.uri,
+                where="storeUri",
+                hint="give a directory that this user may write, on a file system that all executors share",
+            ) from error
+        finally:
+            for folder in created:
+                with contextlib.suppress(OSError):
+                    folder.rmdir()
+
+    def commit(self, path: str, manifest: dict[str, Any]) -> None:
+        """Declare the directory `path` complete by writing its manifest, last."""
+        self.write_text(f"{_checked(path)}/{MANIFEST}", json.dumps(manifest, sort_keys=True))
+
+    def committed(self, path: str) -> dict[str, Any] | None:
+        """The manifest of a complete directory; None if it is missing or was never committed."""
+        manifest = f"{_checked(path)}/{MANIFEST}"
+        if not self.exists(manifest):
+            return None
+        try:
+            return cast("dict[str, Any]", json.loads(self.read_text(manifest)))
+        except ValueError as error:
+            raise StoreError("a manifest cannot be parsed", value=_join(self.uri, manifest)) from error
+
+    @contextlib.contextmanager
+    def _named(self, verb: str, path: str) -> Iterator[None]:
+        """Turn an OSError into a StoreError that names the URI."""
+        try:
+            yield
+        except StoreError:
+            raise
+        except OSError as error:
+            raise StoreError(
+                f"cannot {verb} a path of the store ({_cause(error)})",
+                value=_join(self.uri, path),
+                where="storeUri",
+                hint="check that the path exists and that this user may use it, on this host",
+            ) from error
+
+
+def _canonical(uri: str) -> str:
+    """The Spark form of a URI, without a final slash."""
+    if not isinstance(uri, str) or not uri.strip():
+        raise StoreError(
+            "the store URI is empty", value=uri, where="storeUri", hint="for example file:///data/hvdspark"
+        )
+    if re.search(r"://[^/]*:[^/]*@", uri):
+        raise StoreError(
+            "the store URI carries credentials",
+            where="storeUri",
+            hint="put them into the Hadoop configuration or the environment of the driver and the executors",
+        )
+    if re.match(r"(?i)file:", uri):
+        uri = urllib.parse.unquote(uri)  # pathlib's as_uri() encodes, Spark's paths are not encoded
+    if refused := sorted(set(re.findall(r"[?#*%\[\]{}\x00-\x1f]", uri))):
+        raise StoreError(
+            "the store URI has characters that Spark, Petastorm and fsspec read differently",
+            value=refused,
+            where="storeUri",
+            hint="use a plain path without ? # * % [ ] { }",
+        )
+    match = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):(.*)$", uri)
+    scheme, rest = (match[1].lower(), match[2]) if match else ("file", str(Path(uri).expanduser().absolute()))
+    if scheme in {"file", "dbfs"}:
+        path = os.path.normpath("/" + rest.lstrip("/"))
+        if scheme == "file" and rest.startswith("//") and not rest.startswith("///"):
+            raise StoreError("a file URI has no host", value=uri, where="storeUri", hint=f"did you mean file:/{rest}?")
+        if scheme == "file" and path.startswith("/dbfs/"):
+            return f"dbfs:{path.removeprefix('/dbfs')}"
+        return f"dbfs:{path}" if scheme == "dbfs" or path.startswith("/Volumes/") else f"file://{path}"
+    scheme = _SPARK_SCHEME.get(scheme, scheme)
+    if not rest.startswith("//") or (scheme not in _RENAMING | {"memory"} and not rest[2:].split("/")[0]):
+        raise StoreError(
+            "the store URI names no bucket or host", value=uri, where="storeUri", hint=f"{scheme}://NAME/PATH"
+        )
+    if scheme not in _known_schemes():
+        raise StoreError(
+            "unknown scheme of a store URI", value=scheme, where="storeUri", hint="file, s3a, gs, abfss, hdfs or dbfs"
+        )
+    host, _, path = rest[2:].partition("/")
+    return f"{scheme}://{host}/{path.strip('/')}".rstrip("/") if host or path else f"{scheme}:///"
+
+
+def _known_schemes() -> set[str]:
+    from fsspec.registry import known_implementations
+
+    return {*known_implementations, *_FSSPEC_SCHEME}
+
+
+def _fsspec_form(uri: str) -> str:
+    """The spelling that fsspec and Petastorm know, of a canonical URI."""
+    scheme, rest = uri.split(":", 1)
+    if scheme == "dbfs":
+        return f"file://{rest}" if rest.startswith("/Volumes/") else f"file:///dbfs{rest}"
+    return f"{_FSSPEC_SCHEME.get(scheme, scheme)}:{rest}"
+
+
+def _checked(path: str) -> str:
+    if path.startswith("/") or ".." in path.split("/") or "\x00" in path:
+        raise StoreError("a path in the store must be relative to it", value=path)
+    return path.strip("/")
+
+
+def _join(base: str, path: str) -> str:
+    path = _checked(path)
+    return f"{base.rstrip('/')}/{path}" if path else base
+
+
+def _cause(error: BaseException) -> str:
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return f"{type(error).__name__}: {reason}"
+
+
+def _ignore_missing(function: Any, path: str, info: Any) -> None:
+    # Two owners may collect the same leftovers at the same time.
+    if not isinstance(info[1], FileNotFoundError):
+        raise info[1]

@@ -1,0 +1,216 @@
+"""URI forms, atomic writes, commit markers and what a store refuses."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import stat
+import threading
+import uuid
+from pathlib import Path
+
+import pytest
+
+from hvdspark.errors import StoreError
+from hvdspark.store import Store
+
+FORMS = [
+    # given, Spark, Petastorm, local path
+    ("/data/x", "file:///data/x", "file:///data/x", "/data/x"),
+    ("/data/x/", "file:///data/x", "file:///data/x", "/data/x"),
+    ("/data//x/./y", "file:///data/x/y", "file:///data/x/y", "/data/x/y"),
+    ("file:/data/x", "file:///data/x", "file:///data/x", "/data/x"),
+    ("file:///data/x", "file:///data/x", "file:///data/x", "/data/x"),
+    ("FILE:///data/x", "file:///data/x", "file:///data/x", "/data/x"),
+    ("/data/my store", "file:///data/my store", "file:///data/my store", "/data/my store"),
+    ("file:///data/my%20store", "file:///data/my store", "file:///data/my store", "/data/my store"),
+    ("s3://bucket/a/b", "s3a://bucket/a/b", "s3://bucket/a/b", None),
+    ("s3a://bucket/a/b/", "s3a://bucket/a/b", "s3://bucket/a/b", None),
+    ("s3n://bucket", "s3a://bucket", "s3://bucket", None),
+    ("gs://bucket/a", "gs://bucket/a", "gs://bucket/a", None),
+    (
+        "abfss://box@account.dfs.core.windows.net/a",
+        "abfss://box@account.dfs.core.windows.net/a",
+        "abfs://box@account.dfs.core.windows.net/a",
+        None,
+    ),
+    ("hdfs://namenode:8020/a", "hdfs://namenode:8020/a", "hdfs://namenode:8020/a", None),
+    ("hdfs:///a", "hdfs:///a", "hdfs:///a", None),
+    ("dbfs:/a", "dbfs:/a", "file:///dbfs/a", "/dbfs/a"),
+    ("dbfs:///a", "dbfs:/a", "file:///dbfs/a", "/dbfs/a"),
+    ("/dbfs/a", "dbfs:/a", "file:///dbfs/a", "/dbfs/a"),
+    ("/Volumes/c/s/v", "dbfs:/Volumes/c/s/v", "file:///Volumes/c/s/v", "/Volumes/c/s/v"),
+    ("dbfs:/Volumes/c/s/v", "dbfs:/Volumes/c/s/v", "file:///Volumes/c/s/v", "/Volumes/c/s/v"),
+]
+
+
+@pytest.mark.parametrize(("given", "spark", "petastorm", "local"), FORMS)
+def test_forms(given: str, spark: str, petastorm: str, local: str | None) -> None:
+    store = Store(given)
+    assert (store.uri, store.spark_uri()) == (spark, spark)
+    assert store.petastorm_uri() == petastorm
+    assert store.local_path() == (Path(local) if local else None)
+    assert store.spark_uri("runs/1") == f"{spark}/runs/1"
+    assert store.petastorm_uri("runs/1") == f"{petastorm}/runs/1"
+    assert store.local_path("runs/1") == (Path(local) / "runs/1" if local else None)
+    assert Store(store.uri) == store, "the canonical form is a fixed point"
+    assert pickle.loads(pickle.dumps(store)) == store
+
+
+def test_relative_paths_become_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert Store("runs").uri == f"file://{tmp_path}/runs"
+
+
+@pytest.mark.parametrize(
+    ("uri", "says"),
+    [
+        ("", "empty"),
+        ("  ", "empty"),
+        (None, "empty"),
+        ("s3a:///a", "no bucket"),
+        ("s3a:bucket/a", "no bucket"),
+        ("floppy://a/b", "floppy"),
+        ("file://host/a", "no host"),
+        ("/data/*", r"\*"),
+        ("/data/a?b", r"\?"),
+        ("/data/100%", "%"),
+        ("/data/a\nb", "characters"),
+    ],
+)
+def test_nonsense_is_refused(uri: str, says: str) -> None:
+    with pytest.raises(StoreError, match=says):
+        Store(uri)
+
+
+@pytest.mark.parametrize(
+    "uri", ["s3a://key:secret@bucket/a", "abfss://box@account/a?sig=secret", "hdfs://u:secret@nn/a"]
+)
+def test_credentials_are_refused_and_not_repeated(uri: str) -> None:
+    with pytest.raises(StoreError) as refused:
+        Store(uri)
+    assert "secret" not in str(refused.value)
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", "../x", "a/../../x", "a\x00b"])
+def test_paths_stay_inside(tmp_path: Path, path: str) -> None:
+    store = Store(str(tmp_path))
+    for use in (store.spark_uri, store.petastorm_uri, store.local_path, store.exists, store.delete, store.read_bytes):
+        with pytest.raises(StoreError, match="relative"):
+            use(path)
+
+
+@pytest.fixture(params=["local", "memory"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    """The same behaviour on plain files and on a filesystem that only fsspec knows."""
+    return Store(str(tmp_path / "my store") if request.param == "local" else f"memory://{uuid.uuid4().hex}/store")
+
+
+def test_write_read_list_delete(store: Store) -> None:
+    assert store.list() == []
+    assert store.list("missing") == []
+    assert not store.exists("runs/1/a")
+    store.write_text("runs/1/a", "é\n")
+    store.write_bytes("runs/1/b", b"\x00\x01")
+    store.write_bytes("runs/1/b", b"\x02")
+    assert store.exists("runs/1/a")
+    assert store.exists("runs/1")
+    assert store.read_text("runs/1/a") == "é\n"
+    assert store.read_bytes("runs/1/b") == b"\x02"
+    with store.open_read("runs/1/a") as file:
+        assert file.seek(2) == 2
+        assert file.read() == b"\n"
+    assert store.list("runs/1") == ["a", "b"]
+    assert store.list() == ["runs"]
+    store.delete("runs/1/a")
+    assert store.list("runs/1") == ["b"]
+    store.delete("runs")
+    store.delete("runs")
+    assert store.list() == []
+
+
+def test_missing_files_are_named(store: Store) -> None:
+    with pytest.raises(StoreError, match="runs/9") as missing:
+        store.read_bytes("runs/9")
+    assert "Hint" in str(missing.value)
+
+
+def test_the_manifest_is_the_commit(store: Store) -> None:
+    store.write_bytes("model/weights", b"0")
+    assert store.committed("model") is None
+    store.commit("model", {"epoch": 3})
+    assert store.committed("model") == {"epoch": 3}
+    store.write_bytes("model/manifest.json", b"{")
+    with pytest.raises(StoreError, match="model/manifest.json"):
+        store.committed("model")
+
+
+def test_filesystem_and_path_agree(store: Store) -> None:
+    store.write_bytes("a/b", b"1")
+    assert store.filesystem().cat_file(store.path("a/b")) == b"1"
+
+
+def test_check_writable_leaves_nothing(store: Store) -> None:
+    store.check_writable()
+    assert store.list() == []
+    local = store.local_path()
+    assert local is None or not local.exists(), "nor the directory it had to create"
+
+
+def test_readers_never_see_a_part(tmp_path: Path) -> None:
+    store, texts = Store(str(tmp_path)), [c * 200_000 for c in "ab"]
+    store.write_text("file", texts[0])
+    done, seen = threading.Event(), set()
+
+    def write() -> None:
+        for turn in range(40):
+            store.write_text("file", texts[turn % 2])
+        done.set()
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    while not done.is_set():
+        seen.add(store.read_text("file"))
+    writer.join()
+    assert seen <= set(texts)
+    assert store.list() == ["file"], "no temporary file is left"
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(str(tmp_path))
+    store.write_text("file", "old")
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StoreError, match="No space left on device"):
+        store.write_text("file", "new")
+    assert store.read_text("file") == "old"
+    assert store.list() == ["file"]
+
+
+def test_new_local_directories_are_private(tmp_path: Path) -> None:
+    Store(str(tmp_path / "new")).make_directory("runs/1")
+    for folder in ("new", "new/runs", "new/runs/1"):
+        assert stat.S_IMODE((tmp_path / folder).stat().st_mode) == 0o700
+
+
+def test_an_unwritable_store_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(StoreError) as refused:
+        Store(str(tmp_path / "file" / "store")).check_writable()
+    assert str(tmp_path / "file" / "store") in str(refused.value)
+    assert "Hint" in str(refused.value)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_read_only_directory_is_named(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(StoreError, match="PermissionError"):
+        Store(str(tmp_path / "store")).check_writable()
+
+
+def test_a_missing_package_is_named() -> None:
+    with pytest.raises(StoreError, match="pip install s3fs"):
+        Store("s3a://bucket/a").filesystem()
