@@ -1,0 +1,166 @@
+"""Which columns of a DataFrame can be trained on, and as what. Pure: works on names and type names.
+
+A type is given by Spark's short name for it (`DataType.simpleString()`), so neither Spark nor a session is needed:
+
+    boolean, float, double, decimal(p,s)  -> float32
+    tinyint, smallint, int, bigint        -> int64      (ids are never a float on the way)
+    array<one of these>                   -> the same, with a length in each row
+
+Everything else is refused with what to do about it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hvdspark.errors import ConfigurationError, SchemaError
+from hvdspark.specs import ColumnSpec
+
+# Columns that materialize adds to the files.
+RESERVED_PREFIX = "hvdspark_"
+
+_DTYPES = {
+    **dict.fromkeys(("boolean", "float", "double", "decimal"), "float32"),
+    **dict.fromkeys(("tinyint", "smallint", "int", "bigint"), "int64"),
+}
+_SPARK_TYPES = {"float32": "float", "int64": "bigint"}
+_HINTS = {
+    "string": "turn it into numbers with StringIndexer, or into 64-bit keys with pyspark.sql.functions.xxhash64",
+    "vector": "turn it into an array with pyspark.ml.functions.vector_to_array",
+    "date": "derive numbers from it, such as dayofweek() or unix_date()",
+    "timestamp": "derive numbers from it, such as hour() or unix_timestamp()",
+    "map": "take the values you need into columns of their own",
+    "struct": "take the fields you need into columns of their own, as in select('a.b')",
+    "binary": "decode it into an array of numbers",
+    "void": "the column holds nothing but null; give it a type and values, or leave it out",
+}
+_ALIASES = {"varchar": "string", "char": "string", "timestamp_ntz": "timestamp", "interval": "timestamp"}
+
+
+@dataclass(frozen=True)
+class SourceColumn:
+    """A column that passed the checks, before its rows were seen.
+
+    Attributes:
+        name: as in the DataFrame.
+        role: "feature" | "label" | "weight".
+        dtype: "float32" | "int64".
+        is_array: whether each row holds an array.
+        must_be_fixed: all rows must have the same length (once a Spark vector).
+    """
+
+    name: str
+    role: str
+    dtype: str
+    is_array: bool
+    must_be_fixed: bool = False
+
+    @property
+    def spark_type(self) -> str:
+        """What the column is cast to before it is written."""
+        element = _SPARK_TYPES[self.dtype]
+        return f"array<{element}>" if self.is_array else element
+
+    def spec(self, lengths: tuple[int, int] | None) -> ColumnSpec:
+        """The column's spec, once the shortest and longest array in its rows are known."""
+        if not self.is_array:
+            return ColumnSpec(self.name, self.dtype, "scalar")
+        if lengths is not None and lengths[0] == lengths[1] > 0:
+            return ColumnSpec(self.name, self.dtype, "fixed", lengths[0])
+        return ColumnSpec(self.name, self.dtype, "ragged")
+
+
+def check_columns(
+    schema: Any,
+    features: Sequence[str],
+    labels: Sequence[str],
+    weight: str | None = None,
+    validation: str | None = None,
+    fixed: Collection[str] = (),
+) -> tuple[SourceColumn, ...]:
+    """Check the wanted columns against a schema.
+
+    Args:
+        schema: a Spark StructType, or pairs of a column name and a type name.
+        features, labels, weight: the wanted columns; the result has them in this order.
+        validation: name of the boolean column that marks validation rows; not part of the result.
+        fixed: array columns that must have the same length in every row.
+
+    Raises:
+        ConfigurationError: no feature is asked for, a column is asked for twice, or `fixed` names no array column.
+        SchemaError: a column is missing, ambiguous, or of a type that cannot be used.
+    """
+    types = _types(schema)
+    if not features:
+        raise ConfigurationError("no feature columns", where="featureCols", hint="name at least one column")
+    roles = [*((name, "feature") for name in features), *((name, "label") for name in labels)]
+    roles += [(weight, "weight")] if weight is not None else []
+    asked = [name for name, _ in roles] + ([validation] if validation is not None else [])
+    if twice := sorted({name for name in asked if asked.count(name) > 1}):
+        raise ConfigurationError(
+            "a column has more than one role", value=twice, hint="name each column once among features, labels, weight"
+        )
+    columns = []
+    for name, role in roles:
+        where = f"{role} columns" if role != "weight" else "weightCol"
+        type_name = _type_of(name, types, where)
+        element = re.fullmatch(r"array<(.*)>", type_name)
+        if role == "weight" and (element or type_name == "boolean"):
+            raise SchemaError("a weight must be a number", value=type_name, where=f"column {name!r}")
+        dtype = _dtype(name, element[1] if element else type_name, nested=element is not None)
+        columns.append(SourceColumn(name, role, dtype, element is not None, name in fixed))
+    if validation is not None and (found := _type_of(validation, types, "validationIndicatorCol")) != "boolean":
+        raise SchemaError(
+            "the validation column must be boolean",
+            value=found,
+            where=f"column {validation!r}",
+            hint="true marks validation rows; compare or cast the column first",
+        )
+    if wrong := sorted(set(fixed) - {column.name for column in columns if column.is_array}):
+        raise ConfigurationError("only array columns that are used have a fixed length", value=wrong)
+    return tuple(columns)
+
+
+def _types(schema: Any) -> list[tuple[str, str]]:
+    fields: Iterable[Any] = getattr(schema, "fields", schema)
+    return [
+        field if isinstance(field, tuple) else (field.name, field.dataType.simpleString().lower()) for field in fields
+    ]
+
+
+def _type_of(name: str, types: list[tuple[str, str]], where: str) -> str:
+    found = [type_name for other, type_name in types if other == name]
+    if len(found) == 1 and not name.startswith(RESERVED_PREFIX):
+        return found[0]
+    if found:
+        what = "column name is ambiguous" if len(found) > 1 else f"column names must not start with {RESERVED_PREFIX}"
+        raise SchemaError(what, value=name, where=where, hint="rename the column in the DataFrame")
+    names = [other for other, _ in types]
+    close = [other for other in names if other.lower() == name.lower()] or difflib.get_close_matches(name, names, n=3)
+    if close:
+        hint = f"did you mean {' or '.join(map(repr, close))}?"
+    else:
+        hint = f"the DataFrame has {len(names)} columns: {', '.join(names[:20])}{', ...' if len(names) > 20 else ''}"
+    raise SchemaError("column not found", value=name, where=where, hint=hint)
+
+
+def _dtype(name: str, type_name: str, nested: bool) -> str:
+    base = re.split(r"[(< ]", type_name, maxsplit=1)[0]
+    base = _ALIASES.get(base, base)
+    if base in _DTYPES:
+        return _DTYPES[base]
+    shown = f"array<{type_name}>" if nested else type_name
+    if nested and base == "array":
+        raise SchemaError(
+            "arrays of arrays cannot be used", value=shown, where=f"column {name!r}", hint="flatten() the column"
+        )
+    raise SchemaError(
+        "column type cannot be used",
+        value=shown,
+        where=f"column {name!r}",
+        hint=_HINTS.get(base, "use numbers, booleans, or arrays of them"),
+    )
