@@ -12,6 +12,7 @@ from __future__ import annotations
 import fcntl
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -27,6 +28,8 @@ HOROVOD_VERSION = "0.28.1"
 
 # What the build imports. `--no-build-isolation` is needed so that it sees the torch it must link against.
 BUILD_REQUIREMENTS = ("torch", "cffi", "packaging", "psutil", "pyyaml", "cloudpickle", "setuptools", "wheel")
+
+BUILD_TIMEOUT_S = 3600.0  # about 120 s on 2 cores; this limit is for a compiler that hangs
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,16 @@ def cache_root(environ: Mapping[str, str] = os.environ) -> Path:
 
 
 def plan(cache: Path | None = None, with_mpi: bool | None = None, with_cuda: bool | None = None) -> BuildPlan:
-    """Decide what to build. `with_mpi=None` means: with MPI where `mpicc` is; `with_cuda=None`: where torch has CUDA."""
+    """Decide what to build.
+
+    Args:
+        cache: where wheels are kept; None means `cache_root()`.
+        with_mpi: None means with MPI where `mpicc` is.
+        with_cuda: None means with NCCL where torch has CUDA and `nvcc` is.
+
+    Raises:
+        DependencyError: a package that the build imports is missing, or MPI was asked for and is not there.
+    """
     missing = [name for name in BUILD_REQUIREMENTS if _installed_version(name) is None]
     if missing:
         raise DependencyError(
@@ -103,15 +115,14 @@ def build_wheel(build: BuildPlan) -> Path:
     Safe when several processes ask at once: one builds, the others wait for its lock. A build that is killed
     leaves no wheel behind, because the wheel is moved into the cache only when it is complete.
     """
-    for tool in ("g++", "cmake"):
-        if shutil.which(tool) is None:
-            raise DependencyError(f"{tool} is needed to build Horovod and is not on PATH", hint=f"apt-get install {tool}")
     build.wheel_dir.mkdir(parents=True, exist_ok=True)
     with open(build.wheel_dir / ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         wheel = cached_wheel(build)
         if wheel is not None:
             return wheel
+        for abandoned in build.wheel_dir.glob("build-*"):  # by a build that was killed: we hold the lock
+            shutil.rmtree(abandoned)
         # In the cache itself, so that the final rename stays on one file system.
         with tempfile.TemporaryDirectory(prefix="build-", dir=build.wheel_dir) as scratch:
             built = _compile(build, Path(scratch))
@@ -123,17 +134,24 @@ def build_wheel(build: BuildPlan) -> Path:
 def install(build: BuildPlan) -> Path:
     """Build if needed, then pip-install the wheel into the running interpreter. Returns the wheel."""
     wheel = build_wheel(build)
-    subprocess.run(
-        [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--force-reinstall", str(wheel)], check=True
-    )
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--force-reinstall", str(wheel)]
+    code = subprocess.run(command, stdin=subprocess.DEVNULL, timeout=BUILD_TIMEOUT_S).returncode
+    if code != 0:
+        raise DependencyError(
+            "pip could not install the Horovod wheel",
+            value=f"exit code {code}",
+            where=str(wheel),
+            hint=shlex.join(command),
+        )
     return wheel
 
 
 def _compile(build: BuildPlan, scratch: Path) -> Path:
     compiler = scratch / "cxx17"
     # The last -std on the command line wins, so the wrapper appends it.
-    compiler.write_text(f'#!/bin/sh\nexec "{shutil.which(os.environ.get("CXX", "g++"))}" "$@" -std=c++17\n')
+    compiler.write_text(f'#!/bin/sh\nexec {_tool(os.environ.get("CXX") or "g++")} "$@" -std=c++17\n')
     compiler.chmod(0o755)
+    _tool("cmake")
     log = build.wheel_dir / "build.log"
     command = [
         *(sys.executable, "-m", "pip", "wheel", "--no-build-isolation", "--no-deps", "--no-cache-dir"),
@@ -141,7 +159,12 @@ def _compile(build: BuildPlan, scratch: Path) -> Path:
     ]
     with open(log, "wb") as output:
         code = subprocess.run(
-            command, env=build.environment(os.environ, compiler), stdout=output, stderr=subprocess.STDOUT
+            command,
+            env=build.environment(os.environ, compiler),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            timeout=BUILD_TIMEOUT_S,
         ).returncode
     wheels = list(scratch.glob("horovod-*.whl"))
     if code != 0 or not wheels:
@@ -150,6 +173,17 @@ def _compile(build: BuildPlan, scratch: Path) -> Path:
             "the Horovod build failed", value=f"exit code {code}", where=str(log), hint=f"its last lines were:\n{tail}"
         )
     return wheels[0]
+
+
+def _tool(command: str) -> str:
+    """`command`, which may have arguments as CXX may, with its program as an absolute path, quoted for sh."""
+    program, *arguments = shlex.split(command)
+    path = shutil.which(program)
+    if path is None:
+        raise DependencyError(
+            f"{program} is needed to build Horovod and is not on PATH", hint=f"apt-get install {program}"
+        )
+    return shlex.join([path, *arguments])
 
 
 def _installed_version(distribution: str) -> str | None:
@@ -163,10 +197,10 @@ def _mpi_version() -> str | None:
     mpirun = shutil.which("mpirun")
     if shutil.which("mpicc") is None or mpirun is None:
         return None
-    words = subprocess.run([mpirun, "--version"], capture_output=True, text=True).stdout.split()
+    words = subprocess.run([mpirun, "--version"], capture_output=True, text=True, timeout=60).stdout.split()
     return next((word for word in words if word[:1].isdigit()), "unknown")
 
 
 def _torch_has_cuda() -> bool:
     code = "import torch, sys; sys.exit(0 if torch.version.cuda else 1)"
-    return subprocess.run([sys.executable, "-c", code]).returncode == 0
+    return subprocess.run([sys.executable, "-c", code], timeout=300).returncode == 0

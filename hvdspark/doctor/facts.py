@@ -1,0 +1,233 @@
+"""What the doctor looks at. Gathering only records; what a fact means is decided in `report`."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from hvdspark import versions
+from hvdspark.errors import HvdSparkError
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+# In a process of its own: a Horovod that was built against another torch can end the interpreter that imports it.
+_ASK_HOROVOD = """
+import json, torch
+print(json.dumps({"cuda": torch.version.cuda}))
+import horovod.torch as hvd
+built = lambda names: [name for name in names if getattr(hvd, name.lower() + "_built")()]
+print(json.dumps({"controllers": built(["Gloo", "MPI"]), "gpu_operations": built(["NCCL", "CUDA", "ROCm", "DDL"])}))
+"""
+
+
+@dataclass(frozen=True)
+class HorovodFacts:
+    """With what the installed Horovod was built: e.g. ("Gloo", "MPI") and ("NCCL",)."""
+
+    controllers: tuple[str, ...]
+    gpu_operations: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class WorkerFacts:
+    """One Python worker of an executor."""
+
+    host: str
+    executable: str
+    versions: dict[str, str | None]
+
+
+@dataclass(frozen=True)
+class SessionFacts:
+    """A session that answers. `slots` is None where it cannot be known (Spark Connect).
+
+    Attributes:
+        slots, busy: tasks that can run at the same time, and tasks that run now.
+        settings: the Spark settings of `_SETTINGS` that are set.
+        workers: one for each slot that was asked; empty with `workers_error` when they could not run Python.
+    """
+
+    master: str
+    slots: int | None
+    busy: int
+    settings: dict[str, str]
+    workers: tuple[WorkerFacts, ...] = ()
+    workers_error: str | None = None
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Everything the doctor knows. Versions are of Java, Python and the packages; None where there is none."""
+
+    versions: dict[str, str | None]
+    torch_cuda: str | None = None
+    horovod: HorovodFacts | None = None
+    horovod_error: str | None = None
+    session: SessionFacts | None = None
+    session_error: str | None = None
+    store: str | None = None
+    store_error: str | None = None
+    store_hint: str | None = None
+    executable: str = field(default=sys.executable)
+
+
+_SETTINGS = (
+    "spark.dynamicAllocation.enabled",
+    "spark.executor.resource.gpu.amount",
+    "spark.task.resource.gpu.amount",
+)
+_MAX_WORKERS_ASKED = 64
+
+
+def gather(master: str | None = None, store: str | None = None, timeout_s: float = 120.0) -> Facts:
+    """Look at this machine, at a Spark session (the active one, or one started here and stopped again) and a store.
+
+    Never raises: what cannot be learnt is recorded with its reason.
+
+    Args:
+        master: Spark master of a session to start; None takes the active session, spark-defaults or local[*].
+        store: URI of a store to try to write to; None asks for no store.
+        timeout_s: seconds that the session may take to start and to run one small job.
+    """
+    found: dict[str, str | None] = {"Java": _java(), "Python": platform.python_version()}
+    found.update({name: versions.installed(name) for name in versions.PACKAGES})
+    facts = _with_horovod(Facts(versions=found))
+    if store is not None:
+        facts = _with_store(facts, store)
+    # Not worth a try, and the message of a JVM that does not start helps nobody.
+    if not any(versions.problem(name, found[name]) for name in ("Java", "Python", "pyspark")):
+        facts = _with_session(facts, master, timeout_s)
+    return facts
+
+
+def _java() -> str | None:
+    """The version of the Java that Spark would start: JAVA_HOME's, else the one on PATH."""
+    home = os.environ.get("JAVA_HOME")
+    command = os.path.join(home, "bin", "java") if home else "java"
+    try:
+        answer = subprocess.run([command, "-version"], capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return versions.java_version(answer.stderr)
+
+
+def _with_horovod(facts: Facts) -> Facts:
+    try:
+        answer = subprocess.run([sys.executable, "-c", _ASK_HOROVOD], capture_output=True, text=True, timeout=120)
+    except subprocess.TimeoutExpired:
+        return replace(facts, horovod_error="importing it took more than 120 s")
+    lines = [json.loads(line) for line in answer.stdout.splitlines() if line.startswith("{")]
+    cuda = lines[0]["cuda"] if lines else None
+    if answer.returncode != 0 or len(lines) < 2:
+        return replace(facts, torch_cuda=cuda, horovod_error=_last_line(answer.stderr) or f"exit {answer.returncode}")
+    built = HorovodFacts(**{name: tuple(value) for name, value in lines[1].items()})
+    return replace(facts, torch_cuda=cuda, horovod=built)
+
+
+def _with_store(facts: Facts, uri: str) -> Facts:
+    from hvdspark.store import Store
+
+    try:
+        Store(uri).check_writable()
+    except HvdSparkError as error:
+        what = str(error).removesuffix(f". Hint: {error.hint}")
+        return replace(facts, store=uri, store_error=what, store_hint=error.hint)
+    return replace(facts, store=uri)
+
+
+def _with_session(facts: Facts, master: str | None, timeout_s: float) -> Facts:
+    """In a thread, because a master that does not answer can keep the JVM waiting for ever."""
+    outcome: list[Facts] = []
+
+    def look() -> None:
+        try:
+            outcome.append(replace(facts, session=_session_facts(master)))
+        except Exception as error:  # whatever it is, it is the diagnosis
+            outcome.append(replace(facts, session_error=_last_line(str(error)) or type(error).__name__))
+
+    thread = threading.Thread(target=look, name="hvdspark-doctor", daemon=True)
+    thread.start()
+    thread.join(timeout_s)
+    return outcome[0] if outcome else replace(facts, session_error=f"no answer within {timeout_s:g} s")
+
+
+def _session_facts(master: str | None) -> SessionFacts:
+    from pyspark.sql import SparkSession
+
+    from hvdspark.launch.session import is_connect, total_slots
+
+    active = SparkSession.getActiveSession()
+    spark = active or _start(master)
+    try:
+        connect = is_connect(spark)
+        spark.range(0, 1, 1, 1).count()  # returns when there is an executor, so that its slots are counted
+        slots = total_slots(spark)
+        settings = {key: value for key in _SETTINGS if (value := spark.conf.get(key, None))}
+        facts = SessionFacts(
+            master="Spark Connect" if connect else str(spark.sparkContext.master),
+            slots=slots,
+            busy=0 if connect else _busy_tasks(spark),
+            settings=settings,
+        )
+        try:
+            return replace(facts, workers=_workers(spark, min(slots or 1, _MAX_WORKERS_ASKED)))
+        except Exception as error:  # any failure of the job is what the user has to see
+            return replace(facts, workers_error=_last_line(str(error)))
+    finally:
+        if active is None:
+            spark.stop()
+
+
+def _start(master: str | None) -> SparkSession:
+    from pyspark import SparkConf
+    from pyspark.sql import SparkSession
+
+    chosen = master or SparkConf().get("spark.master") or "local[*]"
+    quiet: dict[str, Any] = {"spark.ui.enabled": "false", "spark.ui.showConsoleProgress": "false"}
+    builder = SparkSession.builder.master(chosen).appName("hvdspark doctor").config(map=quiet)
+    if chosen.startswith("local"):
+        # Whatever the machine's host name resolves to, if it does.
+        os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
+        builder = builder.config("spark.driver.host", "127.0.0.1").config("spark.driver.bindAddress", "127.0.0.1")
+    spark = builder.getOrCreate()
+    spark.sparkContext.setLogLevel("OFF")  # what goes wrong stands in the table
+    return spark
+
+
+def _busy_tasks(spark: SparkSession) -> int:
+    tracker = spark.sparkContext.statusTracker()
+    stages = [tracker.getStageInfo(stage) for stage in tracker.getActiveStageIds()]
+    return sum(stage.numActiveTasks for stage in stages if stage is not None)
+
+
+def _workers(spark: SparkSession, count: int) -> tuple[WorkerFacts, ...]:
+    rows = spark.range(0, count, 1, count).mapInArrow(_describe_worker, "description string").collect()
+    return tuple(WorkerFacts(**json.loads(row.description)) for row in rows)
+
+
+def _describe_worker(batches: Iterable[Any]) -> Iterator[Any]:
+    """Runs in a Python worker of an executor: one row that describes it."""
+    import pyarrow
+
+    for _ in batches:
+        pass
+    here = {name: versions.installed(name) for name in ("Python", *versions.PACKAGES)}
+    description = {"host": socket.gethostname(), "executable": sys.executable, "versions": here}
+    yield pyarrow.RecordBatch.from_pydict({"description": [json.dumps(description)]})
+
+
+def _last_line(text: str) -> str:
+    """The line of a traceback or log that names the error: the last one that looks like `SomeError: message`."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    named = [line for line in lines if re.match(r"[\w.]*(Error|Exception)\b", line)]
+    return (named or lines or [""])[-1][:300]
