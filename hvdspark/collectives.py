@@ -152,7 +152,8 @@ class _Board:
     """Where the threads of `run_threaded` lay down and pick up tensors."""
 
     def __init__(self, size: int, timeout_s: float) -> None:
-        self._size, self._slots = size, [None] * size
+        self._size = size
+        self._slots: list[Any] = [None] * size
         self._barrier = threading.Barrier(size, timeout=timeout_s)
 
     def exchange(self, rank: int, name: str, item: Any) -> list[Any]:

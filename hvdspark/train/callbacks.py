@@ -1,0 +1,65 @@
+"""User code that runs inside the training loop, on every rank."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+
+@dataclass
+class TrainState:
+    """What a callback may look at. The same object through the whole run.
+
+    Attributes:
+        rank, size: this rank and the number of ranks.
+        module: the rank's live module; changing it on one rank only makes the ranks disagree.
+        optimizer: the rank's live optimizer; it computes on gradients that are already summed over the ranks.
+        epoch, epochs: current epoch (from 0) and how many there will be at most.
+        step, steps: global batches done in this epoch, and in a whole epoch.
+        metrics: the last complete epoch's history row; equal on all ranks.
+        history: all complete epochs' rows.
+        warnings: sentences that end up in the result.
+    """
+
+    rank: int
+    size: int
+    module: nn.Module
+    optimizer: torch.optim.Optimizer
+    epochs: int
+    epoch: int = 0
+    step: int = 0
+    steps: int = 0
+    metrics: dict[str, Any] = field(default_factory=dict)
+    history: list[dict[str, Any]] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    stop_requested: bool = False
+
+    def stop(self) -> None:
+        """Ask for the end of training. One rank is enough; all ranks stop together after the current epoch."""
+        self.stop_requested = True
+
+
+class Callback:
+    """Base class: override what you need. An exception in a callback fails the run.
+
+    The methods run on every rank at the same points, so a callback may use collectives if all ranks do. A callback
+    keeps no state across a relaunch after a lost executor: the resumed ranks start with fresh copies.
+    """
+
+    def on_train_begin(self, state: TrainState) -> None:
+        """Before the first epoch (again after a resume)."""
+
+    def on_epoch_begin(self, state: TrainState) -> None:
+        """Before the first batch of an epoch."""
+
+    def on_batch_end(self, state: TrainState) -> None:
+        """After each global batch."""
+
+    def on_epoch_end(self, state: TrainState) -> None:
+        """After validation, before the checkpoint; `state.metrics` is the epoch's row."""
+
+    def on_train_end(self, state: TrainState) -> None:
+        """After the best epoch's weights are restored and written."""

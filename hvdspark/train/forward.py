@@ -1,0 +1,112 @@
+"""The one forward pass that training, validation and scoring share.
+
+A module is called with one positional argument for each feature column, in the order of `featureCols`. What it returns
+is normalised to named tensors here, so that no other file asks what the module looks like.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from hvdspark.data.loader import Ragged
+from hvdspark.errors import ConfigurationError
+from hvdspark.train.program import OutputSpec
+
+Input: TypeAlias = Tensor | Ragged
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What a module returned.
+
+    Attributes:
+        names: dict keys, or None for the outputs of a module that returns a tensor, tuple or list.
+        tensors: [rows, ...] each; never 16-bit floats.
+    """
+
+    names: tuple[str | None, ...]
+    tensors: tuple[Tensor, ...]
+
+    def describe(self) -> tuple[OutputSpec, ...]:
+        """Name, shape after the rows, and dtype of each output."""
+        return tuple(
+            OutputSpec(name, tuple(tensor.shape[1:]), str(tensor.dtype).removeprefix("torch."))
+            for name, tensor in zip(self.names, self.tensors, strict=True)
+        )
+
+
+def inputs_of(columns: Mapping[str, Input], features: Sequence[str], device: str) -> list[Input]:
+    """The module's arguments, on its device: [rows], [rows, width] or Ragged for each feature, in order."""
+    return [to_device(columns[name], device) for name in features]
+
+
+def to_device(column: Input, device: str) -> Input:
+    """The same column on another device; no copy where it is already there."""
+    if isinstance(column, Ragged):
+        return Ragged(column.values.to(device), column.offsets.to(device))
+    return column.to(device)
+
+
+def forward(module: nn.Module, inputs: Sequence[Input], rows: int) -> Outputs:
+    """Call the module. 16-bit outputs (autocast) come back as float32, so that losses are computed in float32.
+
+    Raises:
+        ConfigurationError: the module does not return tensors, or not one row for each input row.
+    """
+    raw = module(*inputs)
+    named: list[tuple[str | None, Tensor]]
+    if isinstance(raw, Mapping):
+        named = [(str(key), value) for key, value in raw.items()]
+    else:
+        named = [(None, value) for value in (raw if isinstance(raw, tuple | list) else (raw,))]
+    if not named:
+        raise ConfigurationError("the module returned nothing", where=type(module).__name__)
+    for position, (_, output) in enumerate(named):
+        where = f"output {position} of {type(module).__name__}"
+        if not isinstance(output, Tensor):
+            raise ConfigurationError(
+                "the module must return a tensor, or a tuple, list or dict of tensors",
+                value=type(output).__name__,
+                where=where,
+            )
+        if output.dim() == 0 or output.shape[0] != rows:
+            raise ConfigurationError(
+                f"the output must have one row for each of the {rows} input rows",
+                value=f"shape {tuple(output.shape)}",
+                where=where,
+                hint="keep the first dimension; do not average over rows inside the module",
+            )
+    names, tensors = zip(*named, strict=True)
+    return Outputs(names, tuple(_at_least_float32(tensor) for tensor in tensors))
+
+
+def as_prediction(output: Tensor) -> Tensor:
+    """The output as a prediction column sees it: [rows, 1] is [rows], everything else is left as it is."""
+    return output.squeeze(1) if output.dim() == 2 and output.shape[1] == 1 else output
+
+
+@contextlib.contextmanager
+def batch_statistics(module: nn.Module, rows: int) -> Iterator[None]:
+    """Let batch normalisation use its running statistics for a batch of one row.
+
+    A rank's share of a short last batch can be a single row, which has no variance: torch refuses it in training mode.
+    """
+    layers = [layer for layer in module.modules() if isinstance(layer, _BatchNorm) and layer.training and rows == 1]
+    for layer in layers:
+        layer.eval()
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.train()
+
+
+def _at_least_float32(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor

@@ -1,0 +1,319 @@
+"""The training loop that every rank runs."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from hvdspark.collectives import Collective
+from hvdspark.data.loader import load_batches
+from hvdspark.data.plan import EpochPlan, plan_epoch
+from hvdspark.errors import ConfigurationError, DataError, SchemaError
+from hvdspark.specs import TrainSpec
+from hvdspark.store import Store
+from hvdspark.train.agreement import broadcast_json, ranks_where
+from hvdspark.train.callbacks import TrainState
+from hvdspark.train.checkpoint import Checkpoints, TrainProgress
+from hvdspark.train.history import BestEpoch, Clock, Reporter, resolve_monitor
+from hvdspark.train.loss import RowLoss
+from hvdspark.train.optimizer import make_optimizer
+from hvdspark.train.precision import resolve_precision
+from hvdspark.train.program import OutputSpec, Program, TrainResult
+from hvdspark.train.schedule import make_schedule
+from hvdspark.train.step import GradientStep
+from hvdspark.train.validate import Validation
+from hvdspark.train.weights import check_saveable
+
+
+def train(
+    spec: TrainSpec,
+    program: Program,
+    collective: Collective,
+    device: str,
+    report: Callable[[dict[str, Any]], None],
+    generation: int = 0,
+) -> TrainResult:
+    """Collective. Train `program.module` in place on this rank's share of the data.
+
+    The same global batches give the same weights for any number of ranks (to float32 rounding). A run is a function of
+    its spec: no result depends on time, on the order in which ranks arrive, or on how often it was relaunched.
+
+    Args:
+        device: "cpu" or "cuda" (with an index or without).
+        report: takes progress events on rank 0; must not block.
+        generation: 0 for the first launch of a run; later ones resume after the newest complete epoch.
+
+    Returns:
+        The same on every rank, except for the seconds, which are rank 0's.
+
+    Raises:
+        ConfigurationError, SchemaError, DataError: what was asked for cannot be done.
+        TrainingDivergedError: loss, gradients or weights are not finite; on every rank.
+        CheckpointError: an epoch could not be written or read; on every rank.
+    """
+    _check(spec)
+    store, clock, reporter = Store(spec.store_uri), Clock(), Reporter(report, collective.rank)
+    module = program.module.to(device)
+    check_saveable(module)
+    loss = RowLoss(program.loss, spec.labels, program.loss_weights, device)
+    validation = Validation(spec, program, loss, collective, device)
+    available = ("train_loss", *validation.keys)
+    monitor = resolve_monitor(spec.monitor, spec.patience, available, bool(validation.keys))
+    precision = resolve_precision(spec.precision, device, collective)
+
+    _make_contiguous(module)
+    optimizer = collective.distributed_optimizer(
+        make_optimizer(program.optimizer, module, spec.learning_rate),
+        module.named_parameters(),
+        spec.compression,
+        spec.accumulation_steps,
+    )
+    steps = -(-spec.dataset.train_rows // spec.batch_size)
+    updates = spec.epochs * -(-steps // spec.accumulation_steps)
+    schedule = program.schedule
+    if schedule is None and spec.schedule is not None:
+        schedule = make_schedule(spec.schedule, spec.schedule_args, updates)
+    step = GradientStep(
+        spec,
+        module,
+        loss,
+        optimizer,
+        collective,
+        device=device,
+        precision=precision,
+        schedule=schedule,
+    )
+    collective.broadcast_parameters(module.state_dict())
+
+    checkpoints = Checkpoints(store, spec.run_id, collective)
+    done = TrainProgress(BestEpoch(monitor, spec.patience))
+    state = TrainState(collective.rank, collective.size, module, optimizer, spec.epochs, steps=steps)
+    if generation == 0:
+        checkpoints.clear()
+    else:
+        resumed, passed_over = checkpoints.resume(module, optimizer)
+        done = resumed or done
+        state.warnings.extend(passed_over)
+    step.optimizer_steps = done.optimizer_steps
+    state.history = done.history
+
+    for callback in program.callbacks:
+        callback.on_train_begin(state)
+    while done.epochs < spec.epochs and done.stopped is None:
+        epoch = state.epoch = done.epochs
+        seed_generators(spec.seed, epoch, collective.rank)
+        for callback in program.callbacks:
+            callback.on_epoch_begin(state)
+        started, before = time.perf_counter(), dict(clock.seconds)
+
+        module.train()
+        sums = _train_epoch(spec, program, collective, step, store, state, clock, reporter)
+        step.check_weights(epoch, steps)
+        _agree_on_buffers(module, collective)
+        trained = time.perf_counter() - started
+        with clock("validation"):
+            sums = torch.cat([sums, validation.run(module)])
+            sums = collective.allreduce_sum(sums, "train/epoch")
+
+        row = _history_row(epoch, spec, sums[:2], optimizer, trained)
+        values, warnings = validation.values(sums[2:])
+        row.update(values)
+        row.update({f"{phase}_seconds": total - before[phase] for phase, total in clock.seconds.items()})
+        row["warnings"] = "; ".join(warnings)
+        row = broadcast_json(collective, row, 0, "train/row")
+        state.metrics = row
+        done.history.append(row)
+        state.warnings.extend(warning for warning in warnings if warning not in state.warnings)
+        for callback in program.callbacks:
+            callback.on_epoch_end(state)
+
+        done.epochs, done.optimizer_steps = epoch + 1, step.optimizer_steps
+        done.outputs = done.outputs or _agree_on_outputs(step, validation, collective)
+        if done.best.update(row):
+            done.stopped = "patience"
+        if ranks_where(collective, state.stop_requested, "train/stop"):
+            done.stopped = "callback"
+        with clock("checkpoint"):
+            checkpoints.save(module, optimizer, done)
+        row["checkpoint_seconds"] = clock.seconds["checkpoint"] - before["checkpoint"]
+        reporter.epoch(row)
+
+    if done.best.epoch != done.epochs - 1:
+        checkpoints.restore_weights(done.best.epoch, module)
+    result = TrainResult(
+        history=tuple(done.history),
+        best_epoch=done.best.epoch,
+        epochs_run=done.epochs,
+        stopped=done.stopped,
+        model_path=checkpoints.model_path,
+        outputs=tuple(OutputSpec(**{**output, "shape": tuple(output["shape"])}) for output in done.outputs),
+        precision=precision,
+        parameters=sum(parameter.numel() for parameter in module.parameters()),
+        seconds=dict(clock.seconds),
+        warnings=tuple(state.warnings),
+    )
+    checkpoints.write_model(module, {"epoch": done.best.epoch, "outputs": done.outputs})
+    for callback in program.callbacks:
+        callback.on_train_end(state)
+    return result
+
+
+def _train_epoch(
+    spec: TrainSpec,
+    program: Program,
+    collective: Collective,
+    step: GradientStep,
+    store: Store,
+    state: TrainState,
+    clock: Clock,
+    reporter: Reporter,
+) -> Tensor:
+    """Collective. All global batches of one epoch; this rank's [sum of w l, sum of w], float64."""
+    plan = _plan(spec, collective, state.epoch)
+    columns = [*spec.features, *spec.labels, *([spec.weight] if spec.weight else [])]
+    batches = load_batches(
+        store,
+        spec.dataset,
+        "train",
+        plan,
+        columns,
+        shuffle_rows=spec.shuffle_rows,
+        seed=spec.seed,
+        epoch=state.epoch,
+        shuffle=spec.shuffle,
+    )
+    started, rows = time.perf_counter(), 0
+    sums = torch.zeros(2, dtype=torch.float64)
+    with batches as iterator:
+        for number, global_rows in enumerate(plan.global_rows):
+            first = number - number % spec.accumulation_steps
+            batches_in_step = min(spec.accumulation_steps, len(plan.global_rows) - first)
+            with clock("loading"):
+                batch = next(iterator)
+            with clock("forward_backward"):
+                total_weight = step.batch_weight(batch, global_rows)
+                part = step.backward(batch, total_weight, batches_in_step, number)
+            if number + 1 == first + batches_in_step:
+                with clock("exchange_step"):
+                    step.update(state.epoch, number)
+            sums += torch.tensor(part, dtype=torch.float64)
+            rows += global_rows
+            state.step = number + 1
+            for callback in program.callbacks:
+                callback.on_batch_end(state)
+            seconds = time.perf_counter() - started
+            loss = part[0] / part[1] if part[1] else float("nan")
+            reporter.batch(state.epoch, spec.epochs, number + 1, state.steps, rows, rows / seconds, loss)
+    return sums
+
+
+def seed_generators(seed: int, epoch: int, rank: int) -> None:
+    """Seed torch, NumPy and `random` for one epoch of one rank, so that dropout differs between ranks and epochs but
+    not between two runs, nor between a run and its resumption."""
+    words = np.random.SeedSequence([seed % 2**64, epoch, rank]).generate_state(4)
+    torch.manual_seed(int(words[0]) << 32 | int(words[1]))
+    np.random.seed(int(words[2]))
+    random.seed(int(words[3]))
+
+
+def _check(spec: TrainSpec) -> None:
+    known = {column.name: column for column in spec.dataset.columns}
+    for name in (*spec.features, *spec.labels, *((spec.weight,) if spec.weight else ())):
+        if name not in known:
+            raise SchemaError("column not found in the dataset", value=name, where=f"one of {', '.join(known)}")
+    if not spec.features or not spec.labels:
+        raise ConfigurationError("there must be at least one feature and one label column")
+    if spec.dataset.train_rows == 0:
+        raise DataError("there are no training rows", where=spec.dataset.path)
+    for name, value in (
+        ("epochs", spec.epochs),
+        ("batchSize", spec.batch_size),
+        ("accumulationSteps", spec.accumulation_steps),
+    ):
+        if value < 1:
+            raise ConfigurationError(f"{name} must be at least 1", value=value, where=name)
+    if spec.compression not in ("none", "fp16"):
+        raise ConfigurationError(
+            "unknown compression", value=spec.compression, where="compression", hint="none or fp16"
+        )
+    if spec.gradient_clip_norm is not None and not spec.gradient_clip_norm > 0:
+        raise ConfigurationError(
+            "the norm to clip at must be positive", value=spec.gradient_clip_norm, where="gradientClipNorm"
+        )
+
+
+def _plan(spec: TrainSpec, collective: Collective, epoch: int) -> EpochPlan:
+    row_counts = [group.rows for group in spec.dataset.train]
+    return plan_epoch(
+        row_counts, spec.batch_size, collective.size, collective.rank, spec.seed, epoch, shuffle=spec.shuffle
+    )
+
+
+def _make_contiguous(module: nn.Module) -> None:
+    """Horovod refuses gradients and buffers that are not contiguous; gradients follow their parameters' strides."""
+    with torch.no_grad():
+        for tensor in (*module.parameters(), *module.buffers()):
+            if not tensor.is_contiguous():
+                tensor.data = tensor.data.contiguous()
+
+
+def _agree_on_buffers(module: nn.Module, collective: Collective) -> None:
+    """Collective. The same buffers on every rank at the end of an epoch.
+
+    Running statistics of normalisation layers become the mean over the ranks, each of which saw other rows; every other
+    buffer is taken from rank 0.
+    """
+    statistics = [
+        tensor
+        for layer in module.modules()
+        if isinstance(layer, _NormBase)
+        for tensor in (layer.running_mean, layer.running_var)
+        if tensor is not None
+    ]
+    if statistics:
+        flat = torch.cat([tensor.flatten() for tensor in statistics])
+        mean = collective.allreduce_sum(flat, "train/statistics") / collective.size
+        for tensor, part in zip(statistics, mean.split([tensor.numel() for tensor in statistics]), strict=True):
+            tensor.copy_(part.view_as(tensor))
+    averaged = {id(tensor) for tensor in statistics}
+    others = {f"buffers/{name}": tensor for name, tensor in module.named_buffers() if id(tensor) not in averaged}
+    if others:
+        collective.broadcast_parameters(others)
+
+
+def _history_row(
+    epoch: int, spec: TrainSpec, sums: Tensor, optimizer: torch.optim.Optimizer, seconds: float
+) -> dict[str, Any]:
+    """An epoch's row without validation: losses are means over all rows (weights) of the epoch, seconds are wall time.
+
+    Raises:
+        DataError: all row weights are 0; the same on every rank.
+    """
+    loss, weight = sums.tolist()
+    if weight == 0:
+        raise DataError("the weights of all training rows are 0", where=spec.weight)
+    rows = spec.dataset.train_rows
+    return {
+        "epoch": epoch,
+        "train_loss": loss / weight,
+        "learning_rate": float(optimizer.param_groups[0].get("lr", float("nan"))),
+        "rows": rows,
+        "seconds": seconds,
+        "rows_per_s": rows / seconds,
+    }
+
+
+def _agree_on_outputs(step: GradientStep, validation: Validation, collective: Collective) -> list[dict[str, Any]]:
+    """Collective. What the module returns, from the first rank that has called it (a rank may have had no rows)."""
+    seen = step.outputs or validation.outputs
+    first = ranks_where(collective, seen is not None, "train/outputs/seen")[0]
+    described = [asdict(output) for output in seen.describe()] if seen is not None else None
+    return broadcast_json(collective, described, first, "train/outputs")

@@ -1,0 +1,267 @@
+"""One optimizer step over one or more global batches, exact for any number of ranks.
+
+Every rank backpropagates `sum_i w_i l_i / W` over its own rows, where W is the sum of the weights over the rows of
+*all* ranks; Horovod adds the gradients up. The sum is the gradient of the global weighted mean, whatever the ranks'
+shares are: unequal, empty, or of unequal weight. (Averaging the ranks' means, the usual way, is only right for equal
+shares.)
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hvdspark.collectives import Collective
+from hvdspark.data.loader import Batch, Ragged
+from hvdspark.errors import ConfigurationError, DataError, TrainingDivergedError
+from hvdspark.specs import TrainSpec
+from hvdspark.train.agreement import broadcast_json, ranks_where
+from hvdspark.train.forward import Input, Outputs, batch_statistics, forward, inputs_of
+from hvdspark.train.loss import RowLoss
+from hvdspark.train.precision import training_arithmetic
+from hvdspark.train.schedule import Schedule
+
+
+@dataclass
+class _Divergence:
+    loss: float
+    step: int
+    columns: list[str]
+
+
+class GradientStep:
+    """Backward passes and optimizer steps of one rank.
+
+    Attributes:
+        outputs: what the module returned last on this rank (None before its first rows).
+        optimizer_steps: steps since the run began; the schedule's clock.
+    """
+
+    def __init__(
+        self,
+        spec: TrainSpec,
+        module: nn.Module,
+        loss: RowLoss,
+        optimizer: torch.optim.Optimizer,
+        collective: Collective,
+        *,
+        device: str,
+        precision: str,
+        schedule: Schedule | None,
+    ) -> None:
+        self.outputs: Outputs | None = None
+        self.optimizer_steps = 0
+        self._spec, self._module, self._loss = spec, module, loss
+        self._optimizer, self._collective, self._device, self._precision = optimizer, collective, device, precision
+        self._schedule = schedule
+        self._rates = [float(group["lr"]) if "lr" in group else None for group in optimizer.param_groups]
+        sparse = {
+            id(layer.weight)
+            for layer in module.modules()
+            if isinstance(layer, nn.Embedding | nn.EmbeddingBag) and layer.sparse
+        }
+        self._trained = self._parameters_to_train()
+        self._sparse = [p for p in self._trained if id(p) in sparse]
+        self._check_sparse()
+        dense = [p for p in self._trained if id(p) not in sparse]
+        # Divergence anywhere makes every gradient NaN everywhere, so looking at the smallest one is enough.
+        self._sentinel = min(dense or self._trained, key=lambda p: p.numel())
+        self._diverged: _Divergence | None = None
+        self._group_weight = 0.0
+
+    def batch_weight(self, batch: Batch, global_rows: int) -> float:
+        """Collective if there is a weight column: the sum of the weights over the global batch, else its rows.
+
+        Raises:
+            DataError: a weight is negative, NaN or infinite; raised on every rank.
+        """
+        if self._spec.weight is None:
+            return float(global_rows)
+        weight = batch.columns[self._spec.weight].double()
+        unusable = torch.count_nonzero(~(torch.isfinite(weight) & (weight >= 0))).double()
+        sums = self._collective.allreduce_sum(torch.stack([weight.sum(), unusable]), "train/batch_weight")
+        total, bad = sums.tolist()
+        if bad > 0:
+            raise DataError(
+                "row weights must be finite and not negative",
+                value=f"{bad:.0f} rows of one global batch are",
+                where=self._spec.weight,
+            )
+        return total
+
+    def backward(self, batch: Batch, total_weight: float, batches_in_step: int, step: int) -> tuple[float, float]:
+        """Add this rank's part of a global batch to the gradients.
+
+        Args:
+            batch: this rank's rows; may be none.
+            total_weight: of the global batch, from `batch_weight`.
+            batches_in_step: global batches whose gradients the next `update` averages.
+            step: of the epoch, for messages.
+
+        Returns:
+            sum_i w_i l_i and sum_i w_i over this rank's rows.
+        """
+        self._group_weight += total_weight
+        if batch.rows == 0 or total_weight == 0.0 or self._diverged is not None:
+            return 0.0, 0.0
+        inputs = inputs_of(batch.columns, self._spec.features, self._device)
+        labels = [tensor_column(batch, name).to(self._device) for name in self._spec.labels]
+        with batch_statistics(self._module, batch.rows), training_arithmetic(self._precision, self._device):
+            self.outputs = forward(self._module, inputs, batch.rows)
+        rows = self._loss(self.outputs.tensors, labels, weighted=self._spec.weight is not None)
+        local_weight = float(batch.rows)
+        if self._spec.weight is not None:
+            weight = tensor_column(batch, self._spec.weight).to(self._device)
+            rows, local_weight = rows * weight, weight.sum().item()
+        local = rows.sum()
+        loss_sum = local.item()
+        if not math.isfinite(loss_sum):
+            self._diverged = _Divergence(loss_sum, step, _columns_with_nan(self._spec.features, inputs))
+            return loss_sum, local_weight
+        if not local.requires_grad:
+            raise ConfigurationError(
+                "the loss does not depend on any trained parameter",
+                where=type(self._module).__name__,
+                hint="do not detach outputs, and do not use torch.no_grad inside the module",
+            )
+        (local / (total_weight * batches_in_step)).backward()
+        return loss_sum, local_weight
+
+    def update(self, epoch: int, step: int) -> None:
+        """Collective. Exchange the gradients, clip, and step; nothing happens if all rows had weight 0.
+
+        Raises:
+            TrainingDivergedError: some rank's loss or gradient is not finite; raised on every rank, before the
+                weights are touched.
+        """
+        rate = self._schedule(self.optimizer_steps) if self._schedule is not None else None
+        self.optimizer_steps += 1
+        if self._group_weight == 0.0:
+            return
+        self._group_weight = 0.0
+        self._fill_missing_gradients()
+        self._optimizer.synchronize()  # type: ignore[attr-defined]
+        if not torch.isfinite(_values(self._sentinel.grad)).all():
+            self._raise_diverged(epoch, step)
+        if self._spec.gradient_clip_norm is not None:
+            norm = clip_gradients(self._trained, self._spec.gradient_clip_norm)
+            if not math.isfinite(norm):
+                self._raise_diverged(epoch, step)
+        if rate is not None:
+            self._set_rate(rate)
+        with self._optimizer.skip_synchronize():  # type: ignore[attr-defined]
+            self._optimizer.step()
+        self._optimizer.zero_grad()
+
+    def check_weights(self, epoch: int, step: int) -> None:
+        """Raise TrainingDivergedError if a trained weight is not finite. The same on every rank, without a collective.
+
+        Also refuses parameters that were frozen or unfrozen meanwhile: their gradients would not be exchanged.
+        """
+        if [id(p) for p in self._parameters_to_train()] != [id(p) for p in self._trained]:
+            raise ConfigurationError(
+                "requires_grad changed during training",
+                where=f"epoch {epoch}",
+                hint="freeze parameters before fit; a learning rate of 0 in a callback freezes them later",
+            )
+        if not all(torch.isfinite(parameter).all() for parameter in self._trained):
+            raise _diverged("the weights are not finite", None, f"epoch {epoch}, step {step}", self._spec, [])
+
+    def _fill_missing_gradients(self) -> None:
+        """Give every parameter a gradient: 0 where this rank's rows did not reach it, NaN where its loss diverged.
+
+        A diverged rank thereby tells all others through the exchange that happens anyway. Its last backward pass was
+        skipped, so no exchange is under way yet. Same strides as the parameter, since Horovod adds raw memory.
+        """
+        for parameter in self._trained:
+            if parameter.grad is None or self._diverged is not None:
+                sparse = any(parameter is other for other in self._sparse)
+                value = 0.0 if self._diverged is None else math.nan
+                parameter.grad = _sparse_row(parameter, value) if sparse else torch.full_like(parameter, value)
+
+    def _raise_diverged(self, epoch: int, step: int) -> None:
+        failed = ranks_where(self._collective, self._diverged is not None, "train/diverged/ranks")
+        where = f"epoch {epoch}, step {step}"
+        if not failed:
+            raise _diverged("a gradient became NaN or infinite", None, where, self._spec, [])
+        mine = vars(self._diverged) if self._diverged is not None else None
+        first = broadcast_json(self._collective, mine, failed[0], "train/diverged/first")
+        what = "the loss became NaN" if math.isnan(first["loss"]) else "the loss became infinite"
+        where = f"rank {failed[0]}, epoch {epoch}, step {first['step']}"
+        raise _diverged(what, first["loss"], where, self._spec, first["columns"])
+
+    def _set_rate(self, factor: float) -> None:
+        for group, rate in zip(self._optimizer.param_groups, self._rates, strict=True):
+            if rate is None:
+                continue
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rate * factor)
+            else:
+                group["lr"] = rate * factor
+
+    def _parameters_to_train(self) -> list[nn.Parameter]:
+        return [p for group in self._optimizer.param_groups for p in group["params"] if p.requires_grad]
+
+    def _check_sparse(self) -> None:
+        if self._sparse and self._spec.compression != "none":
+            raise ConfigurationError(
+                "fp16 compression cannot be used with sparse gradients",
+                value=self._spec.compression,
+                where="compression",
+                hint='use compression="none" or Embedding(sparse=False)',
+            )
+
+
+def tensor_column(batch: Batch, name: str) -> Tensor:
+    """A label or weight column, which must have the same number of values in every row."""
+    column = batch.columns[name]
+    if isinstance(column, Ragged):
+        raise DataError("arrays of different lengths cannot be a label or a weight", where=name)
+    return column
+
+
+def clip_gradients(parameters: list[nn.Parameter], max_norm: float) -> float:
+    """Scale all gradients together so that their L2 norm is at most `max_norm`; returns the norm before."""
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    norms = [torch.linalg.vector_norm(_values(gradient)).float() for gradient in gradients]
+    norm = torch.linalg.vector_norm(torch.stack(norms)).item()
+    if norm > max_norm:
+        for gradient in gradients:
+            gradient.mul_(max_norm / norm)
+    return norm
+
+
+def _values(gradient: Tensor | None) -> Tensor:
+    assert gradient is not None
+    # Rows that several ranks or batches touched are listed several times until they are coalesced.
+    return gradient.coalesce().values() if gradient.is_sparse else gradient
+
+
+def _sparse_row(parameter: nn.Parameter, value: float) -> Tensor:
+    """A sparse gradient that says `value` for row 0 and nothing of the others."""
+    index = torch.zeros((1, 1), dtype=torch.int64, device=parameter.device)
+    values = torch.full((1, *parameter.shape[1:]), value, dtype=parameter.dtype, device=parameter.device)
+    return torch.sparse_coo_tensor(index, values, parameter.shape)
+
+
+def _columns_with_nan(names: tuple[str, ...], inputs: list[Input]) -> list[str]:
+    values = [column.values if isinstance(column, Ragged) else column for column in inputs]
+    return [
+        name
+        for name, tensor in zip(names, values, strict=True)
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all()
+    ]
+
+
+def _diverged(what: str, value: Any, where: str, spec: TrainSpec, columns: list[str]) -> TrainingDivergedError:
+    if columns:
+        hint = f"there is NaN or infinity in the feature columns {', '.join(columns)}: fill or filter it"
+    else:
+        hint = f"lower learningRate (now {spec.learning_rate:g}), set gradientClipNorm, scale the feature columns" + (
+            ", use compression none" if spec.compression != "none" else ""
+        )
+    return TrainingDivergedError(what, value=value, where=where, hint=hint)

@@ -1,0 +1,115 @@
+"""Loss and metrics over the validation rows of all ranks."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from hvdspark.collectives import Collective
+from hvdspark.data.loader import load_batches
+from hvdspark.data.plan import plan_epoch
+from hvdspark.specs import TrainSpec
+from hvdspark.store import Store
+from hvdspark.train.forward import Outputs, forward, inputs_of
+from hvdspark.train.loss import RowLoss
+from hvdspark.train.metrics import WeightedMean, make_metric, metric_names
+from hvdspark.train.program import Program
+from hvdspark.train.step import tensor_column
+
+
+class Validation:
+    """One pass over this rank's share of the validation rows, always in float32 and without gradients.
+
+    A row's score must not depend on the batch or the arithmetic it happens to be scored in, so there is no autocast
+    here even when training uses it.
+
+    Attributes:
+        keys: history keys of what it computes, e.g. ("val_loss", "val_auc"); empty without validation rows.
+        outputs: what the module returned last on this rank.
+
+    Raises:
+        ConfigurationError: unknown metric, or one that does not fit the loss.
+    """
+
+    def __init__(self, spec: TrainSpec, program: Program, loss: RowLoss, collective: Collective, device: str) -> None:
+        self.outputs: Outputs | None = None
+        self._spec, self._loss, self._device = spec, loss, device
+        self._store = Store(spec.store_uri)
+        dataset = spec.dataset
+        # The plan of one epoch serves all: each row group is read by as few ranks as possible, always in this order.
+        self._plan = plan_epoch(
+            [group.rows for group in dataset.validation],
+            spec.batch_size,
+            collective.size,
+            collective.rank,
+            spec.seed,
+            epoch=0,
+            shuffle=True,
+        )
+        self._program = program
+        self._names = metric_names(spec.metrics, spec.labels)
+        self._fresh_metrics()  # so that a wrong one is refused before training
+        self.keys = ("val_loss", *(key for key, _, _ in self._names)) if dataset.validation_rows else ()
+
+    def run(self, module: nn.Module) -> Tensor:
+        """This rank's sums, float64 [n], on CPU: to be added over the ranks."""
+        self._loss_mean = WeightedMean(lambda rows, _: rows)
+        self._metrics = self._fresh_metrics()
+        if not self.keys:
+            return torch.zeros(0, dtype=torch.float64)
+        spec = self._spec
+        columns = [*spec.features, *spec.labels, *([spec.weight] if spec.weight else [])]
+        batches = load_batches(
+            self._store,
+            spec.dataset,
+            "validation",
+            self._plan,
+            columns,
+            shuffle_rows=spec.shuffle_rows,
+            seed=spec.seed,
+            epoch=0,
+            shuffle=False,
+        )
+        module.eval()
+        try:
+            with torch.no_grad(), batches as iterator:
+                for batch in iterator:
+                    if batch.rows == 0:
+                        continue
+                    self.outputs = forward(module, inputs_of(batch.columns, spec.features, self._device), batch.rows)
+                    labels = [tensor_column(batch, name).to(self._device) for name in spec.labels]
+                    weight = torch.ones(batch.rows)
+                    if spec.weight is not None:
+                        weight = tensor_column(batch, spec.weight)
+                    weight = weight.to(self._device)
+                    rows = self._loss(self.outputs.tensors, labels, weighted=spec.weight is not None)
+                    self._loss_mean.update(rows, rows, weight)
+                    for (_, position, _), metric in zip(self._names, self._metrics, strict=True):
+                        metric.update(self.outputs.tensors[position], labels[position], weight)
+        finally:
+            module.train()
+        return torch.cat([self._loss_mean.sums, *(metric.sums for metric in self._metrics)])
+
+    def values(self, sums: Tensor) -> tuple[dict[str, float], list[str]]:
+        """The history entries from the sums of all ranks, and warnings."""
+        values: dict[str, float] = {}
+        warnings: list[str] = []
+        if not self.keys:
+            return values, warnings
+        metrics = [self._loss_mean, *self._metrics]
+        parts = sums.split([len(metric.sums) for metric in metrics])
+        for key, metric, part in zip(self.keys, metrics, parts, strict=True):
+            values[key], warning = metric.value(part)
+            if warning is not None:
+                warnings.append(f"{key}: {warning}")
+        return values, warnings
+
+    def _fresh_metrics(self) -> list:
+        return [
+            make_metric(
+                metric,
+                self._program.probabilities or self._loss.probabilities(position),
+                self._program.probabilities is None and self._loss.has_logits(position),
+            )
+            for _, position, metric in self._names
+        ]

@@ -1,0 +1,133 @@
+"""Tensors in the store: safetensors files, checksums, and no pickle.
+
+A directory of weights holds `weights.safetensors` and, last, `manifest.json` with `files` (sha256 and bytes of each
+file) and `aliases` (names of tied tensors, which safetensors does not store twice).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from hvdspark.errors import CheckpointError, ConfigurationError, StoreError
+from hvdspark.store import Store
+
+WEIGHTS = "weights.safetensors"
+FORMAT = 1
+_CHUNK_BYTES = 1 << 22
+
+
+def check_saveable(module: nn.Module) -> None:
+    """Raise ConfigurationError where a module keeps state that is not a tensor: it would be lost."""
+    for name, value in module.state_dict().items():
+        if not isinstance(value, Tensor):
+            raise ConfigurationError(
+                "the module keeps state that is not a tensor",
+                value=name,
+                where=type(module).__name__,
+                hint="register it as a buffer instead of using get_extra_state",
+            )
+
+
+def pack(tensors: Mapping[str, Tensor]) -> tuple[bytes, dict[str, str]]:
+    """A safetensors file and its aliases: {name of a tied tensor: name under which it is in the file}."""
+    kept: dict[str, Tensor] = {}
+    aliases: dict[str, str] = {}
+    seen: dict[tuple[Any, ...], str] = {}
+    for name, tensor in tensors.items():
+        identity = (tensor.device, tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride())
+        if tensor.numel() and identity in seen:
+            aliases[name] = seen[identity]
+            continue
+        seen[identity] = name
+        own = tensor.detach().cpu().contiguous()
+        # A view of a larger storage would take all of it along, or be refused as shared.
+        kept[name] = own.clone() if own.untyped_storage().nbytes() != own.nbytes else own
+    return safetensors.torch.save(kept), aliases
+
+
+def unpack(tensors: dict[str, Tensor], aliases: Mapping[str, str]) -> dict[str, Tensor]:
+    """All tensors under all their names."""
+    return {**tensors, **{name: tensors[kept] for name, kept in aliases.items()}}
+
+
+def checksum(data: bytes) -> dict[str, Any]:
+    """What a manifest says about a file."""
+    return {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+
+
+def read_manifest(store: Store, directory: str) -> dict[str, Any]:
+    """The manifest of a committed directory.
+
+    Raises:
+        CheckpointError: there is none, it cannot be read, or a later version of hvdspark wrote it.
+    """
+    try:
+        manifest = store.committed(directory)
+    except StoreError as error:
+        raise CheckpointError("the manifest cannot be read", value=str(error), where=directory) from error
+    if manifest is None:
+        raise CheckpointError(
+            "there is no complete model or checkpoint here",
+            value=store.spark_uri(directory),
+            hint="a directory without manifest.json was never finished",
+        )
+    if manifest.get("format", FORMAT + 1) > FORMAT:
+        raise CheckpointError(
+            "written in a newer format", value=manifest.get("format"), where=directory, hint="upgrade hvdspark"
+        )
+    return manifest
+
+
+def verify(store: Store, directory: str, manifest: Mapping[str, Any]) -> None:
+    """Read every file of the manifest once.
+
+    Raises:
+        CheckpointError: a file is missing, or is not what was written.
+    """
+    for name, expected in manifest["files"].items():
+        path = f"{directory}/{name}"
+        digest, size = hashlib.sha256(), 0
+        try:
+            with store.open_read(path) as file:
+                while chunk := file.read(_CHUNK_BYTES):
+                    digest.update(chunk)
+                    size += len(chunk)
+        except (StoreError, OSError) as error:
+            raise CheckpointError("a file of the manifest cannot be read", value=str(error), where=path) from error
+        if (size, digest.hexdigest()) != (expected["bytes"], expected["sha256"]):
+            raise CheckpointError(
+                "a file is damaged: its content does not match the manifest's checksum",
+                value=f"{size} bytes, {expected['bytes']} expected",
+                where=store.spark_uri(path),
+            )
+
+
+def read_tensors(store: Store, path: str) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, on CPU; memory-mapped where the store is a local file system."""
+    local = store.local_path(path)
+    if local is not None:
+        return safetensors.torch.load_file(local)
+    return safetensors.torch.load(store.read_bytes(path))
+
+
+def load_weights(store: Store, directory: str, module: nn.Module) -> dict[str, Any]:
+    """Verify a directory of weights and load it into the module; returns its manifest.
+
+    Raises:
+        CheckpointError: incomplete, damaged, or of another module.
+    """
+    manifest = read_manifest(store, directory)
+    verify(store, directory, manifest)
+    tensors = unpack(read_tensors(store, f"{directory}/{WEIGHTS}"), manifest["aliases"])
+    try:
+        with torch.no_grad():
+            module.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise CheckpointError("the weights are of another module", value=str(error), where=directory) from error
+    return manifest
