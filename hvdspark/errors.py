@@ -73,8 +73,11 @@ class PersistenceError(HvdSparkError, RuntimeError):
     """An estimator or model cannot be saved or loaded safely."""
 
 
-class ClusterError(HvdSparkError, RuntimeError):
+class ClusterError(HvdSparkError):
     """The Spark session cannot run the job as it is configured."""
+
+    # Not a RuntimeError: Python cannot make an instance of a class that is both that and, like StartTimeoutError, an
+    # OSError.
 
 
 class NotEnoughSlotsError(ClusterError):
