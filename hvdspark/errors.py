@@ -76,8 +76,7 @@ class PersistenceError(HvdSparkError, RuntimeError):
 class ClusterError(HvdSparkError):
     """The Spark session cannot run the job as it is configured."""
 
-    # Not a RuntimeError: Python cannot make an instance of a class that is both that and, like StartTimeoutError, an
-    # OSError.
+    # Not a RuntimeError: a class that is both that and, like StartTimeoutError, an OSError cannot be unpickled.
 
 
 class NotEnoughSlotsError(ClusterError):
