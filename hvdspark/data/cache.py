@@ -1,0 +1,212 @@
+"""The datasets that this process has written, who still needs them, and what crashed processes left behind.
+
+A dataset lives as long as somebody holds it: a fit that reads it, or the DataFrame that it was made from. When the last
+holder goes, or the interpreter exits, its directory is deleted. A process that is killed cannot do that; so each
+dataset has a lease (host, process id, start of that process) and whoever writes the next dataset into the same store
+deletes those whose process is gone. Of another host that cannot be known, and the lease runs out after 14 days without
+use.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import dataclasses
+import json
+import logging
+import os
+import socket
+import threading
+import time
+import uuid
+import weakref
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from hvdspark.errors import StoreError
+from hvdspark.specs import DatasetSpec
+from hvdspark.store import Store
+
+logger = logging.getLogger(__name__)
+
+DATASETS = "datasets"
+_LEASE = "lease.json"
+_FOREIGN_LEASE_S = 14 * 24 * 3600.0
+# The clock may be set while a process runs; a process id is not given out again that soon.
+_SAME_START_S = 60.0
+
+
+@dataclass(eq=False)
+class Entry:
+    """One dataset, from the moment a thread starts to write it.
+
+    Attributes:
+        key: what must be equal to share it, besides the plan.
+        same_plan: whether a prepared DataFrame gives the same rows.
+        path: its directory, relative to the store.
+        writer: the thread that writes it.
+        holders: who needs it.
+        spec: None until it is written.
+        done: set when it is written, or given up.
+    """
+
+    store: Store
+    key: Hashable
+    same_plan: Callable[[Any], bool]
+    path: str
+    writer: threading.Thread
+    holders: set[Hashable]
+    spec: DatasetSpec | None = None
+    done: threading.Event = dataclasses.field(default_factory=threading.Event)
+
+
+# Reentrant: a DataFrame may be collected, and so release its dataset, while this thread is in here.
+_lock = threading.RLock()
+_entries: list[Entry] = []
+
+
+def obtain(
+    store: Store,
+    key: Hashable,
+    prepared: Any,
+    same_plan: Callable[[Any], bool],
+    holder: Hashable,
+    write: Callable[[str], DatasetSpec],
+) -> Entry:
+    """The dataset of this key and plan, written by `write(path)` unless it is there already.
+
+    One thread writes; others that want the same dataset at the same time wait for it. If it fails, each of them tries
+    for itself. `holder` holds the dataset until it is released.
+    """
+    while True:
+        with _lock:
+            entry = next((entry for entry in list(_entries) if entry.key == key and entry.same_plan(prepared)), None)
+            if entry is None:
+                path = f"{DATASETS}/{uuid.uuid4().hex}"
+                entry = Entry(store, key, same_plan, path, threading.current_thread(), {holder})
+                _entries.append(entry)
+                mine = True
+            else:
+                entry.holders.add(holder)
+                mine = False
+        if mine:
+            _write(entry, write)
+            return entry
+        while not entry.done.wait(timeout=1.0):
+            if not entry.writer.is_alive():
+                _forget(entry)
+        with _lock:  # it may have failed, been released just before we held it, or been deleted from outside
+            usable = entry.spec is not None and entry in _entries
+        if usable and store.exists(f"{entry.path}/{_LEASE}"):
+            _renew_lease(entry)
+            return entry
+        _forget(entry)
+
+
+def hold_while_alive(entry: Entry, owner: object) -> None:
+    """Keep the dataset as long as `owner` is alive."""
+    token = ("owner", id(owner))
+    with _lock:
+        if token in entry.holders or entry not in _entries:
+            return
+        entry.holders.add(token)
+    weakref.finalize(owner, release, entry, token).atexit = False
+
+
+def release(entry: Entry, holder: Hashable) -> None:
+    """Drop one holder; delete the dataset if it was the last."""
+    with _lock:
+        entry.holders.discard(holder)
+        if entry.holders or entry not in _entries:
+            return
+        _entries.remove(entry)
+    _delete(entry.store, entry.path)
+
+
+def collect_leftovers(store: Store) -> None:
+    """Delete the datasets of processes that are gone."""
+    for name in store.list(DATASETS):
+        path = f"{DATASETS}/{name}"
+        with contextlib.suppress(StoreError, ValueError, KeyError):
+            if _is_abandoned(json.loads(store.read_text(f"{path}/{_LEASE}"))):
+                logger.info("deleting %s, left behind by a process that is gone", store.spark_uri(path))
+                _delete(store, path)
+
+
+def _write(entry: Entry, write: Callable[[str], DatasetSpec]) -> None:
+    try:
+        _renew_lease(entry)
+        entry.spec = write(entry.path)
+    except BaseException:
+        _forget(entry)
+        _delete(entry.store, entry.path)
+        raise
+    finally:
+        entry.done.set()
+
+
+def _forget(entry: Entry) -> None:
+    with _lock:
+        if entry in _entries:
+            _entries.remove(entry)
+    entry.done.set()
+
+
+def _delete(store: Store, path: str) -> None:
+    # The lease goes last: if this is interrupted, somebody else can still see that it is garbage.
+    try:
+        store.delete(f"{path}/data")
+        store.delete(path)
+    except StoreError as error:
+        logger.warning("a dataset could not be deleted: %s", error)
+
+
+def _renew_lease(entry: Entry) -> None:
+    lease = {"host": _host(), "pid": os.getpid(), "started": _started(os.getpid()), "used": time.time()}
+    entry.store.write_text(f"{entry.path}/{_LEASE}", json.dumps(lease))
+
+
+def _is_abandoned(lease: dict[str, Any]) -> bool:
+    if lease["host"] != _host():
+        return time.time() - float(lease["used"]) > _FOREIGN_LEASE_S
+    started = _started(int(lease["pid"]))
+    return started is None or abs(started - float(lease["started"])) > _SAME_START_S
+
+
+def _host() -> str:
+    """What a process id belongs to. Containers may share a host name, and machines the number of a namespace."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot}/{os.readlink('/proc/self/ns/pid')}"
+    except OSError:  # not Linux
+        return socket.gethostname()
+
+
+def _started(pid: int) -> float | None:
+    """When the process started, in seconds since the epoch; None if there is no such process."""
+    try:
+        return float(psutil.Process(pid).create_time())
+    except psutil.Error:
+        return None
+
+
+@atexit.register
+def _delete_all() -> None:
+    with _lock:
+        entries, _entries[:] = list(_entries), []
+    for entry in entries:
+        _delete(entry.store, entry.path)
+
+
+def _forget_all_after_fork() -> None:
+    # A child neither owns its parent's datasets nor can it wait for a lock that was held when it was forked.
+    global _lock
+    _lock = threading.RLock()
+    _entries.clear()
+
+
+os.register_at_fork(after_in_child=_forget_all_after_fork)
