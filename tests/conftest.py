@@ -31,8 +31,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def spark(spark_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSession]:
-    """One session of two task slots for all tests marked `spark`."""
-    session = _start("local[2]", tmp_path_factory.mktemp("spark"), {})
+    """One session of three task slots for all tests marked `spark`."""
+    session = _start("local[3]", tmp_path_factory.mktemp("spark"), {})
     yield session
     session.stop()
 

@@ -1,0 +1,58 @@
+"""Which rank is blamed, and what the error says."""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+import cloudpickle
+
+from hvdspark.errors import DataError, RankFailedError
+from hvdspark.launch.supervisor import first_failure
+
+
+def failed(kind: str, at_s: float, **more: Any) -> dict[str, Any]:
+    return {"status": "failed", "kind": kind, "cause": f"{kind} at {at_s}", "host": "h", "ended_at_s": at_s, **more}
+
+
+ABORTED = {"status": "aborted", "kind": "stopped", "cause": "stopped", "host": "h", "ended_at_s": 9.0}
+OK = {"status": "ok", "host": "h", "ended_at_s": 1.0}
+
+
+def test_the_culprit_is_blamed_even_if_a_victim_was_faster() -> None:
+    error = first_failure({0: failed("peer_lost", 1.0), 1: failed("signal", 2.0), 2: ABORTED})
+    assert isinstance(error, RankFailedError)
+    assert (error.rank, error.kind) == (1, "signal")
+
+
+def test_the_first_of_several_culprits_is_blamed() -> None:
+    error = first_failure({0: failed("exception", 3.0), 1: failed("exit", 2.0), 2: OK})
+    assert isinstance(error, RankFailedError)
+    assert error.rank == 1
+
+
+def test_a_victim_is_named_when_nobody_else_is_left() -> None:
+    error = first_failure({0: OK, 1: failed("peer_lost", 2.0)})
+    assert isinstance(error, RankFailedError)
+    assert (error.rank, error.kind) == (1, "peer_lost")
+
+
+def test_all_aborted() -> None:
+    error = first_failure({0: OK, 1: ABORTED})
+    assert isinstance(error, RankFailedError)
+    assert error.rank == 1
+
+
+def test_the_message_has_rank_host_cause_traceback_and_output() -> None:
+    error = first_failure({0: failed("exception", 1.0, traceback="File x.py, line 3", tail="loss 0.3\nloss nan")})
+    for part in ("rank 0", "host h", "exception at 1.0", "File x.py, line 3", "loss nan"):
+        assert part in str(error)
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)
+
+
+def test_an_error_of_our_own_is_raised_as_itself() -> None:
+    own = DataError("bad", value=3, where="x", hint="fix it")
+    error = first_failure({0: failed("exception", 1.0, error=cloudpickle.dumps(own).hex())})
+    assert isinstance(error, DataError)
+    assert str(error) == str(own)
+    assert isinstance(error.__cause__, RankFailedError)
