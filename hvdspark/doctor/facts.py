@@ -147,11 +147,14 @@ def _with_store(facts: Facts, uri: str) -> Facts:
 
 def _with_session(facts: Facts, master: str | None, timeout_s: float) -> Facts:
     """In a thread, because a master that does not answer can keep the JVM waiting for ever."""
+    from pyspark.sql import SparkSession
+
+    active = SparkSession.getActiveSession()  # here, because a session is active for a thread
     outcome: list[Facts] = []
 
     def look() -> None:
         try:
-            outcome.append(replace(facts, session=_session_facts(master)))
+            outcome.append(replace(facts, session=_session_facts(active, master)))
         except Exception as error:  # whatever it is, it is the diagnosis
             outcome.append(replace(facts, session_error=_last_line(str(error)) or type(error).__name__))
 
@@ -161,12 +164,9 @@ def _with_session(facts: Facts, master: str | None, timeout_s: float) -> Facts:
     return outcome[0] if outcome else replace(facts, session_error=f"no answer within {timeout_s:g} s")
 
 
-def _session_facts(master: str | None) -> SessionFacts:
-    from pyspark.sql import SparkSession
-
+def _session_facts(active: SparkSession | None, master: str | None) -> SessionFacts:
     from hvdspark.launch.session import is_connect, total_slots
 
-    active = SparkSession.getActiveSession()
     spark = active or _start(master)
     try:
         connect = is_connect(spark)

@@ -98,7 +98,7 @@ def _session_rows(facts: Facts) -> Iterator[Row]:
         if facts.session_error is None:
             yield Row(SKIPPED, "Session", "not started: Java, Python and Spark have to work first")
         else:
-            fix = "check --master, and that nothing in spark-defaults.conf or SPARK_HOME points elsewhere"
+            fix = "read what Spark printed above this table; check --master, SPARK_HOME and spark-defaults.conf"
             yield Row(BROKEN, "Session", "does not start", facts.session_error, fix)
         return
     yield Row(OK, "Session", session.master)

@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+
+from hvdspark import versions
+from hvdspark.doctor import facts
+
+with_horovod, with_session = facts._with_horovod, facts._with_session
+NOTHING_YET = facts.Facts(versions={})
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither torch is imported nor a session started, but by the tests that are about them."""
+    monkeypatch.setattr(facts, "_with_horovod", lambda known: known)
+    monkeypatch.setattr(facts, "_with_session", lambda known, master, timeout_s: known)
+
+
+def fake_java(directory: Path, script: str) -> str:
+    (directory / "bin").mkdir()
+    java = directory / "bin" / "java"
+    java.write_text(f"#!/bin/sh\n{script}\n")
+    java.chmod(0o755)
+    return str(directory)
+
+
+def test_java_is_the_one_that_spark_would_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JAVA_HOME", fake_java(tmp_path, "echo 'openjdk version \"11.0.2\" 2019-01-15' >&2"))
+    assert facts.gather().versions["Java"] == "11.0.2"
+
+
+def test_no_session_is_started_with_a_java_that_cannot_run_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[object] = []
+    monkeypatch.setattr(facts, "_with_session", lambda known, master, timeout_s: started.append(master) or known)
+    facts.gather("local[2]")
+    assert started == ["local[2]"]
+    monkeypatch.setenv("JAVA_HOME", str(tmp_path / "nowhere"))
+    assert facts.gather("local[2]").versions["Java"] is None
+    assert started == ["local[2]"]
+
+
+def test_what_horovod_was_built_with() -> None:
+    found = with_horovod(NOTHING_YET)
+    assert found.horovod is not None
+    assert "Gloo" in found.horovod.controllers
+    assert found.horovod_error is None
+
+
+def test_horovod_that_ends_its_interpreter_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(facts, "_ASK_HOROVOD", 'print(\'{"cuda": "12.8"}\', flush=True); import os; os.abort()')
+    found = with_horovod(NOTHING_YET)
+    assert found.torch_cuda == "12.8"
+    assert found.horovod is None
+    assert found.horovod_error == "exit -6"
+
+
+def test_horovod_that_does_not_import_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(facts, "_ASK_HOROVOD", "import horovod.not_there")
+    assert with_horovod(NOTHING_YET).horovod_error == "ModuleNotFoundError: No module named 'horovod.not_there'"
+
+
+def test_missing_packages_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(versions, "PACKAGES", ("pyspark", "not-a-package"))
+    assert facts.gather().versions["not-a-package"] is None
+
+
+def test_store(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    assert facts.gather(store=store.as_uri()).store_error is None
+    (tmp_path / "file").touch()
+    found = facts.gather(store=(tmp_path / "file" / "below").as_uri())
+    assert found.store_error
+    assert found.store_hint
+    assert not found.store_error.endswith(found.store_hint)
+
+
+def test_a_session_that_does_not_answer_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    release = threading.Event()
+    monkeypatch.setattr(facts, "_session_facts", lambda *_: release.wait(30))
+    found = with_session(NOTHING_YET, None, timeout_s=0.1)
+    release.set()
+    assert found.session_error == "no answer within 0.1 s"
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("Traceback:\n  File x\nValueError: no\n\n\tat java.Thread\n", "ValueError: no"),
+        ("pkg.sub.OddError: no", "pkg.sub.OddError: no"),
+        ("nothing like that\nlast\n", "last"),
+        ("", ""),
+    ],
+)
+def test_last_line(text: str, line: str) -> None:
+    assert facts._last_line(text) == line

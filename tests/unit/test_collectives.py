@@ -1,0 +1,183 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from hvdspark.collectives import Collective, LocalCollective, ThreadedCollective, run_threaded
+
+SIZES = [1, 2, 3, 5]
+
+
+def on_ranks(size: int, fn: Callable[[Collective], object]) -> list[object]:
+    """`fn` on the collective that this size deserves: a world of one is LocalCollective."""
+    return [fn(LocalCollective())] if size == 1 else run_threaded(size, fn)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.int64])
+def test_allreduce_sum(size: int, dtype: torch.dtype) -> None:
+    def body(collective: Collective) -> torch.Tensor:
+        mine = torch.tensor([collective.rank + 1, 10 * collective.rank], dtype=dtype)
+        total = collective.allreduce_sum(mine, "t")
+        assert mine.tolist() == [collective.rank + 1, 10 * collective.rank]  # the input is left as it is
+        total += 0
+        return total
+
+    expected = [sum(range(1, size + 1)), 10 * sum(range(size))]
+    for total in on_ranks(size, body):
+        assert total.dtype == dtype
+        assert total.tolist() == expected
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_all_ranks_get_the_same_bits(size: int) -> None:
+    # Floating-point addition is not associative: 1e8 + 1 - 1e8 depends on the order.
+    values = [1e8, 1.0, -1e8]
+    totals = run_threaded(size, lambda c: c.allreduce_sum(torch.tensor([values[c.rank]]), "t"))
+    assert len({total.item() for total in totals}) == 1
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_broadcast(size: int) -> None:
+    root = size - 1
+    results = on_ranks(size, lambda c: c.broadcast(torch.full((2,), float(c.rank)), root, "b"))
+    assert [result.tolist() for result in results] == [[root, root]] * size
+
+
+def test_results_are_not_shared_between_ranks() -> None:
+    def body(collective: Collective) -> torch.Tensor:
+        got = collective.broadcast(torch.zeros(1), 0, "b")
+        collective.allreduce_sum(torch.zeros(1), "barrier")
+        got += collective.rank
+        collective.allreduce_sum(torch.zeros(1), "barrier")
+        return got
+
+    assert [result.item() for result in run_threaded(3, body)] == [0, 1, 2]
+
+
+def test_broadcast_parameters_overwrites_in_place() -> None:
+    def body(collective: Collective) -> bool:
+        module = torch.nn.Linear(2, 1)
+        with torch.no_grad():
+            module.weight.fill_(float(collective.rank))
+        before = module.weight
+        collective.broadcast_parameters(dict(module.named_parameters()), root=1)
+        return module.weight is before and bool((module.weight == 1).all())
+
+    assert run_threaded(3, body) == [True] * 3
+
+
+def train(collective: Collective, steps: int, accumulation_steps: int = 1, clip: float | None = None) -> list[float]:
+    """Plain SGD on two parameters whose gradients on rank r are r + 1 and, on rank 0 only, 100."""
+    everywhere, rank_0_only = torch.nn.Parameter(torch.zeros(1)), torch.nn.Parameter(torch.zeros(1))
+    optimizer = collective.distributed_optimizer(
+        torch.optim.SGD([everywhere, rank_0_only], lr=1.0),
+        [("everywhere", everywhere), ("rank_0_only", rank_0_only)],
+        accumulation_steps=accumulation_steps,
+    )
+    for _ in range(steps):
+        optimizer.zero_grad()
+        for _ in range(accumulation_steps):
+            loss = everywhere.sum() * (collective.rank + 1)
+            if collective.rank == 0:
+                loss = loss + rank_0_only.sum() * 100
+            loss.backward()
+        if rank_0_only.grad is None:  # the promise of every caller: see `distributed_optimizer`
+            rank_0_only.grad = torch.zeros_like(rank_0_only)
+        if clip is None:
+            optimizer.step()
+        else:
+            optimizer.synchronize()  # type: ignore[attr-defined]
+            torch.nn.utils.clip_grad_norm_([everywhere, rank_0_only], clip)
+            with optimizer.skip_synchronize():  # type: ignore[attr-defined]
+                optimizer.step()
+    return [everywhere.item(), rank_0_only.item()]
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("accumulation_steps", [1, 3])
+def test_optimizer_steps_with_the_sum_of_all_gradients(size: int, accumulation_steps: int) -> None:
+    expected = [-2.0 * accumulation_steps * sum(range(1, size + 1)), -2.0 * accumulation_steps * 100]
+    assert on_ranks(size, lambda c: train(c, 2, accumulation_steps)) == [expected] * size
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_gradients_are_summed_once_when_clipped_by_hand(size: int) -> None:
+    total = torch.tensor([float(sum(range(1, size + 1))), 100.0])
+    expected = (-2 * total / total.norm()).tolist()
+    for result in on_ranks(size, lambda c: train(c, 2, clip=1.0)):
+        assert result == pytest.approx(expected, rel=1e-5)
+
+
+def test_frozen_parameters_get_no_gradient() -> None:
+    frozen = torch.nn.Parameter(torch.zeros(1), requires_grad=False)
+    optimizer = LocalCollective().distributed_optimizer(torch.optim.SGD([frozen], lr=1.0), [("frozen", frozen)])
+    optimizer.step()
+    assert frozen.grad is None
+
+
+def test_the_first_error_of_a_rank_is_raised_and_ends_the_others() -> None:
+    def body(collective: Collective) -> None:
+        if collective.rank == 1:
+            raise ValueError("rank 1 has a reason")
+        collective.allreduce_sum(torch.zeros(1), "never complete")
+
+    started = time.monotonic()
+    with pytest.raises(ValueError, match="rank 1 has a reason"):
+        run_threaded(3, body)
+    assert time.monotonic() - started < 5
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("rank-")]
+
+
+def test_a_rank_that_stays_away_is_not_waited_for_for_ever() -> None:
+    def body(collective: Collective) -> None:
+        if collective.rank == 0:
+            collective.allreduce_sum(torch.zeros(1), "t")
+
+    with pytest.raises(threading.BrokenBarrierError):
+        run_threaded(2, body, timeout_s=0.2)
+
+
+def test_different_names_at_the_same_time_are_an_error() -> None:
+    with pytest.raises(RuntimeError, match="different collectives"):
+        run_threaded(2, lambda c: c.allreduce_sum(torch.zeros(1), f"mine-{c.rank}"))
+
+
+def test_threaded_ranks_know_their_place() -> None:
+    def body(collective: ThreadedCollective) -> tuple[int, int]:
+        return collective.rank, collective.size
+
+    assert run_threaded(3, body) == [(0, 3), (1, 3), (2, 3)]
+
+
+HOROVOD_WORLD_OF_ONE = """
+import torch, horovod.torch as hvd
+from hvdspark.collectives import HorovodCollective, LocalCollective
+from tests.unit.test_collectives import train
+
+hvd.init()
+collective = HorovodCollective()
+assert (collective.rank, collective.size) == (0, 1)
+mine = torch.tensor([1.0, 2.0])
+assert collective.allreduce_sum(mine, "t").tolist() == [1.0, 2.0]
+assert collective.allreduce_sum(torch.tensor([2**60 + 1]), "i").item() == 2**60 + 1
+assert collective.broadcast(mine, 0, "b").tolist() == [1.0, 2.0]
+module = torch.nn.Linear(2, 1)
+collective.broadcast_parameters(dict(module.named_parameters()))
+for arguments in ({"steps": 3}, {"steps": 2, "accumulation_steps": 3}, {"steps": 2, "clip": 1.0}):
+    assert train(collective, **arguments) == train(LocalCollective(), **arguments), arguments
+print("same as LocalCollective")
+"""
+
+
+def test_horovod_in_a_world_of_one() -> None:
+    # In a process of its own: Horovod starts threads and cannot be taken back.
+    result = subprocess.run([sys.executable, "-c", HOROVOD_WORLD_OF_ONE], capture_output=True, text=True, timeout=100)
+    assert result.returncode == 0, result.stderr
+    assert "same as LocalCollective" in result.stdout

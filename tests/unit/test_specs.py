@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hvdspark.specs import ColumnSpec, DatasetSpec, RowGroup, TrainSpec, World, from_json, to_json
+
+DATASET = DatasetSpec(
+    path="datasets/abc",
+    columns=(ColumnSpec("x", "float32", "fixed", 3), ColumnSpec("y", "int64", "scalar")),
+    train=(RowGroup("part-0.parquet", 0, 10, 100), RowGroup("part-0.parquet", 1, 7, 80)),
+    validation=(RowGroup("part-1.parquet", 0, 5, 60),),
+)
+TRAIN = TrainSpec(
+    run_id="r1",
+    store_uri="file:///tmp/s",
+    dataset=DATASET,
+    features=("x",),
+    labels=("y",),
+    gradient_clip_norm=1.5,
+    schedule="step",
+    schedule_args={"every": 2.0},
+)
+
+
+@pytest.mark.parametrize("spec", [World(0, 2, 0, 1, 0, 2, "h"), DATASET, TRAIN, DATASET.columns[1], DATASET.train[0]])
+def test_round_trip(spec: object) -> None:
+    assert from_json(type(spec), to_json(spec)) == spec
+
+
+names = st.text(max_size=20)
+groups = st.builds(RowGroup, names, st.integers(0, 9), st.integers(0, 2**62), st.integers(0, 2**62))
+columns = st.builds(
+    ColumnSpec, names, st.sampled_from(["float32", "int64"]), st.just("fixed"), st.none() | st.integers(1, 9)
+)
+
+
+@given(st.builds(DatasetSpec, names, st.tuples(columns), st.tuples(groups, groups), st.just(()) | st.tuples(groups)))
+def test_round_trip_of_any_dataset(spec: DatasetSpec) -> None:
+    assert from_json(DatasetSpec, to_json(spec)) == spec
+
+
+def test_rows_are_summed_over_row_groups() -> None:
+    assert (DATASET.train_rows, DATASET.validation_rows) == (17, 5)
+    assert dataclasses.replace(DATASET, train=(), validation=()).train_rows == 0
+
+
+def test_equal_specs_have_equal_text() -> None:
+    assert to_json(TRAIN) == to_json(dataclasses.replace(TRAIN))
+    assert list(json.loads(to_json(TRAIN))) == sorted(json.loads(to_json(TRAIN)))
+
+
+def test_specs_cannot_be_changed() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        TRAIN.epochs = 2  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("text", ['{"rank": 0}', '{"rank": 0, "unknown": 1}'])
+def test_text_of_another_class_is_refused(text: str) -> None:
+    with pytest.raises((KeyError, TypeError)):
+        from_json(World, text)
