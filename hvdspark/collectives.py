@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -50,8 +50,9 @@ class Collective(Protocol):
 
         The caller scales its local loss so that this sum is the gradient of the global mean. With
         `accumulation_steps` n, gradients of n backward passes are added up locally before they are exchanged;
-        `step()` and `zero_grad()` are called once for n backward passes. `synchronize()` waits for the exchange,
-        so that gradients can be clipped before `step()`, which must then run inside `skip_synchronize()`.
+        nothing divides by n. `synchronize()` may come earlier (an incomplete last group) and waits for the exchange,
+        so that gradients can be clipped before `step()`, which must then run inside `skip_synchronize()`. Parameters
+        that no gradient reached on some rank must be given a zero gradient before `synchronize()`.
         """
         ...
 
@@ -78,7 +79,7 @@ class LocalCollective:
         compression: str = "none",
         accumulation_steps: int = 1,
     ) -> torch.optim.Optimizer:
-        return _summing_optimizer(optimizer, list(named_parameters), self)
+        return _summing_optimizer(optimizer, named_parameters, self)
 
 
 class HorovodCollective:
@@ -107,13 +108,16 @@ class HorovodCollective:
         compression: str = "none",
         accumulation_steps: int = 1,
     ) -> torch.optim.Optimizer:
-        return self._hvd.DistributedOptimizer(
-            optimizer,
-            named_parameters=list(named_parameters),
+        distributed = self._hvd.DistributedOptimizer(
+            _adoptable(optimizer),
+            named_parameters=[(f"gradients/{name}", parameter) for name, parameter in named_parameters],
             compression={"none": self._hvd.Compression.none, "fp16": self._hvd.Compression.fp16}[compression],
             backward_passes_per_step=accumulation_steps,
             op=self._hvd.Sum,
         )
+        # torch wraps `step` to run its hooks. Wrapping Horovod's `step` too would run them twice.
+        type(distributed).step.hooked = True
+        return distributed
 
 
 class ThreadedCollective:
@@ -145,7 +149,7 @@ class ThreadedCollective:
         compression: str = "none",
         accumulation_steps: int = 1,
     ) -> torch.optim.Optimizer:
-        return _summing_optimizer(optimizer, list(named_parameters), self)
+        return _summing_optimizer(optimizer, named_parameters, self)
 
 
 class _Board:
@@ -194,25 +198,41 @@ def run_threaded(size: int, fn: Callable[[ThreadedCollective], R], timeout_s: fl
     return results
 
 
+def _adoptable(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """`optimizer` in a form that Horovod can copy without loss.
+
+    Horovod's DistributedOptimizer makes a subclass and constructs it from the parameter groups alone. Constructor
+    arguments that are not options of the groups are lost (Adagrad's initial_accumulator_value, any required argument
+    of a user's class), and so is state. The subclass made here takes everything over instead of constructing it.
+    """
+    kind: Any = type(optimizer)
+
+    class Adopted(kind):
+        def __init__(self, params: Any) -> None:
+            self.__dict__.update(optimizer.__dict__)
+
+    Adopted.__name__ = kind.__name__
+    adopted = Adopted.__new__(Adopted)
+    Adopted.__init__(adopted, None)
+    return adopted
+
+
 def _summing_optimizer(
     optimizer: torch.optim.Optimizer,
-    named_parameters: Sequence[tuple[str, torch.nn.Parameter]],
+    named_parameters: Iterable[tuple[str, torch.nn.Parameter]],
     collective: Collective,
 ) -> torch.optim.Optimizer:
     """Give `optimizer` the interface of Horovod's DistributedOptimizer, with the sum taken by `collective`."""
+    names = {id(parameter): name for name, parameter in named_parameters}
     state = {"synchronized": False}
 
     def synchronize() -> None:
-        for name, parameter in named_parameters:
-            if parameter.requires_grad:
-                if parameter.grad is None:  # not reached by this rank's batch, but perhaps by another rank's
-                    parameter.grad = torch.zeros_like(parameter)
-                parameter.grad.copy_(collective.allreduce_sum(parameter.grad, f"gradients/{name}"))
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None and collective.size > 1:
+                    name = f"gradients/{names[id(parameter)]}"
+                    parameter.grad = collective.allreduce_sum(parameter.grad, name)
         state["synchronized"] = True
-
-    @contextlib.contextmanager
-    def skip_synchronize() -> Iterator[None]:
-        yield
 
     def before_step(*_: Any) -> None:
         if not state["synchronized"]:
@@ -221,5 +241,5 @@ def _summing_optimizer(
 
     optimizer.register_step_pre_hook(before_step)
     optimizer.synchronize = synchronize  # type: ignore[attr-defined]
-    optimizer.skip_synchronize = skip_synchronize  # type: ignore[attr-defined]
+    optimizer.skip_synchronize = contextlib.nullcontext  # type: ignore[attr-defined]
     return optimizer

@@ -79,7 +79,7 @@ def train(
     steps = -(-spec.dataset.train_rows // spec.batch_size)
     updates = spec.epochs * -(-steps // spec.accumulation_steps)
     schedule = program.schedule
-    if schedule is None and spec.schedule is not None:
+    if schedule is None and (spec.schedule is not None or spec.schedule_args):
         schedule = make_schedule(spec.schedule, spec.schedule_args, updates)
     step = GradientStep(
         spec,

@@ -57,7 +57,8 @@ class WeightedMean:
     def value(self, sums: Tensor) -> tuple[float, str | None]:
         if sums[1] == 0:
             return math.nan, "the validation rows have no weight"
-        return (sums[0] / sums[1]).item(), None
+        mean = (sums[0] / sums[1]).item()
+        return mean, None if math.isfinite(mean) else "not finite: look for NaN in the validation rows"
 
 
 class AUC:
@@ -78,10 +79,11 @@ class AUC:
         self.sums = torch.zeros(2 * AUC_BINS, dtype=torch.float64)
 
     def update(self, output: Tensor, label: Tensor, weight: Tensor) -> None:
-        score = self._logits(as_prediction(output)).double().clamp(-1e9, 1e9)
+        score, label = as_prediction(self._logits(output)).double().clamp(-1e9, 1e9), as_prediction(label)
+        _check_same_shape("auc", score, label)
         squashed = score / (_AUC_CENTRE + score.abs())
         bins = ((squashed + 1.0) * (AUC_BINS / 2)).long().clamp(0, AUC_BINS - 1)
-        bins += (as_prediction(label) > 0.5).long() * AUC_BINS
+        bins += (label > 0.5).long() * AUC_BINS
         self.sums += torch.bincount(bins, weights=weight.double(), minlength=2 * AUC_BINS).cpu()
 
     def value(self, sums: Tensor) -> tuple[float, str | None]:
@@ -121,7 +123,7 @@ def make_metric(name: str, probabilities: Probabilities, loss_has_logits: bool) 
     if name == "auc":
         if probabilities is None or loss_has_logits:
             return AUC(lambda output: output)
-        return AUC(lambda output: torch.logit(probabilities(output).double()))
+        return AUC(lambda output: torch.logit(_of_second_class(probabilities(output)).double()))
     if probabilities is None:
         raise ConfigurationError(
             f"{name} needs to know how the output becomes a probability",
@@ -144,13 +146,22 @@ def metric_names(metrics: Sequence[str], labels: Sequence[str]) -> list[tuple[st
 
 def _difference(output: Tensor, label: Tensor) -> Tensor:
     prediction, label = as_prediction(output).double(), as_prediction(label).double()
-    if prediction.shape != label.shape:
+    _check_same_shape("mse and mae", prediction, label)
+    return prediction - label
+
+
+def _check_same_shape(metric: str, output: Tensor, label: Tensor) -> None:
+    if output.shape != label.shape:
         raise ConfigurationError(
-            "mse and mae need an output and a label of the same shape",
+            f"{metric} needs an output and a label of the same shape",
             value=f"output {tuple(output.shape)}, label {tuple(label.shape)}",
             where="metrics",
         )
-    return prediction - label
+
+
+def _of_second_class(probability: Tensor) -> Tensor:
+    """The probability of class 1 where there is one column for each of two classes."""
+    return probability[:, 1] if probability.dim() == 2 and probability.shape[1] == 2 else probability
 
 
 def _of_class(probability: Tensor, label: Tensor) -> Tensor:

@@ -28,7 +28,8 @@ from hvdspark.train.schedule import Schedule
 
 @dataclass
 class _Divergence:
-    loss: float
+    what: str
+    value: float | None
     step: int
     columns: list[str]
 
@@ -67,11 +68,9 @@ class GradientStep:
         self._trained = self._parameters_to_train()
         self._sparse = [p for p in self._trained if id(p) in sparse]
         self._check_sparse()
-        dense = [p for p in self._trained if id(p) not in sparse]
-        # Divergence anywhere makes every gradient NaN everywhere, so looking at the smallest one is enough.
-        self._sentinel = min(dense or self._trained, key=lambda p: p.numel())
         self._diverged: _Divergence | None = None
         self._group_weight = 0.0
+        self._group_inputs: list[tuple[int, list[Input]]] = []  # to name columns with NaN
 
     def batch_weight(self, batch: Batch, global_rows: int) -> float:
         """Collective if there is a weight column: the sum of the weights over the global batch, else its rows.
@@ -109,6 +108,7 @@ class GradientStep:
         if batch.rows == 0 or total_weight == 0.0 or self._diverged is not None:
             return 0.0, 0.0
         inputs = inputs_of(batch.columns, self._spec.features, self._device)
+        self._group_inputs.append((step, inputs))
         labels = [tensor_column(batch, name).to(self._device) for name in self._spec.labels]
         with batch_statistics(self._module, batch.rows), training_arithmetic(self._precision, self._device):
             self.outputs = forward(self._module, inputs, batch.rows)
@@ -120,7 +120,8 @@ class GradientStep:
         local = rows.sum()
         loss_sum = local.item()
         if not math.isfinite(loss_sum):
-            self._diverged = _Divergence(loss_sum, step, _columns_with_nan(self._spec.features, inputs))
+            what = "the loss became NaN" if math.isnan(loss_sum) else "the loss became infinite"
+            self._diverged = _Divergence(what, loss_sum, step, _columns_with_nan(self._spec.features, inputs))
             return loss_sum, local_weight
         if not local.requires_grad:
             raise ConfigurationError(
@@ -145,17 +146,17 @@ class GradientStep:
         self._group_weight = 0.0
         self._fill_missing_gradients()
         self._optimizer.synchronize()  # type: ignore[attr-defined]
-        if not torch.isfinite(_values(self._sentinel.grad)).all():
+        gradients = [parameter.grad for parameter in self._trained if parameter.grad is not None]
+        clip = self._spec.gradient_clip_norm
+        finite = math.isfinite(clip_gradients(gradients, clip)) if clip is not None else _all_finite(gradients)
+        if not finite:
             self._raise_diverged(epoch, step)
-        if self._spec.gradient_clip_norm is not None:
-            norm = clip_gradients(self._trained, self._spec.gradient_clip_norm)
-            if not math.isfinite(norm):
-                self._raise_diverged(epoch, step)
         if rate is not None:
             self._set_rate(rate)
         with self._optimizer.skip_synchronize():  # type: ignore[attr-defined]
             self._optimizer.step()
         self._optimizer.zero_grad()
+        self._group_inputs.clear()
 
     def check_weights(self, epoch: int, step: int) -> None:
         """Raise TrainingDivergedError if a trained weight is not finite. The same on every rank, without a collective.
@@ -168,7 +169,7 @@ class GradientStep:
                 where=f"epoch {epoch}",
                 hint="freeze parameters before fit; a learning rate of 0 in a callback freezes them later",
             )
-        if not all(torch.isfinite(parameter).all() for parameter in self._trained):
+        if not _all_finite([parameter.detach() for parameter in self._trained]):
             raise _diverged("the weights are not finite", None, f"epoch {epoch}, step {step}", self._spec, [])
 
     def _fill_missing_gradients(self) -> None:
@@ -184,15 +185,20 @@ class GradientStep:
                 parameter.grad = _sparse_row(parameter, value) if sparse else torch.full_like(parameter, value)
 
     def _raise_diverged(self, epoch: int, step: int) -> None:
-        failed = ranks_where(self._collective, self._diverged is not None, "train/diverged/ranks")
+        """Collective. Agree on the first rank that knows why, and raise its words everywhere."""
+        mine = self._diverged
+        for number, inputs in self._group_inputs if mine is None else []:
+            columns = _columns_with_nan(self._spec.features, inputs)
+            if columns:
+                mine = _Divergence("a gradient became NaN or infinite", None, number, columns)
+                break
+        knowing = ranks_where(self._collective, mine is not None, "train/diverged/ranks")
         where = f"epoch {epoch}, step {step}"
-        if not failed:
+        if not knowing:
             raise _diverged("a gradient became NaN or infinite", None, where, self._spec, [])
-        mine = vars(self._diverged) if self._diverged is not None else None
-        first = broadcast_json(self._collective, mine, failed[0], "train/diverged/first")
-        what = "the loss became NaN" if math.isnan(first["loss"]) else "the loss became infinite"
-        where = f"rank {failed[0]}, epoch {epoch}, step {first['step']}"
-        raise _diverged(what, first["loss"], where, self._spec, first["columns"])
+        first = _Divergence(**broadcast_json(self._collective, mine and vars(mine), knowing[0], "train/diverged/first"))
+        where = f"rank {knowing[0]}, epoch {epoch}, step {first.step}"
+        raise _diverged(first.what, first.value, where, self._spec, first.columns)
 
     def _set_rate(self, factor: float) -> None:
         for group, rate in zip(self._optimizer.param_groups, self._rates, strict=True):
@@ -224,9 +230,8 @@ def tensor_column(batch: Batch, name: str) -> Tensor:
     return column
 
 
-def clip_gradients(parameters: list[nn.Parameter], max_norm: float) -> float:
+def clip_gradients(gradients: list[Tensor], max_norm: float) -> float:
     """Scale all gradients together so that their L2 norm is at most `max_norm`; returns the norm before."""
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     norms = [torch.linalg.vector_norm(_values(gradient)).float() for gradient in gradients]
     norm = torch.linalg.vector_norm(torch.stack(norms)).item()
     if norm > max_norm:
@@ -235,8 +240,13 @@ def clip_gradients(parameters: list[nn.Parameter], max_norm: float) -> float:
     return norm
 
 
-def _values(gradient: Tensor | None) -> Tensor:
-    assert gradient is not None
+def _all_finite(tensors: list[Tensor]) -> bool:
+    # A sum reads each number once and keeps every NaN and infinity; only its own overflow needs a second look.
+    sums = torch.stack([_values(tensor).sum().float() for tensor in tensors])
+    return bool(torch.isfinite(sums.sum())) or all(bool(torch.isfinite(_values(tensor)).all()) for tensor in tensors)
+
+
+def _values(gradient: Tensor) -> Tensor:
     # Rows that several ranks or batches touched are listed several times until they are coalesced.
     return gradient.coalesce().values() if gradient.is_sparse else gradient
 
@@ -245,7 +255,7 @@ def _sparse_row(parameter: nn.Parameter, value: float) -> Tensor:
     """A sparse gradient that says `value` for row 0 and nothing of the others."""
     index = torch.zeros((1, 1), dtype=torch.int64, device=parameter.device)
     values = torch.full((1, *parameter.shape[1:]), value, dtype=parameter.dtype, device=parameter.device)
-    return torch.sparse_coo_tensor(index, values, parameter.shape)
+    return torch.sparse_coo_tensor(index, values, parameter.shape, check_invariants=False)
 
 
 def _columns_with_nan(names: tuple[str, ...], inputs: list[Input]) -> list[str]:

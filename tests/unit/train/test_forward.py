@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from hvdspark.data.loader import Ragged
+from hvdspark.errors import ConfigurationError
+from hvdspark.train.forward import as_prediction, batch_statistics, forward, inputs_of
+from hvdspark.train.program import OutputSpec
+
+
+class Returns(nn.Module):
+    """A module that returns whatever it is told to."""
+
+    def __init__(self, value: Any) -> None:
+        super().__init__()
+        self.value = value
+
+    def forward(self, *inputs: Any) -> Any:
+        return self.value
+
+
+class Sums(nn.Module):
+    def forward(self, dense: Tensor, ids: Ragged) -> Tensor:
+        counts = (ids.offsets[1:] - ids.offsets[:-1]).float()
+        return dense.sum(dim=1) + 10 * counts
+
+
+def test_one_argument_for_each_feature_in_their_order() -> None:
+    columns = {
+        "ids": Ragged(torch.tensor([4, 5, 6]), torch.tensor([0, 2, 2, 3])),
+        "label": torch.zeros(3),
+        "dense": torch.ones(3, 2),
+    }
+    outputs = forward(Sums(), inputs_of(columns, ["dense", "ids"], "cpu"), 3)
+    torch.testing.assert_close(outputs.tensors[0], torch.tensor([22.0, 2.0, 12.0]))
+
+
+@pytest.mark.parametrize(
+    ("returned", "names"),
+    [
+        (torch.zeros(3), (None,)),
+        ((torch.zeros(3), torch.ones(3, 2)), (None, None)),
+        ([torch.zeros(3)], (None,)),
+        ({"click": torch.zeros(3, 1), "price": torch.ones(3)}, ("click", "price")),
+    ],
+)
+def test_outputs_are_named_tensors(returned: Any, names: tuple[str | None, ...]) -> None:
+    assert forward(Returns(returned), [], 3).names == names
+
+
+def test_outputs_describe_themselves_without_rows_or_half_precision() -> None:
+    returned = {"a": torch.zeros(3, 2, dtype=torch.bfloat16), "b": torch.zeros(3, dtype=torch.int64)}
+    outputs = forward(Returns(returned), [], 3)
+    assert outputs.describe() == (OutputSpec("a", (2,), "float32"), OutputSpec("b", (), "int64"))
+
+
+@pytest.mark.parametrize(
+    ("returned", "words"),
+    [
+        (torch.tensor(1.0), r"each of the 3 input rows: shape \(\)"),
+        (torch.zeros(2, 3), r"each of the 3 input rows: shape \(2, 3\) \(in output 0 of Returns\)"),
+        ((torch.zeros(3), torch.zeros(1)), "in output 1 of Returns"),
+        ("text", "must return a tensor.*'str'"),
+        (None, "'NoneType'"),
+        ((), "returned nothing"),
+    ],
+)
+def test_anything_else_is_refused(returned: Any, words: str) -> None:
+    with pytest.raises(ConfigurationError, match=words):
+        forward(Returns(returned), [], 3)
+
+
+def test_a_column_of_one_is_a_plain_column() -> None:
+    assert as_prediction(torch.zeros(3, 1)).shape == (3,)
+    assert as_prediction(torch.zeros(3, 2)).shape == (3, 2)
+    assert as_prediction(torch.zeros(1, 1, 4)).shape == (1, 1, 4)
+
+
+def test_one_row_is_normalised_by_the_running_statistics() -> None:
+    module = nn.Sequential(nn.BatchNorm1d(2), nn.BatchNorm1d(2).eval())
+    with pytest.raises(ValueError, match="more than 1 value"):
+        module(torch.ones(1, 2))
+    with batch_statistics(module, 1):
+        module(torch.ones(1, 2))
+    assert [layer.training for layer in module] == [True, False]
+    with batch_statistics(module, 2):
+        assert module[0].training

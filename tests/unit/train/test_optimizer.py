@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from hvdspark.errors import ConfigurationError
+from hvdspark.train.optimizer import make_optimizer
+
+
+class Closure(torch.optim.SGD):
+    def step(self, closure: Any) -> None:  # type: ignore[override]
+        super().step(closure)
+
+
+@pytest.mark.parametrize(
+    ("given", "kind", "rate"),
+    [
+        ("adam", torch.optim.Adam, 0.3),
+        ("adamw", torch.optim.AdamW, 0.3),
+        ("sgd", torch.optim.SGD, 0.3),
+        ("adagrad", torch.optim.Adagrad, 0.3),
+        ("rmsprop", torch.optim.RMSprop, 0.3),
+        (torch.optim.NAdam, torch.optim.NAdam, 0.3),
+        (functools.partial(torch.optim.SGD, momentum=0.9), torch.optim.SGD, 0.3),
+        (functools.partial(torch.optim.SGD, lr=0.7), torch.optim.SGD, 0.7),
+        (lambda parameters: torch.optim.SGD(parameters, lr=0.9), torch.optim.SGD, 0.9),
+        (lambda parameters, lr: torch.optim.SGD(parameters, lr=lr * 2), torch.optim.SGD, 0.6),
+    ],
+)
+def test_the_learning_rate_goes_to_what_has_none(given: Any, kind: type, rate: float) -> None:
+    optimizer = make_optimizer(given, nn.Linear(2, 1), 0.3)
+    assert type(optimizer) is kind
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(rate)
+
+
+def test_an_optimizer_is_used_as_it_is() -> None:
+    module = nn.Linear(2, 1)
+    own = torch.optim.SGD([{"params": [module.weight], "lr": 0.5}, {"params": [module.bias]}], lr=0.1)
+    assert make_optimizer(own, module, 0.3) is own
+    assert [group["lr"] for group in own.param_groups] == [0.5, 0.1]
+
+
+def test_frozen_parameters_are_left_out() -> None:
+    module = nn.Linear(2, 1)
+    module.bias.requires_grad_(False)
+    assert make_optimizer("adamw", module, 0.3).param_groups[0]["params"] == [module.weight]
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ("lion", "unknown optimizer: 'lion'"),
+        (3, "'int'"),
+        (lambda parameters: None, "must return a torch Optimizer: 'NoneType'"),
+        (torch.optim.SGD(nn.Linear(2, 1).parameters(), lr=0.1), "not the model's"),
+        (torch.optim.LBFGS, "closure are not supported: 'LBFGS'"),
+        (functools.partial(Closure, lr=0.1), "closure are not supported: 'Closure'"),
+    ],
+)
+def test_what_cannot_train_is_refused(given: Any, words: str) -> None:
+    with pytest.raises(ConfigurationError, match=words):
+        make_optimizer(given, nn.Linear(2, 1), 0.3)
+
+
+@pytest.mark.parametrize(
+    ("module", "words"), [(nn.LazyLinear(1), "no shape yet: 'weight'"), (nn.ReLU(), "no parameter to train: 'ReLU'")]
+)
+def test_modules_without_usable_parameters_are_refused(module: nn.Module, words: str) -> None:
+    with pytest.raises(ConfigurationError, match=words):
+        make_optimizer("adam", module, 0.3)

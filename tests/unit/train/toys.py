@@ -1,0 +1,59 @@
+"""Small modules for training tests, and one call that trains them on threads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hvdspark.collectives import ThreadedCollective, run_threaded
+from hvdspark.specs import TrainSpec
+from hvdspark.train.loop import train
+from hvdspark.train.program import Program, TrainResult
+
+
+class ClickNet(nn.Module):
+    """dense [rows, 3] and id [rows] -> logit [rows, 1]; the same initial weights each time it is made."""
+
+    def __init__(self, *, sparse: bool = False, batch_norm: bool = False, dropout: float = 0.0) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.embedding = nn.Embedding(11, 4, sparse=sparse)
+            self.hidden = nn.Linear(7, 8)
+            self.norm = nn.BatchNorm1d(8) if batch_norm else nn.Identity()
+            self.drop = nn.Dropout(dropout)
+            self.out = nn.Linear(8, 1)
+
+    def forward(self, dense: Tensor, id: Tensor) -> Tensor:
+        hidden = self.hidden(torch.cat([dense, self.embedding(id)], dim=1))
+        return self.out(self.drop(torch.tanh(self.norm(hidden))))
+
+
+def train_on_threads(
+    spec: TrainSpec,
+    make: Callable[[], Program],
+    size: int,
+    *,
+    generation: int = 0,
+    events: list[dict[str, Any]] | None = None,
+) -> tuple[list[Program], list[TrainResult]]:
+    """Train one program for each rank; programs and results by rank. `events` collects what is reported."""
+    programs = [make() for _ in range(size)]
+    report = events.append if events is not None else (lambda event: None)
+
+    def on_rank(collective: ThreadedCollective) -> TrainResult:
+        return train(spec, programs[collective.rank], collective, "cpu", report, generation)
+
+    return programs, run_threaded(size, on_rank, timeout_s=20)
+
+
+def weights_of(program: Program) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in program.module.state_dict().items()}
+
+
+def largest_difference(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
+    assert one.keys() == other.keys()
+    return max(float((one[name].double() - other[name].double()).abs().max()) for name in one)
