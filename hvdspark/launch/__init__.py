@@ -1,6 +1,7 @@
 """Start a gang of ranks on a Spark cluster and see it to its end."""
 
 from hvdspark.launch.context import RankContext, context
+from hvdspark.launch.session import check_session
 from hvdspark.launch.supervisor import run
 
-__all__ = ["RankContext", "context", "run"]
+__all__ = ["RankContext", "check_session", "context", "run"]

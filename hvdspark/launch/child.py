@@ -173,11 +173,11 @@ def describe_signal(number: int) -> str:
         name = signal.Signals(number).name
     except ValueError:
         name = "signal"
-    usual = {
+    usual: dict[int, str] = {
         signal.SIGKILL: "; often the kernel or the cluster manager when memory runs out: see "
         "spark.executor.memoryOverhead",
         signal.SIGSEGV: "; a crash in native code",
         signal.SIGABRT: "; native code gave up, its last output may say why",
         signal.SIGBUS: "; often a full /dev/shm or a truncated memory-mapped file",
-    }.get(number, "")
-    return f"killed by {name} ({number}){usual}"
+    }
+    return f"killed by {name} ({number}){usual.get(number, '')}"

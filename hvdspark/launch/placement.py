@@ -42,7 +42,13 @@ def host_key(hostname: str | None = None, container: str | None = None) -> str:
             namespaces.append(os.readlink(f"/proc/self/ns/{namespace}"))
         except OSError:  # no /proc: macOS
             namespaces.append("")
-    return "|".join([hostname or socket.gethostname(), *namespaces, container or os.environ.get("CONTAINER_ID", "")])
+    return "|".join(
+        [
+            hostname or socket.gethostname(),
+            *namespaces,
+            os.environ.get("CONTAINER_ID", "") if container is None else container,
+        ]
+    )
 
 
 def assign(peers: Sequence[Peer]) -> dict[int, World]:

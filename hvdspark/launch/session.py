@@ -34,7 +34,7 @@ def is_local(spark: SparkSession) -> bool:
     """Whether tasks run inside the driver (`local[n]`), where Spark does not schedule GPUs."""
     if is_connect(spark):
         return False
-    master = spark.sparkContext.master
+    master = spark.sparkContext.master or ""
     return master == "local" or (master.startswith("local[") and "cluster" not in master)
 
 

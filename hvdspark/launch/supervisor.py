@@ -11,7 +11,7 @@ import json
 import logging
 import secrets
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hvdspark.errors import ClusterError, ConfigurationError, HvdSparkError, RankFailedError, StartTimeoutError
@@ -161,7 +161,7 @@ def first_failure(outcomes: Mapping[int, Mapping[str, Any]]) -> Exception:
 def _collect(spark: SparkSession, spec: LaunchSpec) -> list[Any]:
     from hvdspark.launch.barrier import SCHEMA, run_task
 
-    def task(_: Iterator[Any]) -> Iterator[Any]:
+    def task(_: Iterable[Any]) -> Iterable[Any]:
         return run_task(spec)
 
     # A bare collect: a shuffle behind the barrier would make Spark retry it, without anyone agreeing on a state.
@@ -186,8 +186,9 @@ def _channel(spark: SparkSession, spec: LaunchSpec, watch: _StartWatch) -> Itera
 
 
 @contextlib.contextmanager
-def _cancellable(spark: SparkSession, tag: str) -> Iterator[Callable[[], None]]:
+def _cancellable(spark: SparkSession, tag: str) -> Iterator[Callable[[], Any]]:
     """Tag the jobs of this thread, and cancel them when the body is left by an exception (Ctrl-C included)."""
+    add: Callable[[str], Any]
     if session.is_connect(spark):
         add, remove, cancel = spark.addTag, spark.removeTag, spark.interruptTag
     else:
@@ -229,7 +230,7 @@ class _StartWatch:
         with self._changed:
             self._lost.append(hello)
 
-    def begin(self, timeout_s: float | None, cancel: Callable[[], None]) -> None:
+    def begin(self, timeout_s: float | None, cancel: Callable[[], Any]) -> None:
         if timeout_s is None:
             return
 

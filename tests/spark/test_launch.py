@@ -57,7 +57,13 @@ def describe_rank(text: str, punctuation: str = "") -> dict[str, Any]:
 def test_ranks_know_their_place(spark: SparkSession, nothing_left_behind: None, size: int) -> None:
     events: queue.Queue[dict[str, Any]] = queue.Queue()
     results = hvdspark.run(
-        describe_rank, ("hi",), {"punctuation": "!"}, num_workers=size, spark=spark, store_uri="/tmp/x", on_event=events.put
+        describe_rank,
+        ("hi",),
+        {"punctuation": "!"},
+        num_workers=size,
+        spark=spark,
+        store_uri="/tmp/x",
+        on_event=events.put,
     )
     assert [result["context"] for result in results] == [(rank, size, rank, size) for rank in range(size)]
     assert all(result["horovod"] == result["context"] for result in results)
@@ -246,7 +252,9 @@ def test_too_few_slots_is_known_before_anything_starts(spark: SparkSession, noth
     assert time.monotonic() - started < 1
 
 
-def test_slots_that_are_taken_end_in_a_start_timeout(spark: SparkSession, nothing_left_behind: None, tmp_path: Any) -> None:
+def test_slots_that_are_taken_end_in_a_start_timeout(
+    spark: SparkSession, nothing_left_behind: None, tmp_path: Any
+) -> None:
     marker = tmp_path / "release"
 
     def occupy(batches: Any) -> Any:

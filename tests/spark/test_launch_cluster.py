@@ -37,13 +37,15 @@ def test_executors_of_one_machine_form_one_host(local_cluster: SparkSession, not
 def kill_executor_of(rank: int, generation: int) -> int:
     context = hvdspark.context()
     if (context.rank, context.generation) == (rank, generation):
-        executor = next(p for p in psutil.Process().parents() if "CoarseGrainedExecutorBackend" in " ".join(p.cmdline()))
+        executor = next(
+            p for p in psutil.Process().parents() if "CoarseGrainedExecutorBackend" in " ".join(p.cmdline())
+        )
         os.kill(executor.pid, signal.SIGKILL)
         time.sleep(600)
     import horovod.torch as hvd
     import torch
 
-    for step in range(200):
+    for _ in range(200):
         hvd.allreduce(torch.ones(1), name="step")
         if context.generation == generation:
             time.sleep(0.1)  # be in the middle of training when the other executor goes
@@ -71,7 +73,7 @@ from pyspark.sql import SparkSession
 import hvdspark
 from hvdspark.errors import HvdSparkError
 
-script, device = sys.argv[1:3]
+script, devices = sys.argv[1], sys.argv[2:]
 spark = (
     SparkSession.builder.master("local-cluster[2,1,1024]")
     .config("spark.ui.enabled", "false")
@@ -86,43 +88,40 @@ spark = (
 def see():
     return os.environ.get("CUDA_VISIBLE_DEVICES", "unset"), hvdspark.context().device
 
-try:
-    print("RESULT", json.dumps(hvdspark.run(see, num_workers=2, spark=spark, device=device)))
-except HvdSparkError as error:
-    print("RESULT", json.dumps(str(error)))
+for device in devices:
+    try:
+        print("RESULT", json.dumps(hvdspark.run(see, num_workers=2, spark=spark, device=device)))
+    except HvdSparkError as error:
+        print("RESULT", json.dumps(str(error)))
 spark.stop()
 """
 
 
-def run_with_gpus(tmp_path: Path, addresses: list[str], device: str, **environment: str) -> Any:
+def run_with_gpus(tmp_path: Path, addresses: list[str], devices: list[str], **environment: str) -> list[Any]:
+    """What ranks see for each of `devices`, in one session whose executors discover `addresses`."""
     script = tmp_path / "discover_gpus.sh"
     script.write_text(f"#!/bin/sh\necho '{json.dumps({'name': 'gpu', 'addresses': addresses})}'\n")
     script.chmod(0o755)
     done = subprocess.run(
-        [sys.executable, "-c", _GPU_SESSION, str(script), device],
+        [sys.executable, "-c", _GPU_SESSION, str(script), *devices],
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
         timeout=100,
     )
     lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT")]
-    assert lines, done.stderr[-3000:]
-    return json.loads(lines[0].removeprefix("RESULT"))
+    assert len(lines) == len(devices), done.stderr[-3000:]
+    return [json.loads(line.removeprefix("RESULT")) for line in lines]
 
 
 def test_ranks_see_the_gpu_that_spark_assigned(spark_home: Path, tmp_path: Path) -> None:
-    # "auto" uses the CPU here, because torch sees no GPU behind the made-up address.
-    assert run_with_gpus(tmp_path, ["5"], "auto") == [["5", "cpu"], ["5", "cpu"]]
+    auto, cpu, cuda = run_with_gpus(tmp_path, ["5"], ["auto", "cpu", "cuda"])
+    # "auto" computes on the CPU here, because torch sees no GPU behind the made-up address.
+    assert auto == [["5", "cpu"], ["5", "cpu"]]
+    assert cpu == [["", "cpu"], ["", "cpu"]]
+    assert "CUDA is not available to torch" in cuda
 
 
 def test_an_executor_that_sees_some_gpus_counts_from_zero(spark_home: Path, tmp_path: Path) -> None:
-    result = run_with_gpus(tmp_path, ["1"], "auto", CUDA_VISIBLE_DEVICES="GPU-aa,GPU-bb")
-    assert result == [["GPU-bb", "cpu"], ["GPU-bb", "cpu"]]
-
-
-def test_cpu_hides_the_assigned_gpu(spark_home: Path, tmp_path: Path) -> None:
-    assert run_with_gpus(tmp_path, ["0"], "cpu") == [["", "cpu"], ["", "cpu"]]
-
-
-def test_cuda_insists_on_a_gpu_that_torch_can_use(spark_home: Path, tmp_path: Path) -> None:
-    assert "CUDA is not available to torch" in run_with_gpus(tmp_path, ["0"], "cuda")
+    (seen,) = run_with_gpus(tmp_path, ["1"], ["auto"], CUDA_VISIBLE_DEVICES="GPU-aa,GPU-bb")
+    assert seen == [["GPU-bb", "cpu"], ["GPU-bb", "cpu"]]

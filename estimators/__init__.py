@@ -1,0 +1,14 @@
+"""The Spark ML face of hvdspark: Estimators and Transformers for Pipelines."""
+
+if __name__ != "hvdspark.estimators":
+    raise ImportError("this package is hvdspark.estimators. Hint: from hvdspark.estimators import TorchEstimator")
+
+from hvdspark.estimators.summary import TrainingSummary
+from hvdspark.estimators.torch import TorchEstimator, TorchModel
+
+__all__ = ["TorchEstimator", "TorchModel", "TrainingSummary"]
+
+# Spark ML writes the class path into every saved object: the public path is part of the format on disk, whatever file
+# a class lives in.
+for _public in (TorchEstimator, TorchModel):
+    _public.__module__ = __name__

@@ -1,0 +1,148 @@
+"""The road from a DataFrame to trained weights in the store: check everything, materialise, launch, collect."""
+
+from __future__ import annotations
+
+import uuid
+from typing import TYPE_CHECKING
+
+from pyspark.sql import DataFrame
+
+from hvdspark import launch, versions
+from hvdspark.data.materialize import materialize
+from hvdspark.data.schema import check_columns
+from hvdspark.errors import ConfigurationError
+from hvdspark.estimators.columns import vectors_as_arrays
+from hvdspark.estimators.fitted import FittedModule
+from hvdspark.specs import DatasetSpec, TrainSpec, from_json, to_json
+from hvdspark.store import Store
+from hvdspark.train import architecture, progress
+from hvdspark.train.on_rank import train_on_rank
+from hvdspark.train.program import Program, TrainResult
+
+if TYPE_CHECKING:
+    from hvdspark.estimators.torch import TorchEstimator
+
+
+def fit(estimator: TorchEstimator, dataset: DataFrame, program: Program) -> FittedModule:
+    """Train `program` on `dataset` as the estimator's Params say.
+
+    What can be wrong is checked before anything is written or started. When training fails, what the run wrote into
+    the store is deleted; the error is the one of `hvdspark.run`.
+    """
+    value = estimator.getOrDefault
+    spark, store = dataset.sparkSession, Store(value("storeUri"))
+    features = list(_required(estimator, "featureCols"))
+    labels = list(value("labelCols")) if estimator.isDefined("labelCols") else [value("labelCol")]
+    weight = value("weightCol") if estimator.isDefined("weightCol") else None
+    validation = _validation(estimator)
+
+    versions.require()
+    arrays, vectors = vectors_as_arrays(dataset, features)
+    check_columns(arrays.schema, features, labels, weight, validation if isinstance(validation, str) else None, vectors)
+    launch.check_session(spark, value("numWorkers"), value("device"))
+    store.check_writable()
+
+    run_id = f"{estimator.uid}-{uuid.uuid4().hex[:12]}"
+    with (
+        materialize(
+            arrays,
+            features,
+            labels,
+            weight,
+            store,
+            validation=validation,
+            num_workers=value("numWorkers"),
+            seed=value("seed"),
+            handle_invalid=value("handleInvalid"),
+            fixed=vectors,
+        ) as data,
+        progress.ProgressBar(progress.wanted(), _monitor(estimator, data)) as bar,
+    ):
+        spec = _train_spec(estimator, run_id, store, data, features, labels, weight)
+        try:
+            results = launch.run(
+                train_on_rank,
+                (to_json(spec), program),
+                num_workers=value("numWorkers"),
+                spark=spark,
+                device=value("device"),
+                store_uri=store.uri,
+                start_timeout_s=value("startTimeout"),
+                max_restarts=value("maxRestarts"),
+                on_event=bar.on_event,
+            )
+        except BaseException:
+            store.delete(f"runs/{run_id}")
+            raise
+        store.delete(f"runs/{run_id}/checkpoints")
+    result = from_json(TrainResult, results[0])
+    columns = {column.name: column for column in data.columns}
+    return FittedModule(
+        store_uri=store.uri,
+        model_path=result.model_path,
+        skeleton=architecture.skeleton(program.module),
+        features=tuple(columns[name] for name in features),
+        result=result,
+    )
+
+
+def _train_spec(
+    estimator: TorchEstimator,
+    run_id: str,
+    store: Store,
+    data: DatasetSpec,
+    features: list[str],
+    labels: list[str],
+    weight: str | None,
+) -> TrainSpec:
+    value = estimator.getOrDefault
+    schedule = value("learningRateSchedule")
+    return TrainSpec(
+        run_id=run_id,
+        store_uri=store.uri,
+        dataset=data,
+        features=tuple(features),
+        labels=tuple(labels),
+        weight=weight,
+        batch_size=value("batchSize"),
+        epochs=value("epochs"),
+        learning_rate=value("learningRate"),
+        seed=value("seed"),
+        shuffle=value("shuffle"),
+        shuffle_rows=value("shuffleRows"),
+        precision=value("precision"),
+        accumulation_steps=value("gradientAccumulationSteps"),
+        gradient_clip_norm=value("gradientClipNorm") if estimator.isDefined("gradientClipNorm") else None,
+        compression=value("gradientCompression"),
+        metrics=tuple(value("metrics")),
+        monitor=_monitor(estimator, data),
+        patience=value("earlyStoppingPatience"),
+        schedule=None if schedule == "constant" else schedule,
+        schedule_args=value("learningRateScheduleArgs"),
+    )
+
+
+def _monitor(estimator: TorchEstimator, data: DatasetSpec) -> str:
+    if estimator.isDefined("monitor"):
+        return str(estimator.getOrDefault("monitor"))
+    return "val_loss" if data.validation else "train_loss"
+
+
+def _validation(estimator: TorchEstimator) -> str | float | None:
+    by_column, by_fraction = estimator.isDefined("validationIndicatorCol"), estimator.isDefined("validationFraction")
+    if by_column and by_fraction:
+        raise ConfigurationError(
+            "two ways to choose the validation rows",
+            where="validationIndicatorCol and validationFraction",
+            hint="clear one of them",
+        )
+    if by_column:
+        return str(estimator.getOrDefault("validationIndicatorCol"))
+    return float(estimator.getOrDefault("validationFraction")) if by_fraction else None
+
+
+def _required(estimator: TorchEstimator, name: str) -> list[str]:
+    if not estimator.isDefined(name):
+        raise ConfigurationError("not set", where=name, hint="name at least one input column")
+    columns: list[str] = estimator.getOrDefault(name)
+    return columns

@@ -1,0 +1,85 @@
+"""What a fitted model is made of: a place in the store and plain data."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import cloudpickle
+from torch import nn
+
+from hvdspark.estimators.persistence import DATA, Saved, pack, unpack
+from hvdspark.score import ScoringSpec
+from hvdspark.specs import ColumnSpec, from_json, to_json
+from hvdspark.store import Store
+from hvdspark.train import architecture
+from hvdspark.train.program import TrainResult
+from hvdspark.train.weights import WEIGHTS, load_weights, read_manifest
+
+
+@dataclass(frozen=True)
+class ModelOutput:
+    """One output column: key of a dict output or None, and whether it holds a vector for each row."""
+
+    name: str | None
+    is_vector: bool
+
+
+@dataclass(frozen=True)
+class FittedModule:
+    """A trained module without its weights, and where those are.
+
+    Attributes:
+        store_uri, model_path: the committed directory with `weights.safetensors`.
+        skeleton: the module without weights, pickled in memory; never written to disk as such.
+        features: columns in the order of the module's arguments.
+        result: of the training run.
+    """
+
+    store_uri: str
+    model_path: str
+    skeleton: bytes
+    features: tuple[ColumnSpec, ...]
+    result: TrainResult
+
+    @property
+    def uri(self) -> str:
+        return Store(self.store_uri).spark_uri(self.model_path)
+
+    @property
+    def outputs(self) -> tuple[ModelOutput, ...]:
+        return tuple(ModelOutput(output.name, output.shape not in ((), (1,))) for output in self.result.outputs)
+
+    def module(self) -> nn.Module:
+        module: nn.Module = cloudpickle.loads(self.skeleton)
+        load_weights(Store(self.store_uri), self.model_path, module)
+        return module.eval()
+
+    def scoring_spec(self) -> ScoringSpec:
+        return ScoringSpec(self.store_uri, self.model_path, self.skeleton, self.features)
+
+    def to_saved(self, allow_pickle: bool) -> Saved:
+        """Raises PersistenceError when the module cannot be described and pickle is not allowed."""
+        objects, files = pack({"module": cloudpickle.loads(self.skeleton)}, allow_pickle)
+        store = Store(self.store_uri)
+        manifest = read_manifest(store, self.model_path)
+        state: dict[str, Any] = {
+            "objects": objects,
+            "features": [asdict(column) for column in self.features],
+            "result": json.loads(to_json(self.result)),
+        }
+        return Saved(state, {**files, WEIGHTS: store.read_bytes(f"{self.model_path}/{WEIGHTS}")}, manifest["aliases"])
+
+    @classmethod
+    def from_saved(cls, saved: Saved, store: Store, allow_pickle: bool) -> FittedModule:
+        """Raises PersistenceError when a pickle would have to be loaded and may not."""
+        module = unpack(saved.state["objects"], saved.files, allow_pickle)["module"]
+        result = from_json(TrainResult, json.dumps(saved.state["result"]))
+        return cls(
+            store_uri=store.uri,
+            model_path=DATA,
+            skeleton=architecture.skeleton(module),
+            features=tuple(ColumnSpec(**column) for column in saved.state["features"]),
+            result=replace(result, model_path=DATA),
+        )

@@ -1,0 +1,270 @@
+"""Params of the estimators and their models. The only place where Params are declared.
+
+Values are plain JSON. A Param that must lie in a range says so in its doc and is checked when it is set; what
+depends on several Params is checked by `fit` before anything is started.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from pyspark.ml.param import Param, Params, TypeConverters
+from pyspark.ml.param.shared import (
+    HasHandleInvalid,
+    HasLabelCol,
+    HasOutputCols,
+    HasPredictionCol,
+    HasSeed,
+    HasValidationIndicatorCol,
+    HasWeightCol,
+)
+
+from hvdspark.errors import ConfigurationError
+
+C = TypeVar("C", bound=type)
+Converter = Callable[[Any], Any]
+
+
+def accessors(cls: C) -> C:
+    """Class decorator: give every Param of the class a `getX` and a chaining `setX`, unless it has one."""
+    for name in dir(cls):
+        if not isinstance(getattr(cls, name, None), Param):
+            continue
+        suffix = name[0].upper() + name[1:]
+        if not hasattr(cls, f"get{suffix}"):
+            setattr(cls, f"get{suffix}", _getter(name))
+        if not hasattr(cls, f"set{suffix}"):
+            setattr(cls, f"set{suffix}", _setter(name))
+    return cls
+
+
+def _getter(name: str) -> Callable[[Any], Any]:
+    def get(self: Any) -> Any:
+        return self.getOrDefault(name)
+
+    get.__doc__ = f"Value of {name}, or its default."
+    return get
+
+
+def _setter(name: str) -> Callable[[Any, Any], Any]:
+    def set_(self: Any, value: Any) -> Any:
+        return self._set(**{name: value})
+
+    set_.__doc__ = f"Set {name}; returns this object."
+    return set_
+
+
+def _in_range(
+    name: str, convert: Converter, low: float, high: float = float("inf"), open_low: bool = False
+) -> Converter:
+    def check(value: Any) -> Any:
+        number = convert(value)
+        if not (low < number <= high if open_low else low <= number <= high):
+            bound = f"more than {low:g}" if open_low else f"at least {low:g}"
+            limit = f" and at most {high:g}" if high != float("inf") else ""
+            raise ConfigurationError("out of range", value=value, where=name, hint=f"it must be {bound}{limit}")
+        return number
+
+    return check
+
+
+def _one_of(name: str, *choices: str) -> Converter:
+    def check(value: Any) -> str:
+        if value not in choices:
+            raise ConfigurationError("unknown choice", value=value, where=name, hint=f"one of {', '.join(choices)}")
+        return str(value)
+
+    return check
+
+
+def _distinct_names(name: str) -> Converter:
+    def check(value: Any) -> list[str]:
+        names: list[str] = TypeConverters.toListString(value)
+        if not names or len(set(names)) < len(names):
+            raise ConfigurationError("column names must be given, each once", value=names, where=name)
+        return names
+
+    return check
+
+
+def _fraction(value: Any) -> float:
+    number = float(TypeConverters.toFloat(value))
+    if not 0 < number < 1:
+        raise ConfigurationError("out of range", value=value, where="validationFraction", hint="between 0 and 1")
+    return number
+
+
+def _numbers_by_name(value: Any) -> dict[str, float]:
+    if not isinstance(value, dict):
+        raise TypeError(f"Could not convert {value!r} to a dict of numbers")
+    return {TypeConverters.toString(key): float(TypeConverters.toFloat(item)) for key, item in value.items()}
+
+
+def _param(name: str, doc: str, convert: Converter) -> Any:
+    return Param(Params._dummy(), name, doc, convert)  # type: ignore[attr-defined]
+
+
+class _ScoringParams(HasPredictionCol, HasOutputCols, HasHandleInvalid):
+    """Params of estimator and model."""
+
+    featureCols = _param(
+        "featureCols",
+        "input columns, in the order of the module's arguments: numbers, arrays of numbers or ML vectors",
+        _distinct_names("featureCols"),
+    )
+
+    handleInvalid = _param(
+        "handleInvalid",
+        "rows with a null feature: error (default), skip (drop the row) or keep (NaN; not for integers and arrays)",
+        _one_of("handleInvalid", "error", "skip", "keep"),
+    )
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._setDefault(predictionCol="prediction", handleInvalid="error")
+
+
+class _TrainingParams(_ScoringParams, HasLabelCol, HasWeightCol, HasValidationIndicatorCol, HasSeed):
+    """Params of the estimator only."""
+
+    labelCols = _param(
+        "labelCols",
+        "label columns, one for each output of the module, in that order; replaces labelCol",
+        _distinct_names("labelCols"),
+    )
+    validationFraction = _param(
+        "validationFraction",
+        "fraction of the rows held out for validation, between 0 and 1; not together with validationIndicatorCol",
+        _fraction,
+    )
+    numWorkers = _param(
+        "numWorkers",
+        "number of ranks, one for each Spark task (default 2, at least 1)",
+        _in_range("numWorkers", TypeConverters.toInt, 1),
+    )
+    batchSize = _param(
+        "batchSize",
+        "rows of the global batch, over all ranks (default 4096, at least 1)",
+        _in_range("batchSize", TypeConverters.toInt, 1),
+    )
+    epochs = _param(
+        "epochs",
+        "most passes over the training rows (default 1, at least 1)",
+        _in_range("epochs", TypeConverters.toInt, 1),
+    )
+    learningRate = _param(
+        "learningRate",
+        "learning rate, unless the optimizer carries its own; never rescaled by numWorkers (default 0.001, above 0)",
+        _in_range("learningRate", TypeConverters.toFloat, 0, open_low=True),
+    )
+    learningRateSchedule = _param(
+        "learningRateSchedule",
+        "how the learning rate changes from step to step: constant (default), cosine, linear or step",
+        _one_of("learningRateSchedule", "constant", "cosine", "linear", "step"),
+    )
+    learningRateScheduleArgs = _param(
+        "learningRateScheduleArgs",
+        "numbers for the schedule: warmup_steps, min_factor (cosine, linear), step_size, gamma (step)",
+        _numbers_by_name,
+    )
+    storeUri = _param(
+        "storeUri",
+        "directory for the data during fit and for the fitted weights, reachable from all executors "
+        "(default file:///tmp/hvdspark)",
+        TypeConverters.toString,
+    )
+    shuffle = _param("shuffle", "whether rows are reshuffled in every epoch (default true)", TypeConverters.toBoolean)
+    shuffleRows = _param(
+        "shuffleRows",
+        "rows that each rank shuffles at a time, held in memory (default 524288, at least 1)",
+        _in_range("shuffleRows", TypeConverters.toInt, 1),
+    )
+    precision = _param(
+        "precision",
+        "arithmetic of training steps: float32, bfloat16 (autocast), or auto (default): bfloat16 where all ranks' "
+        "hardware multiplies it (AMX, tensor cores); validation and scoring are always float32",
+        _one_of("precision", "auto", "float32", "bfloat16"),
+    )
+    device = _param(
+        "device",
+        "where ranks compute: auto (default; the GPU that Spark assigns to the task, if any), cpu or cuda",
+        _one_of("device", "auto", "cpu", "cuda"),
+    )
+    gradientAccumulationSteps = _param(
+        "gradientAccumulationSteps",
+        "global batches whose gradients are averaged before one optimizer step (default 1, at least 1)",
+        _in_range("gradientAccumulationSteps", TypeConverters.toInt, 1),
+    )
+    gradientClipNorm = _param(
+        "gradientClipNorm",
+        "largest L2 norm of all gradients together (default: no clipping; above 0)",
+        _in_range("gradientClipNorm", TypeConverters.toFloat, 0, open_low=True),
+    )
+    gradientCompression = _param(
+        "gradientCompression",
+        "gradients on the wire: none (default) or fp16",
+        _one_of("gradientCompression", "none", "fp16"),
+    )
+    lossWeights = _param(
+        "lossWeights", "factor of each label's loss in the sum (default: all 1)", TypeConverters.toListFloat
+    )
+    metrics = _param(
+        "metrics",
+        "metrics on the validation rows: logloss, auc, accuracy, mse, mae (default: what suits the loss)",
+        TypeConverters.toListString,
+    )
+    monitor = _param(
+        "monitor",
+        "what early stopping and the choice of the best epoch look at: a column of the history, as val_loss or "
+        "val_auc (default: val_loss with validation rows, else train_loss)",
+        TypeConverters.toString,
+    )
+    earlyStoppingPatience = _param(
+        "earlyStoppingPatience",
+        "epochs without improvement after which training stops; 0 (default) never stops early",
+        _in_range("earlyStoppingPatience", TypeConverters.toInt, 0),
+    )
+    maxRestarts = _param(
+        "maxRestarts",
+        "how often the ranks are started again, from the newest checkpoint, after a killed rank or a lost executor "
+        "(default 0)",
+        _in_range("maxRestarts", TypeConverters.toInt, 0),
+    )
+    startTimeout = _param(
+        "startTimeout",
+        "seconds within which all ranks must have started (default 600, above 0)",
+        _in_range("startTimeout", TypeConverters.toFloat, 0, open_low=True),
+    )
+    allowPickle = _param(
+        "allowPickle",
+        "whether save may pickle Python objects that have no import path; loading them runs their code (default false)",
+        TypeConverters.toBoolean,
+    )
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._setDefault(
+            labelCol="label",
+            numWorkers=2,
+            batchSize=4096,
+            epochs=1,
+            learningRate=1e-3,
+            learningRateSchedule="constant",
+            learningRateScheduleArgs={},
+            storeUri="file:///tmp/hvdspark",
+            # pyspark's own default is the hash of the class name, which differs from process to process.
+            seed=0,
+            shuffle=True,
+            shuffleRows=1 << 19,
+            precision="auto",
+            device="auto",
+            gradientAccumulationSteps=1,
+            gradientCompression="none",
+            lossWeights=[],
+            metrics=[],
+            earlyStoppingPatience=0,
+            maxRestarts=0,
+            startTimeout=600.0,
+            allowPickle=False,
+        )

@@ -1,0 +1,311 @@
+"""`TorchEstimator`: any `torch.nn.Module` as a stage of a Spark ML Pipeline, and the model it fits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import pandas as pd
+from pyspark import keyword_only
+from pyspark.ml.base import Estimator, Model
+from pyspark.ml.functions import array_to_vector
+from pyspark.ml.linalg import VectorUDT
+from pyspark.ml.util import MLReadable, MLReader, MLWritable, MLWriter
+from pyspark.sql import Column, DataFrame
+from pyspark.sql import functions as F
+from pyspark.sql.types import ArrayType, DoubleType, StructField, StructType
+from torch import nn
+
+from hvdspark.errors import ConfigurationError
+from hvdspark.estimators.columns import check_new_columns, scoring_input
+from hvdspark.estimators.fit import fit
+from hvdspark.estimators.fitted import FittedModule
+from hvdspark.estimators.params import _ScoringParams, _TrainingParams, accessors
+from hvdspark.estimators.persistence import HvdSparkReader, HvdSparkWriter, Saved, pack, unpack
+from hvdspark.estimators.summary import TrainingSummary
+from hvdspark.score import score
+from hvdspark.store import Store
+from hvdspark.train.callbacks import Callback
+from hvdspark.train.program import Program
+from hvdspark.train.weights import pack as pack_tensors
+from hvdspark.train.weights import unpack as unpack_tensors
+
+
+@accessors
+class TorchEstimator(Estimator["TorchModel"], _TrainingParams, MLWritable, MLReadable["TorchEstimator"]):
+    """Trains a `torch.nn.Module` on a DataFrame with Horovod, on `numWorkers` Spark tasks.
+
+    The module is called with one tensor for each column of `featureCols`: [rows] for numbers, [rows, width] for
+    vectors and arrays of one length, `hvdspark.data.loader.Ragged` for other arrays. Integers arrive as int64, other
+    numbers as float32. It returns a tensor ([rows], [rows, 1] or [rows, width]), or a tuple, list or dict of them.
+
+    Args:
+        model: the module. Its weights are where training starts; the module itself is not changed.
+        loss: a name ("bce_with_logits", "bce", "mse", "l1", "huber", "cross_entropy", ...), a torch loss module, or a
+            callable (output, label) -> loss of each row or their mean. For several labels a list of these, or one
+            callable taking (outputs, labels).
+        optimizer: a name ("adam", "adamw", "sgd", "adagrad", "rmsprop"), a `torch.optim` class, a `functools.partial`
+            of one, a callable taking the parameters, or an optimizer made on `model.parameters()`.
+        callbacks: `hvdspark.train.callbacks.Callback` objects; they run on every rank.
+
+    Everything else is a Param: see `explainParams()`. Gradients are means over the rows (or weights) of the global
+    batch, so `batchSize` and `learningRate` mean the same for any number of workers.
+
+    Example:
+        >>> estimator = TorchEstimator(model=net, loss="bce_with_logits", featureCols=["features"], labelCol="label",
+        ...                            numWorkers=2, batchSize=4096, epochs=3, storeUri="file:///tmp/hvdspark")
+        >>> model = estimator.fit(train)
+        >>> scored = model.transform(test)
+    """
+
+    @keyword_only
+    def __init__(
+        self,
+        *,
+        model: nn.Module | None = None,
+        loss: Any = None,
+        optimizer: Any = "adam",
+        callbacks: Sequence[Callback] = (),
+        featureCols: list[str] | None = None,
+        labelCol: str = "label",
+        labelCols: list[str] | None = None,
+        predictionCol: str = "prediction",
+        outputCols: list[str] | None = None,
+        weightCol: str | None = None,
+        validationIndicatorCol: str | None = None,
+        validationFraction: float | None = None,
+        handleInvalid: str = "error",
+        numWorkers: int = 2,
+        batchSize: int = 4096,
+        epochs: int = 1,
+        learningRate: float = 1e-3,
+        learningRateSchedule: str = "constant",
+        learningRateScheduleArgs: dict[str, float] | None = None,
+        storeUri: str = "file:///tmp/hvdspark",
+        seed: int = 0,
+        shuffle: bool = True,
+        shuffleRows: int = 1 << 19,
+        precision: str = "auto",
+        device: str = "auto",
+        gradientAccumulationSteps: int = 1,
+        gradientClipNorm: float | None = None,
+        gradientCompression: str = "none",
+        lossWeights: list[float] | None = None,
+        metrics: list[str] | None = None,
+        monitor: str | None = None,
+        earlyStoppingPatience: int = 0,
+        maxRestarts: int = 0,
+        startTimeout: float = 600.0,
+        allowPickle: bool = False,
+    ) -> None:
+        super().__init__()
+        self._objects: dict[str, Any] = {"model": None, "loss": None, "optimizer": "adam", "callbacks": ()}
+        self.setParams(**self._input_kwargs)  # type: ignore[attr-defined]
+
+    @keyword_only
+    def setParams(self, **kwargs: Any) -> TorchEstimator:
+        """Set Params and Python objects by name; same names as the constructor. None leaves a value as it is."""
+        for name, value in self._input_kwargs.items():  # type: ignore[attr-defined]
+            if value is None:
+                continue  # Spark ML can save a Param that is None, and not load it again
+            if name in self._objects:
+                self._set_object(name, value)
+            elif self.hasParam(name):
+                self._set(**{name: value})
+            else:
+                raise ConfigurationError(
+                    "unknown Param", value=name, where="TorchEstimator", hint="see explainParams()"
+                )
+        return self
+
+    def setModel(self, value: nn.Module) -> TorchEstimator:
+        """Set the module to train; returns this object."""
+        return self._set_object("model", value)
+
+    def getModel(self) -> nn.Module | None:
+        """The module to train."""
+        return self._objects["model"]
+
+    def setLoss(self, value: Any) -> TorchEstimator:
+        """Set the loss; returns this object."""
+        return self._set_object("loss", value)
+
+    def getLoss(self) -> Any:
+        """The loss."""
+        return self._objects["loss"]
+
+    def setOptimizer(self, value: Any) -> TorchEstimator:
+        """Set the optimizer; returns this object."""
+        return self._set_object("optimizer", value)
+
+    def getOptimizer(self) -> Any:
+        """The optimizer."""
+        return self._objects["optimizer"]
+
+    def setCallbacks(self, value: Sequence[Callback]) -> TorchEstimator:
+        """Set the callbacks; returns this object."""
+        return self._set_object("callbacks", tuple(value))
+
+    def getCallbacks(self) -> Sequence[Callback]:
+        """The callbacks."""
+        return self._objects["callbacks"]
+
+    def write(self) -> MLWriter:
+        """Writer of this estimator, its module's weights included."""
+        return HvdSparkWriter(self)
+
+    @classmethod
+    def read(cls) -> MLReader[TorchEstimator]:
+        """Reader of estimators that `write` wrote."""
+        return HvdSparkReader(cls)
+
+    def _set_object(self, name: str, value: Any) -> TorchEstimator:
+        # A new dict: Params.copy is shallow, and a copy must not change its original.
+        self._objects = {**self._objects, name: value}
+        return self
+
+    def _fit(self, dataset: DataFrame) -> TorchModel:
+        module, loss = self._objects["model"], self._objects["loss"]
+        if not isinstance(module, nn.Module):
+            raise ConfigurationError("not a torch.nn.Module", value=type(module).__name__, where="model")
+        if loss is None:
+            raise ConfigurationError("not set", where="loss", hint='for example loss="bce_with_logits"')
+        program = Program(
+            module=module,
+            loss=loss,
+            optimizer=self._objects["optimizer"],
+            loss_weights=self.getOrDefault("lossWeights"),
+            callbacks=self._objects["callbacks"],
+        )
+        model = TorchModel()
+        model._fitted = fit(self, dataset, program)
+        model._allow_pickle = self.getOrDefault("allowPickle")
+        model._resetUid(self.uid)
+        return self._copyValues(model)
+
+    def _to_saved(self) -> Saved:
+        state, files = pack(self._objects, self.getOrDefault("allowPickle"))
+        module = self._objects["model"]
+        if not isinstance(module, nn.Module):
+            return Saved({"objects": state}, files, {})
+        weights, aliases = pack_tensors(module.state_dict())
+        return Saved({"objects": state}, {**files, "weights.safetensors": weights}, aliases)
+
+    def _restore(self, saved: Saved, store: Store, allow_pickle: bool) -> None:
+        self._objects = unpack(saved.state["objects"], saved.files, allow_pickle)
+        if "weights.safetensors" in saved.files:
+            from safetensors.torch import load
+
+            tensors = unpack_tensors(load(saved.files["weights.safetensors"]), saved.aliases)
+            self._objects["model"].load_state_dict(tensors)
+
+
+@accessors
+class TorchModel(Model, _ScoringParams, MLWritable, MLReadable["TorchModel"]):
+    """A fitted module: a URI in the store and a small description. Scores DataFrames in place.
+
+    `transform` starts no job, keeps every input column and adds `predictionCol`: a double for an output of [rows] or
+    [rows, 1], an ML vector for [rows, width]. A module with several outputs fills `outputCols` instead, or where these
+    are not set `predictionCol` and then `<predictionCol>_1`, `_2`, ... (dict outputs: `<predictionCol>_<key>`).
+
+    Attributes:
+        summary: the training history; None for a model without one.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._fitted: FittedModule | None = None
+        self._allow_pickle = False
+
+    @property
+    def summary(self) -> TrainingSummary:
+        """What happened during the fit (kept when the model is saved)."""
+        return TrainingSummary(self._state.result)
+
+    @property
+    def hasSummary(self) -> bool:
+        """Whether there is a summary: always, for a fitted or loaded model."""
+        return self._fitted is not None
+
+    @property
+    def uri(self) -> str:
+        """Directory of the weights."""
+        return self._state.uri
+
+    def module(self) -> nn.Module:
+        """The trained module on this machine, in evaluation mode; a fresh copy for each call."""
+        return self._state.module()
+
+    def write(self) -> MLWriter:
+        """Writer of this model; the weights are copied, so the saved model does not need the store."""
+        return HvdSparkWriter(self)
+
+    @classmethod
+    def read(cls) -> MLReader[TorchModel]:
+        """Reader of models that `write` wrote."""
+        return HvdSparkReader(cls)
+
+    def transformSchema(self, schema: StructType) -> StructType:
+        """Schema of `transform`'s result. Raises SchemaError where an output column exists already."""
+        names = self._output_columns()
+        check_new_columns(schema, names)
+        types = [VectorUDT() if output.is_vector else DoubleType() for output in self._state.outputs]
+        return StructType([*schema.fields, *(StructField(n, t, True) for n, t in zip(names, types, strict=True))])
+
+    def _transform(self, dataset: DataFrame) -> DataFrame:
+        self.transformSchema(dataset.schema)
+        rows, inputs = scoring_input(dataset, self._state.features, self.getOrDefault("handleInvalid"))
+        outputs = self._state.outputs
+        struct = StructType(
+            [
+                StructField(f"output_{k}", ArrayType(DoubleType()) if output.is_vector else DoubleType())
+                for k, output in enumerate(outputs)
+            ]
+        )
+        scored = rows.withColumn(_SCORES, _scorer(self._state, struct)(*inputs))
+        columns = {
+            name: array_to_vector(F.col(f"{_SCORES}.output_{k}"))
+            if output.is_vector
+            else F.col(f"{_SCORES}.output_{k}")
+            for k, (name, output) in enumerate(zip(self._output_columns(), outputs, strict=True))
+        }
+        return scored.withColumns(columns).drop(_SCORES)
+
+    def _output_columns(self) -> list[str]:
+        outputs = self._state.outputs
+        prediction = self.getOrDefault("predictionCol")
+        if not self.isDefined("outputCols"):
+            return [prediction, *(f"{prediction}_{o.name or k}" for k, o in enumerate(outputs[1:], start=1))]
+        names: list[str] = self.getOrDefault("outputCols")
+        if len(names) != len(outputs):
+            raise ConfigurationError(
+                f"the module returns {len(outputs)} outputs", value=names, where="outputCols", hint="name each of them"
+            )
+        return names
+
+    @property
+    def _state(self) -> FittedModule:
+        if self._fitted is None:
+            raise ConfigurationError(
+                "this model was not fitted", hint="TorchEstimator.fit or TorchModel.load makes one"
+            )
+        return self._fitted
+
+    def _to_saved(self) -> Saved:
+        return self._state.to_saved(self._allow_pickle)
+
+    def _restore(self, saved: Saved, store: Store, allow_pickle: bool) -> None:
+        self._fitted = FittedModule.from_saved(saved, store, allow_pickle)
+        self._allow_pickle = allow_pickle
+
+
+_SCORES = "__hvdspark_scores"
+
+
+def _scorer(fitted: FittedModule, struct: StructType) -> Callable[..., Column]:
+    spec = fitted.scoring_spec()  # not `fitted`: the closure goes to every task
+
+    def score_batches(batches: Iterator[tuple[pd.Series, ...]]) -> Iterator[pd.DataFrame]:
+        return score(spec, batches)
+
+    return F.pandas_udf(score_batches, struct)  # type: ignore[call-overload, no-any-return]

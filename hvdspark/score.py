@@ -1,0 +1,129 @@
+"""Batch scoring inside the executors' Python workers.
+
+A scoring function gets pandas Series for the feature columns of a batch of rows, builds the tensors that training
+builds, and calls the one forward of `train.forward`. The model is loaded once for each Python worker and kept.
+Arithmetic is float32, so that the score of a row does not depend on the rows that share its batch.
+"""
+
+from __future__ import annotations
+
+import collections
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import cloudpickle
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from hvdspark.data.loader import Ragged
+from hvdspark.errors import DataError
+from hvdspark.specs import ColumnSpec
+from hvdspark.store import Store
+from hvdspark.train.forward import Input, as_prediction, forward, inputs_of
+from hvdspark.train.weights import load_weights
+
+_MODELS_KEPT = 3  # for each Python worker; what pyspark's predict_batch_udf keeps
+_cache: collections.OrderedDict[tuple[str, str], nn.Module] = collections.OrderedDict()
+_lock = threading.Lock()
+
+
+@dataclass(frozen=True)
+class ScoringSpec:
+    """What a Python worker needs to score; kilobytes, because weights stay in the store.
+
+    Attributes:
+        store_uri, model_path: where the committed model lies (`weights.safetensors` and its manifest).
+        skeleton: `train.architecture.skeleton` of the module.
+        features: columns in the order of the module's arguments.
+    """
+
+    store_uri: str
+    model_path: str
+    skeleton: bytes
+    features: tuple[ColumnSpec, ...]
+
+
+def score(spec: ScoringSpec, batches: Iterator[tuple[pd.Series, ...]]) -> Iterator[pd.DataFrame]:
+    """Predictions of each batch, one column `output_<k>` for each output: floats, or arrays for [rows, k] outputs.
+
+    Raises:
+        DataError: an array has not the length that the model was trained with.
+        CheckpointError: the weights are missing or do not fit the module.
+    """
+    use_task_threads()
+    module = load_module(spec)
+    with torch.inference_mode():
+        for batch in batches:
+            rows = len(batch[0])
+            columns = {
+                column.name: to_tensor(column, series) for column, series in zip(spec.features, batch, strict=True)
+            }
+            inputs = inputs_of(columns, [column.name for column in spec.features], "cpu")
+            outputs = forward(module, inputs, rows).tensors
+            yield pd.DataFrame({f"output_{k}": _to_column(output) for k, output in enumerate(outputs)})
+
+
+def to_tensor(column: ColumnSpec, series: pd.Series) -> Input:
+    """A batch of one column as the module takes it; the same dtypes and shapes as the training loader's.
+
+    Args:
+        series: numbers, or one 1-d array for each row; without nulls (the Spark plan has dealt with them).
+    """
+    dtype = np.dtype(column.dtype)
+    if column.layout == "scalar":
+        return _from_numpy(series.to_numpy(dtype=dtype, copy=False))  # [rows]
+    arrays: Sequence[np.ndarray[Any, Any]] = series.tolist()
+    lengths = np.fromiter((len(array) for array in arrays), np.int64, len(arrays))
+    values = np.concatenate(arrays).astype(dtype, copy=False) if len(arrays) else np.empty(0, dtype)
+    if column.layout == "ragged":
+        offsets = np.concatenate([[0], np.cumsum(lengths)])
+        return Ragged(_from_numpy(values), torch.from_numpy(offsets))
+    if (lengths != column.width).any():
+        raise DataError(
+            f"the model was trained with arrays of length {column.width}",
+            value=int(lengths[lengths != column.width][0]),
+            where=column.name,
+            hint="every row must have that length",
+        )
+    return _from_numpy(values).reshape(
+        len(arrays), int(lengths[0]) if len(lengths) else column.width or 0
+    )  # [rows, width]
+
+
+def load_module(spec: ScoringSpec) -> nn.Module:
+    """The model in evaluation mode, from this process's cache or the store."""
+    key = (spec.store_uri, spec.model_path)
+    with _lock:
+        if key in _cache:
+            _cache.move_to_end(key)
+            return _cache[key]
+        module = cloudpickle.loads(spec.skeleton)
+        load_weights(Store(spec.store_uri), spec.model_path, module)
+        _cache[key] = module.eval()
+        while len(_cache) > _MODELS_KEPT:
+            _cache.popitem(last=False)
+        return _cache[key]
+
+
+def _from_numpy(array: np.ndarray[Any, Any]) -> Tensor:
+    # Arrow hands out read-only memory, which torch would warn about; modules may write into their inputs.
+    return torch.from_numpy(array if array.flags.writeable else array.copy())
+
+
+def _to_column(output: Tensor) -> Any:
+    values = as_prediction(output).double().numpy()
+    return values if values.ndim == 1 else list(values.reshape(len(values), -1))
+
+
+def use_task_threads() -> None:
+    """Give torch the CPU threads of this Spark task, unless the executor sets OMP_NUM_THREADS itself."""
+    from pyspark import TaskContext
+
+    task = TaskContext.get()
+    if task is not None and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(task.cpus(), 1))
