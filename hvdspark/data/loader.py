@@ -1,0 +1,239 @@
+"""Batches of a rank: Parquet -> row groups (Petastorm's threads) -> windows -> batches, all ahead of the training step.
+
+A rank's stream of rows, as `plan` orders it, is cut into windows of whole batches. Threads decode row groups straight
+into the window they belong to, wherever their rows go; so it does not matter which thread is first, and the result
+depends on (plan, seed, epoch) alone. Once a window is complete, its rows are permuted and drawn batch by batch, while
+the next window is being filled. With a window at least as large as the rank's part, that is a full shuffle; otherwise
+rows mix inside the window, and windows hold different row groups each epoch.
+
+Memory for each rank: two windows (at most 128 MiB each, plus variable-length columns), the row groups being decoded,
+and the batches ahead.
+"""
+
+from __future__ import annotations
+
+import bisect
+import contextlib
+import queue
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from hvdspark.data.batch import Batch, Layout, Ragged, Window
+from hvdspark.data.plan import EpochPlan
+from hvdspark.data.row_groups import Columns, RowGroupReader
+from hvdspark.errors import ConfigurationError, HvdSparkError
+from hvdspark.specs import ColumnSpec, DatasetSpec, RowGroup
+from hvdspark.store import Store
+
+__all__ = ["Batch", "Ragged", "load_batches"]
+
+_WINDOW_BYTES = 128 << 20
+# Without shuffling a window only carries rows from the row groups to the batches.
+_PLAIN_WINDOW_ROWS = 1 << 16
+_POLL_S = 0.1
+_JOIN_TIMEOUT_S = 15.0
+
+
+@contextlib.contextmanager
+def load_batches(
+    store: Store,
+    dataset: DatasetSpec,
+    split: str,
+    plan: EpochPlan,
+    columns: Sequence[str],
+    *,
+    shuffle_rows: int,
+    seed: int,
+    epoch: int,
+    shuffle: bool,
+    prefetch: int = 4,
+) -> Iterator[Iterator[Batch]]:
+    """Read one rank's batches of one epoch.
+
+    Args:
+        store, dataset: what to read.
+        split: "train" or "validation".
+        plan: the rank's plan for this split; batch s has plan.batch_rows[s] rows, and may have none.
+        columns: names of the columns to read.
+        shuffle_rows: rows that are permuted together, at most (but at least one batch); fewer if they would take more
+            than 128 MiB.
+        seed, epoch: what the permutation depends on.
+        shuffle: whether to permute at all.
+        prefetch: batches that are kept ready.
+
+    Yields:
+        An iterator of len(plan.batch_rows) batches. Closing the context early ends all threads.
+
+    Raises:
+        ConfigurationError: an unknown split or column.
+        StoreError, DataError: from the iterator: the files cannot be read, or are not what the spec says.
+    """
+    groups = {"train": dataset.train, "validation": dataset.validation}.get(split)
+    if groups is None:
+        raise ConfigurationError("unknown split", value=split, hint="'train' or 'validation'")
+    by_name = {column.name: column for column in dataset.columns}
+    if unknown := [name for name in columns if name not in by_name]:
+        raise ConfigurationError("the dataset has no such column", value=unknown, hint=f"it has {', '.join(by_name)}")
+    specs = [by_name[name] for name in columns]
+    limit = _window_rows(specs, groups, shuffle_rows if shuffle else _PLAIN_WINDOW_ROWS)
+    stream = _Stream(specs, groups, plan, limit)
+    entropy = [seed % 2**64, epoch] if shuffle else None
+    prefetcher = _Prefetcher(stream, store, dataset.path, entropy, prefetch)
+    try:
+        yield prefetcher.batches()
+    finally:
+        prefetcher.close()
+
+
+def _window_rows(columns: Sequence[ColumnSpec], groups: Sequence[RowGroup], wanted: int) -> int:
+    # Variable-length columns count as what they take in the files.
+    rows, size = sum(group.rows for group in groups), sum(group.bytes for group in groups)
+    row_bytes = max(Layout.of(columns).row_bytes, size // rows if rows else 0, 1)
+    return max(1, min(wanted, _WINDOW_BYTES // row_bytes))
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Rows [start, stop) of a row group, which go to rows [at, at + stop - start) of a window."""
+
+    start: int
+    stop: int
+    window: int
+    at: int
+
+
+class _Stream:
+    """A rank's rows in order: which row groups to read, and what goes into which window. Pure.
+
+    Attributes:
+        layout, columns: what is read.
+        groups: row groups to read, in this order.
+        pieces: for each of them, where its rows go.
+        window_batches: for each window the rows of its batches.
+    """
+
+    def __init__(
+        self, columns: Sequence[ColumnSpec], groups: Sequence[RowGroup], plan: EpochPlan, window_rows: int
+    ) -> None:
+        self.columns, self.layout = columns, Layout.of(columns)
+        self.window_batches: list[list[int]] = []
+        filled = 0
+        for rows in plan.batch_rows:
+            if not self.window_batches or (filled and filled + rows > window_rows):
+                self.window_batches.append([])
+                filled = 0
+            self.window_batches[-1].append(rows)
+            filled += rows
+        self.groups: list[RowGroup] = []
+        self.pieces: list[list[_Piece]] = []
+        ends = iter(enumerate(np.cumsum([sum(batches) for batches in self.window_batches]).tolist()))
+        position, window, window_start, window_end, previous = 0, -1, 0, 0, -1
+        for part in plan.ranges:
+            if part.group != previous:  # ranges of one row group that follow each other are read once
+                self.groups.append(groups[part.group])
+                self.pieces.append([])
+                previous = part.group
+            start = part.start
+            while start < part.stop:
+                while window_end <= position:
+                    window_start = window_end
+                    window, window_end = next(ends)
+                rows = min(part.stop - start, window_end - position)
+                self.pieces[-1].append(_Piece(start, start + rows, window, position - window_start))
+                start, position = start + rows, position + rows
+
+    def groups_up_to(self, window: int) -> int:
+        """How many row groups start in this window or before."""
+        return bisect.bisect_right(self.pieces, window, key=lambda pieces: pieces[0].window)
+
+
+class _Prefetcher:
+    """Keeps a queue of batches filled from a thread of its own."""
+
+    def __init__(self, stream: _Stream, store: Store, dataset: str, entropy: list[int] | None, prefetch: int) -> None:
+        self._stream, self._entropy = stream, entropy
+        self._windows: dict[int, Window] = {}
+        self._spare: list[list[np.ndarray]] = []
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._queue: queue.Queue[Batch | HvdSparkError | Exception] = queue.Queue(max(1, prefetch))
+        self._pin = torch.cuda.is_available()
+        self._reader = RowGroupReader(store, dataset, stream.columns, stream.groups, self._fill)
+        self._thread = threading.Thread(target=self._run, name="hvdspark-prefetch", daemon=True)
+        self._thread.start()
+
+    def batches(self) -> Iterator[Batch]:
+        for _ in range(sum(map(len, self._stream.window_batches))):
+            while True:
+                try:
+                    item = self._queue.get(timeout=_POLL_S)
+                    break
+                except queue.Empty:
+                    # The thread limits its own waits, so it either brings something or ends.
+                    if not self._thread.is_alive() and self._queue.empty():
+                        raise RuntimeError("batches were asked for after the loader was closed") from None
+            if isinstance(item, Exception):
+                raise item
+            yield item
+
+    def close(self) -> None:
+        self._stop.set()
+        self._reader.stop()
+        self._thread.join(_JOIN_TIMEOUT_S)
+        self._reader.join()
+
+    def _fill(self, position: int, columns: Columns) -> None:
+        """Runs in the reader's threads."""
+        for piece in self._stream.pieces[position]:
+            part = columns.rows(piece.start, piece.stop)
+            self._window(piece.window).fill(piece.at, piece.stop - piece.start, part.dense, part.ragged)
+
+    def _window(self, index: int) -> Window:
+        with self._lock:
+            if index not in self._windows:
+                rows = sum(self._stream.window_batches[index])
+                spare = self._spare.pop() if self._spare else []
+                self._windows[index] = Window(self._stream.layout, rows, spare)
+            return self._windows[index]
+
+    def _run(self) -> None:
+        try:
+            missing = [sum(batches) for batches in self._stream.window_batches]
+            for index, batches in enumerate(self._stream.window_batches):
+                self._reader.allow(self._stream.groups_up_to(index + 1))
+                while missing[index]:
+                    for piece in self._stream.pieces[self._reader.wait_for_one()]:
+                        missing[piece.window] -= piece.stop - piece.start
+                self._draw(index, batches)
+                if self._stop.is_set():
+                    return
+        except Exception as error:
+            self._put(error)
+
+    def _draw(self, index: int, batches: Sequence[int]) -> None:
+        window, start = self._window(index), 0
+        order = None
+        if self._entropy is not None:
+            order = np.random.default_rng([*self._entropy, index]).permutation(window.rows)
+        for rows in batches:
+            chosen = slice(start, start + rows) if order is None else order[start : start + rows]
+            batch = window.draw(chosen)
+            if not self._put(batch.pin_memory() if self._pin else batch):
+                return
+            start += rows
+        with self._lock:
+            del self._windows[index]
+            self._spare.append(window.buffers)
+
+    def _put(self, item: Batch | Exception) -> bool:
+        while not self._stop.is_set():
+            try:
+                self._queue.put(item, timeout=_POLL_S)
+                return True
+            except queue.Full:
+                continue
+        return False
