@@ -1,0 +1,38 @@
+"""What the documents say is there, is there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from hvdspark import versions
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_somewhere(document: Path) -> None:
+    links = re.findall(r"\]\(([^)#\s]+)[^)]*\)", document.read_text())
+    broken = [link for link in links if "://" not in link and not (document.parent / link).exists()]
+    assert not broken
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_make_targets_exist(document: Path) -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    commands = re.findall(r"(?:^|`)make ((?:[a-z-]+ ?)+)", document.read_text(), re.MULTILINE)
+    assert {target for command in commands for target in command.split()} <= targets
+
+
+def test_the_support_matrix_is_the_one_that_is_checked() -> None:
+    text = (ROOT / "README.md").read_text()
+    supported = dict(re.findall(r"^\| ([^|]+) \| ([^|]+) \|", text, re.MULTILINE))
+    rows = {"Java": "Java", "Python": "Python", "Spark": "pyspark", "torch": "torch", "Horovod": "horovod"}
+    for name, key in {**rows, "Petastorm": "petastorm"}.items():
+        requirement = versions.REQUIREMENTS[key]
+        for version in re.findall(r"[\d.]+", supported[name]):
+            assert versions.problem(requirement.name, version) is None, f"{name} {version}"
+        assert requirement.minimum in supported[name]
