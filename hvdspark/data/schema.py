@@ -6,6 +6,7 @@ A type is given by Spark's short name for it (`DataType.simpleString()`), so nei
     tinyint, smallint, int, bigint        -> int64      (ids are never a float on the way)
     array<one of these>                   -> the same, with a length in each row
 
+A weight is float32 whatever number it was.
 Everything else is refused with what to do about it.
 """
 
@@ -112,6 +113,7 @@ def check_columns(
         if role == "weight" and (element or type_name == "boolean"):
             raise SchemaError("a weight must be a number", value=type_name, where=f"column {name!r}")
         dtype = _dtype(name, element[1] if element else type_name, nested=element is not None)
+        dtype = "float32" if role == "weight" else dtype
         columns.append(SourceColumn(name, role, dtype, element is not None, name in fixed))
     if validation is not None and (found := _type_of(validation, types, "validationIndicatorCol")) != "boolean":
         raise SchemaError(

@@ -101,6 +101,12 @@ def test_a_wrong_type_says_what_to_do(spark_type: str, hint: str) -> None:
     assert "column 'x'" in str(wrong.value)
 
 
+def test_weight_is_a_float_whatever_number_it_was() -> None:
+    for spark_type in ("float", "double", "int", "bigint", "decimal(3,1)"):
+        columns = check_columns([("x", "int"), ("y", "int"), ("w", spark_type)], ["x"], ["y"], weight="w")
+        assert columns[2] == SourceColumn("w", "weight", "float32", False)
+
+
 def test_weight_must_be_a_number() -> None:
     for spark_type in ("boolean", "array<float>", "string"):
         with pytest.raises(SchemaError, match="column 'w'"):
