@@ -1,0 +1,349 @@
+"""Writing datasets: splits, invalid rows, what is shared, what is deleted."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import logging
+import math
+import threading
+from collections.abc import Iterator
+from decimal import Decimal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from hvdspark.data.materialize import materialize
+from hvdspark.errors import ConfigurationError, DataError, SchemaError, StoreError
+from hvdspark.specs import ColumnSpec, DatasetSpec
+from hvdspark.store import Store
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame, SparkSession
+
+pytestmark = pytest.mark.spark
+
+NAN = float("nan")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    store = Store(str(tmp_path / "store"))
+    yield store
+    gc.collect()
+    assert store.list("datasets") == [], "no dataset outlives the DataFrames of its test"
+
+
+@contextlib.contextmanager
+def written(df: DataFrame, store: Store, features: list[str], **options: Any) -> Iterator[DatasetSpec]:
+    defaults: dict[str, Any] = {"labels": ["y"], "weight": None, "validation": None, "num_workers": 2, "seed": 1}
+    with materialize(df, features, store=store, **(defaults | {"handle_invalid": "error"} | options)) as dataset:
+        yield dataset
+
+
+def rows_of(store: Store, dataset: DatasetSpec, split: str = "train") -> list[tuple[Any, ...]]:
+    """The rows of a split, sorted, straight from the files."""
+    rows: list[tuple[Any, ...]] = []
+    for group in getattr(dataset, split):
+        file = pq.ParquetFile(store.local_path(f"{dataset.path}/{group.path}"))
+        table = file.read_row_group(group.index, columns=[column.name for column in dataset.columns])
+        assert table.num_rows == group.rows
+        rows += zip(*(column.to_pylist() for column in table.columns), strict=True)
+    return sorted(rows, key=repr)
+
+
+def test_types_and_layouts(spark: SparkSession, store: Store) -> None:
+    df = spark.createDataFrame(
+        [
+            (True, 1, 2, 1 << 62, Decimal("1.5"), [0.5, 1.5], [1], 1),
+            (False, -1, 3, 4, Decimal("2.5"), [2.5, 3.5], [1, 2], 0),
+        ],
+        "a boolean, b tinyint, `c.d e` int, id bigint, f decimal(5,1), v array<double>, r array<int>, y int",
+    )
+    with written(df, store, ["r", "a", "b", "c.d e", "id", "f", "v"], fixed=["v"]) as dataset:
+        assert dataset.columns == (
+            ColumnSpec("r", "int64", "ragged"),
+            ColumnSpec("a", "float32", "scalar"),
+            ColumnSpec("b", "int64", "scalar"),
+            ColumnSpec("c.d e", "int64", "scalar"),
+            ColumnSpec("id", "int64", "scalar"),
+            ColumnSpec("f", "float32", "scalar"),
+            ColumnSpec("v", "float32", "fixed", 2),
+            ColumnSpec("y", "int64", "scalar"),
+        )
+        assert dataset.train_rows == 2
+        assert dataset.validation == ()
+        assert rows_of(store, dataset) == [
+            ([1, 2], 0.0, -1, 3, 4, 2.5, [2.5, 3.5], 0),
+            ([1], 1.0, 1, 2, 1 << 62, 1.5, [0.5, 1.5], 1),
+        ]
+
+
+def test_boolean_validation_column(spark: SparkSession, store: Store) -> None:
+    df = spark.range(100).selectExpr("id AS x", "id AS y", "id < 30 AS v")
+    with written(df, store, ["x"], validation="v") as dataset:
+        assert rows_of(store, dataset, "validation") == sorted(((i, i) for i in range(30)), key=repr)
+        assert rows_of(store, dataset, "train") == sorted(((i, i) for i in range(30, 100)), key=repr)
+
+
+def test_share_of_validation_follows_from_content_and_seed(spark: SparkSession, store: Store) -> None:
+    df = spark.range(2000).selectExpr("id AS x", "rand(5) AS z", "id % 2 AS y")
+    splits = []
+    for parts, seed in ((1, 1), (7, 1), (3, 2)):
+        shuffled = df.repartition(parts)
+        with written(shuffled, store, ["x", "z"], validation=0.25, seed=seed) as dataset:
+            assert dataset.train_rows + dataset.validation_rows == 2000
+            assert 400 < dataset.validation_rows < 600
+            splits.append(rows_of(store, dataset, "validation"))
+    assert splits[0] == splits[1]
+    assert splits[0] != splits[2]
+
+
+def test_equal_rows_are_on_the_same_side(spark: SparkSession, store: Store) -> None:
+    df = spark.range(1000).selectExpr("id % 100 AS x", "0 AS y")
+    with written(df, store, ["x"], validation=0.5) as dataset:
+        assert not set(rows_of(store, dataset, "train")) & set(rows_of(store, dataset, "validation"))
+
+
+INVALID = [
+    ("x double, y int", [(1.0, 0), (None, 1), (None, 0)], "nulls in a feature column: 2 (in column 'x')"),
+    ("x double, y int", [(1.0, 0), (NAN, 1)], "NaN in a feature column: 1 (in column 'x')"),
+    ("x double, y int", [(NAN, 0), (NAN, 1)], "NaN in a feature column: 2 (in column 'x')"),
+    ("x bigint, y int", [(None, 0), (2, 1)], "nulls in a feature column: 1 (in column 'x')"),
+    ("x array<int>, y int", [([1], 0), (None, 1)], "null arrays in a feature column: 1 (in column 'x')"),
+    ("x array<int>, y int", [([1, None], 0), ([], 1)], "null elements in an array column: 1 (in column 'x')"),
+    ("x array<float>, y int", [([1.0, NAN], 0), ([], 1)], "NaN elements in an array column: 1 (in column 'x')"),
+]
+
+
+@pytest.mark.parametrize(("schema", "rows", "says"), INVALID)
+def test_invalid_features_are_errors(spark: SparkSession, store: Store, schema: str, rows: Any, says: str) -> None:
+    df = spark.createDataFrame(rows, schema).coalesce(1)
+    with pytest.raises(DataError) as refused, written(df, store, ["x"]):
+        pass
+    assert says in str(refused.value)
+    assert "Hint: " in str(refused.value)
+    assert store.list("datasets") == [], "nothing half-written is left, while the DataFrame is alive"
+
+
+def test_skip_drops_and_counts(spark: SparkSession, store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    df = spark.createDataFrame(
+        [
+            (1.0, 1, [1.0], 0),
+            (None, 2, [1.0], 1),
+            (NAN, 3, [1.0], 1),
+            (1.0, None, [1.0], 1),
+            (1.0, 5, None, 1),
+            (1.0, 6, [1.0, None], 1),
+            (1.0, 7, [NAN], 1),
+            (2.0, 8, [], 0),
+        ],
+        "x double, i int, a array<double>, y int",
+    )
+    with caplog.at_level(logging.WARNING), written(df, store, ["x", "i", "a"], handle_invalid="skip") as dataset:
+        assert rows_of(store, dataset) == [(1.0, 1, [1.0], 0), (2.0, 8, [], 0)]
+        assert store.list(f"{dataset.path}/data") == ["._SUCCESS.crc", "_SUCCESS", "hvdspark_split=0"]
+    assert "dropped 6 of 8 rows" in caplog.text
+
+
+def test_keep_turns_null_into_nan(spark: SparkSession, store: Store) -> None:
+    df = spark.createDataFrame(
+        [(None, [None, 1.0], 0), (NAN, [2.0, NAN], 1), (3.0, [4.0, 5.0], 1)], "x double, a array<double>, y int"
+    )
+    with written(df, store, ["x", "a"], handle_invalid="keep") as dataset:
+        kept = [(x, *a) for x, a, _ in rows_of(store, dataset)]
+    assert sum(math.isnan(value) for row in kept for value in row) == 4
+    assert sum(value for row in kept for value in row if not math.isnan(value)) == 15.0
+
+
+@pytest.mark.parametrize(
+    ("schema", "rows", "says"),
+    [
+        ("x int, y int", [(None, 0), (1, 1)], "an integer has no NaN"),
+        ("x array<int>, y int", [([None], 0), ([1], 1)], "an integer has no NaN"),
+        ("x array<float>, y int", [(None, 0), ([1.0], 1)], "null arrays"),
+    ],
+)
+def test_keep_cannot_keep_everything(spark: SparkSession, store: Store, schema: str, rows: Any, says: str) -> None:
+    df = spark.createDataFrame(rows, schema)
+    with pytest.raises(DataError, match=says), written(df, store, ["x"], handle_invalid="keep"):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("row", "handle_invalid", "says"),
+    [
+        ((1, None, 1.0), "error", "nulls in a label column: 1"),
+        ((1, None, 1.0), "skip", "nulls in a label column: 1"),
+        ((1, NAN, 1.0), "keep", "NaN in a label column: 1"),
+        ((1, math.inf, 1.0), "error", "infinite values in a label column"),
+        ((1, 1.0, None), "keep", "nulls in a weight column: 1"),
+        ((1, 1.0, NAN), "skip", "NaN in a weight column: 1"),
+        ((1, 1.0, -0.5), "error", "negative weights: -0.5"),
+    ],
+)
+def test_labels_and_weights_are_always_checked(
+    spark: SparkSession, store: Store, row: Any, handle_invalid: str, says: str
+) -> None:
+    df = spark.createDataFrame([(2, 2.0, 2.0), row, (3, 3.0, 3.0)], "x int, y double, w double").coalesce(1)
+    with pytest.raises(DataError, match=says), written(df, store, ["x"], weight="w", handle_invalid=handle_invalid):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("sql", "options", "says"),
+    [
+        ("SELECT id AS x, id AS y FROM range(0, 5, 1, 1) WHERE id > 9", {}, "the DataFrame is empty"),
+        ("SELECT id AS x, id AS y FROM range(0, 5, 1, 1) WHERE id > 9", {"validation": 0.5}, "the DataFrame is empty"),
+        (
+            "SELECT id AS x, id AS y, true AS v FROM range(0, 5, 1, 1)",
+            {"validation": "v"},
+            "all 5 rows are validation rows",
+        ),
+        ("SELECT id AS x, id AS y, false AS v FROM range(0, 5, 1, 1)", {"validation": "v"}, "no rows to validate on"),
+        (
+            "SELECT id AS x, id AS y, if(id = 1, null, true) AS v FROM range(0, 5, 1, 1)",
+            {"validation": "v"},
+            "validation column: 1",
+        ),
+        ("SELECT double(null) AS x, id AS y FROM range(0, 5, 1, 1)", {"handle_invalid": "skip"}, "dropped all 5 rows"),
+        ("SELECT id AS x, id AS y, 0 AS w FROM range(0, 5, 1, 1)", {"weight": "w"}, "all weights are 0"),
+        ("SELECT array_repeat(1, int(id)) AS x, id AS y FROM range(0, 5, 1, 1)", {"fixed": ["x"]}, "0 to 4 elements"),
+        (
+            "SELECT array_repeat(1, 0) AS x, id AS y FROM range(0, 5, 1, 1)",
+            {"fixed": ["x"]},
+            "vectors without elements",
+        ),
+    ],
+)
+def test_rows_that_cannot_be_used(spark: SparkSession, store: Store, sql: str, options: Any, says: str) -> None:
+    df = spark.sql(sql)
+    with pytest.raises(DataError) as refused, written(df, store, ["x"], **options):
+        pass
+    assert says in str(refused.value)
+    assert store.list("datasets") == []
+
+
+def test_bad_arguments_start_no_job(spark: SparkSession, store: Store) -> None:
+    df = spark.range(5).selectExpr("id AS x", "id AS y", "int(raise_error('a job ran')) AS z")
+    for error, options in (
+        (ConfigurationError, {"handle_invalid": "ignore"}),
+        (ConfigurationError, {"validation": 1.0}),
+        (ConfigurationError, {"validation": 0.0}),
+        (ConfigurationError, {"validation": "x"}),
+        (SchemaError, {"validation": "z"}),
+        (SchemaError, {"labels": ["yy"]}),
+    ):
+        with pytest.raises(error), written(df, store, ["x"], **options):  # type: ignore[arg-type]
+            pass
+    assert not store.exists()
+
+
+def test_an_unwritable_store_is_named_before_any_job(spark: SparkSession, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    df = spark.range(5).selectExpr("id AS x", "int(raise_error('a job ran')) AS y")
+    with pytest.raises(StoreError, match="file/store"), written(df, Store(str(tmp_path / "file/store")), ["x"]):
+        pass
+
+
+def test_a_job_that_dies_leaves_nothing(spark: SparkSession, store: Store) -> None:
+    df = spark.range(5000, numPartitions=4).selectExpr("id AS x", "if(id = 4999, int(raise_error('boom')), 1) AS y")
+    with pytest.raises(Exception, match="boom"), written(df, store, ["x"]):
+        pass
+    assert store.list("datasets") == []
+
+
+def test_the_same_plan_is_written_once(spark: SparkSession, store: Store) -> None:
+    df = spark.range(100).selectExpr("id AS x", "id % 2 AS y", "id AS z")
+    same = spark.range(100).selectExpr("id AS x", "id % 2 AS y", "id AS z")
+    with written(df, store, ["x"]) as first:
+        pass
+    assert store.list("datasets") == [first.path.split("/")[1]], "it lives as long as its DataFrame"
+    files = {path: path.stat().st_mtime_ns for path in store.local_path(first.path).rglob("*.parquet")}  # type: ignore[union-attr]
+    for other, options in ((df, {}), (same, {}), (df, {"num_workers": 7}), (df, {"seed": 9})):
+        with written(other, store, ["x"], **options) as again:
+            assert again == first
+    assert files == {path: path.stat().st_mtime_ns for path in store.local_path(first.path).rglob("*.parquet")}  # type: ignore[union-attr]
+    for other, features, options in (
+        (df, ["z"], {}),
+        (df, ["x", "z"], {}),
+        (df.where("x > 5"), ["x"], {}),
+        (df, ["x"], {"validation": 0.5}),
+        (df, ["x"], {"handle_invalid": "skip"}),
+    ):
+        with written(other, store, features, **options) as different:
+            assert different.path != first.path
+
+
+def test_a_dataset_goes_with_its_last_holder(spark: SparkSession, store: Store) -> None:
+    df = spark.range(100).selectExpr("id AS x", "id % 2 AS y")
+    with written(df.select("x", "y"), store, ["x"], owner=df) as first:
+        pass
+    gc.collect()
+    assert store.exists(first.path), "held by the user's DataFrame, not by the derived one"
+    with written(df, store, ["x"]) as again:
+        assert again == first
+        del df
+        gc.collect()
+        assert store.exists(first.path), "held by the fit"
+    assert not store.exists(first.path)
+
+
+def test_threads_share_one_write(spark: SparkSession, store: Store) -> None:
+    df = spark.range(20_000).selectExpr("id AS x", "id % 2 AS y")
+    together, paths = threading.Barrier(4, timeout=60), []
+
+    def fit() -> None:
+        with written(df, store, ["x"]) as dataset:
+            together.wait()
+            paths.append(dataset.path)
+            assert len(store.list("datasets")) == 1
+
+    threads = [threading.Thread(target=fit) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(paths) == 4
+    assert len(set(paths)) == 1
+
+
+def test_files_that_changed_are_read_again(spark: SparkSession, store: Store, tmp_path: Path) -> None:
+    source = str(tmp_path / "source")
+    spark.range(10).selectExpr("id AS x", "id AS y").write.parquet(source)
+    before = spark.read.parquet(source)
+    with written(before, store, ["x"]) as dataset:
+        assert dataset.train_rows == 10
+    spark.range(10, 30).selectExpr("id AS x", "id AS y").write.mode("append").parquet(source)
+    after = spark.read.parquet(source)
+    assert before.sameSemantics(after), "the plan alone does not tell"
+    with written(after, store, ["x"]) as dataset:
+        assert dataset.train_rows == 30
+
+
+def test_a_dataset_deleted_from_outside_is_written_again(spark: SparkSession, store: Store) -> None:
+    df = spark.range(10).selectExpr("id AS x", "id AS y")
+    with written(df, store, ["x"]) as first:
+        pass
+    store.delete("datasets")
+    with written(df, store, ["x"]) as again:
+        assert again.train_rows == 10
+        assert again.path != first.path
+
+
+def test_one_giant_partition_becomes_many_row_groups(spark: SparkSession, store: Store) -> None:
+    columns = [f"rand({index}) AS f{index}" for index in range(8)]
+    df = spark.range(600_000, numPartitions=1).selectExpr("id AS y", *columns)
+    with written(df, store, [f"f{index}" for index in range(8)]) as dataset:
+        assert len({group.path for group in dataset.train}) == 1
+        assert 2 <= len(dataset.train) <= 10
+        assert dataset.train_rows == 600_000
+
+
+def test_thousands_of_tiny_partitions_become_few_files(spark: SparkSession, store: Store) -> None:
+    df = spark.range(1000, numPartitions=1000).selectExpr("id AS x", "id AS y")
+    with written(df, store, ["x"]) as dataset:
+        assert len(dataset.train) <= 200
+        assert dataset.train_rows == 1000
