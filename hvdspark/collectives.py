@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -45,6 +45,7 @@ class Collective(Protocol):
         named_parameters: Iterable[tuple[str, torch.nn.Parameter]],
         compression: str = "none",
         accumulation_steps: int = 1,
+        sparse_gradients: bool = False,
     ) -> torch.optim.Optimizer:
         """An optimizer whose `step()` is collective and sees gradients *summed* over the ranks.
 
@@ -52,7 +53,8 @@ class Collective(Protocol):
         `accumulation_steps` n, gradients of n backward passes are added up locally before they are exchanged;
         nothing divides by n. `synchronize()` may come earlier (an incomplete last group) and waits for the exchange,
         so that gradients can be clipped before `step()`, which must then run inside `skip_synchronize()`. Parameters
-        that no gradient reached on some rank must be given a zero gradient before `synchronize()`.
+        that no gradient reached on some rank must be given a zero gradient before `synchronize()`. With
+        `sparse_gradients`, gradients may be sparse tensors, for the same parameters on every rank.
         """
         ...
 
@@ -78,6 +80,7 @@ class LocalCollective:
         named_parameters: Iterable[tuple[str, torch.nn.Parameter]],
         compression: str = "none",
         accumulation_steps: int = 1,
+        sparse_gradients: bool = False,
     ) -> torch.optim.Optimizer:
         return _summing_optimizer(optimizer, named_parameters, self)
 
@@ -107,16 +110,22 @@ class HorovodCollective:
         named_parameters: Iterable[tuple[str, torch.nn.Parameter]],
         compression: str = "none",
         accumulation_steps: int = 1,
+        sparse_gradients: bool = False,
     ) -> torch.optim.Optimizer:
+        names = {parameter: f"gradients/{name}" for name, parameter in named_parameters}
+        trained = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
         distributed = self._hvd.DistributedOptimizer(
             _adoptable(optimizer),
-            named_parameters=[(f"gradients/{name}", parameter) for name, parameter in named_parameters],
+            named_parameters=[(name, parameter) for parameter, name in names.items()],
             compression={"none": self._hvd.Compression.none, "fp16": self._hvd.Compression.fp16}[compression],
             backward_passes_per_step=accumulation_steps,
             op=self._hvd.Sum,
+            groups=None if sparse_gradients else _exchange_groups(trained),
         )
         # torch wraps `step` to run its hooks. Wrapping Horovod's `step` too would run them twice.
         type(distributed).step.hooked = True
+        if not sparse_gradients:
+            _always_whole_groups(distributed)
         return distributed
 
 
@@ -148,6 +157,7 @@ class ThreadedCollective:
         named_parameters: Iterable[tuple[str, torch.nn.Parameter]],
         compression: str = "none",
         accumulation_steps: int = 1,
+        sparse_gradients: bool = False,
     ) -> torch.optim.Optimizer:
         return _summing_optimizer(optimizer, named_parameters, self)
 
@@ -215,6 +225,50 @@ def _adoptable(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
     adopted = Adopted.__new__(Adopted)
     Adopted.__init__(adopted, None)
     return adopted
+
+
+# Horovod fuses what is ready until a buffer of 128 MiB (HOROVOD_FUSION_THRESHOLD) is full.
+_LEAST_GROUP_BYTES = 65 << 20
+
+
+def _exchange_groups(parameters: Sequence[torch.nn.Parameter]) -> list[list[torch.nn.Parameter]]:
+    """Cut parameters, last first (the order in which gradients become ready), into groups that are exchanged whole.
+
+    Left alone, Horovod fuses whatever gradients happen to be ready, and a number's place in the fused buffer decides in
+    which order the ring adds up the ranks' parts: with 3 ranks or more, two runs differ in the last bits, and an
+    optimizer that normalises (Adam) blows that up wherever a gradient is nothing but rounding. Groups always have the
+    same content, and two of them never fit into one buffer.
+    """
+    groups: list[list[torch.nn.Parameter]] = [[]]
+    size = 0
+    for parameter in reversed(parameters):
+        if size >= _LEAST_GROUP_BYTES:
+            groups.append([])
+            size = 0
+        groups[-1].append(parameter)
+        size += parameter.numel() * parameter.element_size()
+    if len(groups) > 1 and size < _LEAST_GROUP_BYTES:
+        last = groups.pop()
+        groups[-1].extend(last)
+    return groups
+
+
+def _always_whole_groups(distributed: Any) -> None:
+    """Let a Horovod optimizer exchange groups also where this rank's backward did not reach all of a group.
+
+    Horovod 0.28.1 then exchanges the members one by one, and waits forever for the ranks that exchange the group.
+    """
+    wait = distributed.synchronize
+
+    def synchronize() -> None:
+        for group in dict.fromkeys(distributed._p_to_group.values()):
+            if group not in distributed._handles:
+                for parameter in group:
+                    distributed._handles.pop(parameter, None)
+                distributed._handles[group] = distributed._grouped_allreduce_grad_async(group)
+        wait()
+
+    distributed.synchronize = synchronize
 
 
 def _summing_optimizer(

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from hvdspark.data.loader import Ragged
+from hvdspark.data.loader import Batch, Ragged
 from hvdspark.errors import ConfigurationError
 from hvdspark.train.program import OutputSpec
 
@@ -44,14 +44,12 @@ class Outputs:
 
 def inputs_of(columns: Mapping[str, Input], features: Sequence[str], device: str) -> list[Input]:
     """The module's arguments, on its device: [rows], [rows, width] or Ragged for each feature, in order."""
-    return [to_device(columns[name], device) for name in features]
+    return [columns[name].to(device) for name in features]
 
 
-def to_device(column: Input, device: str) -> Input:
-    """The same column on another device; no copy where it is already there."""
-    if isinstance(column, Ragged):
-        return Ragged(column.values.to(device), column.offsets.to(device))
-    return column.to(device)
+def on_device(batch: Batch, device: str) -> Batch:
+    """The batch where the module is; all scalar columns of a dtype go in one copy."""
+    return batch if device == "cpu" else batch.to(device)
 
 
 def forward(module: nn.Module, inputs: Sequence[Input], rows: int) -> Outputs:

@@ -28,7 +28,7 @@ from hvdspark.train.optimizer import make_optimizer
 from hvdspark.train.precision import resolve_precision
 from hvdspark.train.program import OutputSpec, Program, TrainResult
 from hvdspark.train.schedule import make_schedule
-from hvdspark.train.step import GradientStep
+from hvdspark.train.step import GradientStep, sparse_parameters
 from hvdspark.train.validate import Validation
 from hvdspark.train.weights import check_saveable
 
@@ -75,6 +75,7 @@ def train(
         module.named_parameters(),
         spec.compression,
         spec.accumulation_steps,
+        sparse_gradients=bool(sparse_parameters(module)),
     )
     steps = -(-spec.dataset.train_rows // spec.batch_size)
     updates = spec.epochs * -(-steps // spec.accumulation_steps)

@@ -20,7 +20,7 @@ from hvdspark.data.loader import Batch, Ragged
 from hvdspark.errors import ConfigurationError, DataError, TrainingDivergedError
 from hvdspark.specs import TrainSpec
 from hvdspark.train.agreement import broadcast_json, ranks_where
-from hvdspark.train.forward import Input, Outputs, batch_statistics, forward, inputs_of
+from hvdspark.train.forward import Input, Outputs, batch_statistics, forward, inputs_of, on_device
 from hvdspark.train.loss import RowLoss
 from hvdspark.train.precision import training_arithmetic
 from hvdspark.train.schedule import Schedule
@@ -60,13 +60,9 @@ class GradientStep:
         self._optimizer, self._collective, self._device, self._precision = optimizer, collective, device, precision
         self._schedule = schedule
         self._rates = [float(group["lr"]) if "lr" in group else None for group in optimizer.param_groups]
-        sparse = {
-            id(layer.weight)
-            for layer in module.modules()
-            if isinstance(layer, nn.Embedding | nn.EmbeddingBag) and layer.sparse
-        }
+        sparse = sparse_parameters(module)
         self._trained = self._parameters_to_train()
-        self._sparse = [p for p in self._trained if id(p) in sparse]
+        self._sparse = {id(p) for p in self._trained} & sparse
         self._check_sparse()
         self._diverged: _Divergence | None = None
         self._group_weight = 0.0
@@ -80,7 +76,7 @@ class GradientStep:
         """
         if self._spec.weight is None:
             return float(global_rows)
-        weight = batch.columns[self._spec.weight].double()
+        weight = tensor_column(batch, self._spec.weight).double()
         unusable = torch.count_nonzero(~(torch.isfinite(weight) & (weight >= 0))).double()
         sums = self._collective.allreduce_sum(torch.stack([weight.sum(), unusable]), "train/batch_weight")
         total, bad = sums.tolist()
@@ -107,15 +103,16 @@ class GradientStep:
         self._group_weight += total_weight
         if batch.rows == 0 or total_weight == 0.0 or self._diverged is not None:
             return 0.0, 0.0
+        batch = on_device(batch, self._device)
         inputs = inputs_of(batch.columns, self._spec.features, self._device)
         self._group_inputs.append((step, inputs))
-        labels = [tensor_column(batch, name).to(self._device) for name in self._spec.labels]
+        labels = [tensor_column(batch, name) for name in self._spec.labels]
         with batch_statistics(self._module, batch.rows), training_arithmetic(self._precision, self._device):
             self.outputs = forward(self._module, inputs, batch.rows)
         rows = self._loss(self.outputs.tensors, labels, weighted=self._spec.weight is not None)
         local_weight = float(batch.rows)
         if self._spec.weight is not None:
-            weight = tensor_column(batch, self._spec.weight).to(self._device)
+            weight = tensor_column(batch, self._spec.weight)
             rows, local_weight = rows * weight, weight.sum().item()
         local = rows.sum()
         loss_sum = local.item()
@@ -180,7 +177,7 @@ class GradientStep:
         """
         for parameter in self._trained:
             if parameter.grad is None or self._diverged is not None:
-                sparse = any(parameter is other for other in self._sparse)
+                sparse = id(parameter) in self._sparse
                 value = 0.0 if self._diverged is None else math.nan
                 parameter.grad = _sparse_row(parameter, value) if sparse else torch.full_like(parameter, value)
 
@@ -220,6 +217,12 @@ class GradientStep:
                 where="compression",
                 hint='use compression="none" or Embedding(sparse=False)',
             )
+
+
+def sparse_parameters(module: nn.Module) -> set[int]:
+    """id() of the parameters whose gradients are sparse tensors."""
+    layers = (layer for layer in module.modules() if isinstance(layer, nn.Embedding | nn.EmbeddingBag))
+    return {id(layer.weight) for layer in layers if layer.sparse}
 
 
 def tensor_column(batch: Batch, name: str) -> Tensor:

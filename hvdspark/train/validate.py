@@ -10,7 +10,7 @@ from hvdspark.data.loader import load_batches
 from hvdspark.data.plan import plan_epoch
 from hvdspark.specs import TrainSpec
 from hvdspark.store import Store
-from hvdspark.train.forward import Outputs, forward, inputs_of
+from hvdspark.train.forward import Outputs, forward, inputs_of, on_device
 from hvdspark.train.loss import RowLoss
 from hvdspark.train.metrics import WeightedMean, make_metric, metric_names
 from hvdspark.train.program import Program
@@ -76,12 +76,12 @@ class Validation:
                 for batch in iterator:
                     if batch.rows == 0:
                         continue
+                    batch = on_device(batch, self._device)
                     self.outputs = forward(module, inputs_of(batch.columns, spec.features, self._device), batch.rows)
-                    labels = [tensor_column(batch, name).to(self._device) for name in spec.labels]
-                    weight = torch.ones(batch.rows)
+                    labels = [tensor_column(batch, name) for name in spec.labels]
+                    weight = torch.ones(batch.rows, device=self._device)
                     if spec.weight is not None:
                         weight = tensor_column(batch, spec.weight)
-                    weight = weight.to(self._device)
                     rows = self._loss(self.outputs.tensors, labels, weighted=spec.weight is not None)
                     self._loss_mean.update(rows, rows, weight)
                     for (_, position, _), metric in zip(self._names, self._metrics, strict=True):

@@ -1,0 +1,104 @@
+"""Training with real Horovod processes: the same weights as one process without Horovod."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hvdspark.collectives import LocalCollective
+from hvdspark.specs import TrainSpec, to_json
+from hvdspark.store import Store
+from hvdspark.train.weights import WEIGHTS, read_tensors
+from tests.ranks.gang import run_ranks
+from tests.ranks.train_cases import CASES, OWN_CASES, on_rank, relaunched, run_case, until_lost
+from tests.unit.train.datasets import click_columns, train_spec, write_dataset
+from tests.unit.train.toys import largest_difference
+
+SIZES = (2, 3)
+ROWS = 201  # 12 global batches of 16 rows and one of 9
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> TrainSpec:
+    """Data for every case: uneven row groups, an empty one, a last batch that does not divide."""
+    store = Store(str(tmp_path_factory.mktemp("store")))
+    train_rows, validation_rows = click_columns(ROWS, weighted=True), click_columns(90, 1, weighted=True)
+    dataset = write_dataset(store, train_rows, validation_rows, group_rows=(100, 0, 1, 100))
+    return train_spec(store, dataset, weight=None)
+
+
+@pytest.fixture(scope="module")
+def gangs(base: TrainSpec, tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str, Any]]]:
+    """Every case on 2 and on 3 ranks; one launch for each gang. By size, then by rank."""
+    store, results = Store(base.store_uri), {}
+    for size in SIZES:
+        store.write_text(f"runs/blocked-{size}", "a file where a directory should be")
+        outcomes = run_ranks(on_rank, size, tmp_path_factory.mktemp("gang"), base=to_json(base))
+        for outcome in outcomes:
+            assert outcome.error is None, outcome.output
+        results[size] = [outcome.value for outcome in outcomes]
+    return results
+
+
+def model(base: TrainSpec, run_id: str) -> dict[str, torch.Tensor]:
+    return read_tensors(Store(base.store_uri), f"runs/{run_id}/model/{WEIGHTS}")
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("name", CASES)
+def test_ranks_are_one_process(base: TrainSpec, gangs: dict[int, list[dict[str, Any]]], name: str, size: int) -> None:
+    expected = run_case(base, name, f"{name} 1", LocalCollective())
+    assert largest_difference(model(base, f"{name} {size}"), model(base, f"{name} 1")) < 1e-5
+    by_rank = [values[name] for values in gangs[size]]
+    assert len({values["weights"] for values in by_rank}) == 1
+    for row, expected_row in zip(by_rank[0]["history"], expected["history"], strict=True):
+        assert row == pytest.approx(expected_row, abs=1e-5, nan_ok=True)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("name", OWN_CASES)
+def test_ranks_agree_and_a_second_run_is_the_same(gangs: dict[int, list[dict[str, Any]]], name: str, size: int) -> None:
+    runs = [{values[key]["weights"] for values in gangs[size]} for key in (name, f"{name} again")]
+    assert [len(weights) for weights in runs] == [1, 1]
+    assert runs[0] == runs[1]
+    history = gangs[size][0][name]["history"]
+    assert history[-1]["train_loss"] < history[0]["train_loss"]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_fp16_on_the_wire_stays_close(base: TrainSpec, gangs: dict[int, list[dict[str, Any]]], size: int) -> None:
+    name = "fp16 on the wire"
+    run_case(base, name, f"{name} 1", LocalCollective(), compression="none")
+    difference = largest_difference(model(base, f"{name} {size}"), model(base, f"{name} 1"))
+    assert 0 < difference < 0.05
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_one_ranks_trouble_is_raised_on_all(gangs: dict[int, list[dict[str, Any]]], size: int) -> None:
+    for accumulation, step in ((1, 0), (3, 0)):
+        messages = {values["failures"][f"diverged {accumulation}"] for values in gangs[size]}
+        assert len(messages) == 1
+        message = messages.pop()
+        assert message.startswith("TrainingDivergedError: the loss became NaN")
+        assert f"rank {size - 1}, epoch 0, step {step}" in message
+    first, *others = [values["failures"]["store"] for values in gangs[size]]
+    assert first.startswith("StoreError")
+    assert all(message.startswith("CheckpointError: rank 0 failed") for message in others)
+
+
+def test_a_relaunched_gang_ends_where_an_uninterrupted_run_does(base: TrainSpec, tmp_path: Path) -> None:
+    spec = replace(base, run_id="lost", epochs=4, shuffle=True)
+    outcomes = run_ranks(until_lost, 2, tmp_path / "first", base=to_json(spec))
+    assert outcomes[1].error == "ConnectionError: executor lost"
+    assert outcomes[0].error is not None
+    assert "HorovodInternalError" in outcomes[0].error
+    outcomes = run_ranks(relaunched, 2, tmp_path / "second", base=to_json(spec))
+    assert [outcome.error for outcome in outcomes] == [None, None]
+    uninterrupted = replace(spec, run_id="never lost")
+    outcomes = run_ranks(relaunched, 2, tmp_path / "third", base=to_json(uninterrupted))
+    assert [outcome.error for outcome in outcomes] == [None, None]
+    assert largest_difference(model(base, "lost"), model(base, "never lost")) < 1e-6

@@ -1,0 +1,182 @@
+"""Training runs that real Horovod ranks and a single process both do, to be compared."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hvdspark.collectives import Collective, HorovodCollective
+from hvdspark.errors import HvdSparkError
+from hvdspark.specs import TrainSpec, from_json
+from hvdspark.train.callbacks import Callback, TrainState
+from hvdspark.train.loop import train
+from hvdspark.train.program import Program
+from tests.unit.train.toys import ClickNet
+
+STEPS_BEFORE_LOSS = 3
+
+
+class Stubborn(torch.optim.SGD):
+    """An optimizer with a constructor that nothing but its own arguments satisfies, and state beside the groups."""
+
+    def __init__(self, params: Any, lr: float, stubbornness: float) -> None:
+        super().__init__(params, lr=lr)
+        self.stubbornness = stubbornness
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.add_(parameter.grad, alpha=-group["lr"] / self.stubbornness)
+
+
+class Moody(nn.Module):
+    """Which parameters a rank's gradient reaches depends on its rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(1)
+            self.always, self.rare, self.never = nn.Linear(3, 1), nn.Linear(3, 1), nn.Linear(3, 1)
+
+    def forward(self, dense: Tensor, id: Tensor) -> Tensor:
+        logit = self.always(dense)
+        high = dense[:, :1] > 1.5
+        # The same sum whether or not the branch runs, so the number of ranks cannot matter to the result.
+        return logit + high * self.rare(dense) if bool(high.any()) else logit
+
+
+def transposed() -> nn.Module:
+    module = ClickNet()
+    module.hidden.weight.data = module.hidden.weight.data.t().contiguous().t()
+    return module
+
+
+class LoseExecutor(Callback):
+    """Fails on one rank in the middle of an epoch."""
+
+    def on_batch_end(self, state: TrainState) -> None:
+        if (state.rank, state.epoch, state.step) == (state.size - 1, 2, STEPS_BEFORE_LOSS):
+            raise ConnectionError("executor lost")
+
+
+def program(**changes: Any) -> Program:
+    return Program(**{"module": ClickNet(), "loss": "bce_with_logits", "optimizer": "adam", **changes})
+
+
+# name -> (program, changes of the spec); "weighted" in the name: with row weights.
+CASES: dict[str, tuple[Callable[[], Program], dict[str, Any]]] = {
+    "adam": (program, {"epochs": 2}),
+    "adam weighted": (program, {"epochs": 2}),
+    "momentum weighted accumulated clipped": (
+        lambda: program(optimizer=functools.partial(torch.optim.SGD, momentum=0.9)),
+        {"accumulation_steps": 4, "gradient_clip_norm": 0.05, "epochs": 2},
+    ),
+    "adagrad with an initial accumulator": (
+        lambda: program(optimizer=functools.partial(torch.optim.Adagrad, initial_accumulator_value=0.5)),
+        {"epochs": 2},
+    ),
+    "optimizer of ones own": (lambda: program(optimizer=functools.partial(Stubborn, stubbornness=2.0)), {}),
+    "sparse gradients clipped": (
+        lambda: program(module=ClickNet(sparse=True), optimizer="sgd"),
+        {"gradient_clip_norm": 0.05, "learning_rate": 0.5},
+    ),
+    "sparse gradients accumulated": (
+        lambda: program(module=ClickNet(sparse=True), optimizer="adagrad"),
+        {"accumulation_steps": 3},
+    ),
+    "parameters that some ranks do not reach": (
+        lambda: program(module=Moody(), optimizer=functools.partial(torch.optim.SGD, momentum=0.9, weight_decay=0.1)),
+        {"accumulation_steps": 2},
+    ),
+    "batches smaller than the gang": (program, {"batch_size": 2}),
+    "cosine schedule": (program, {"schedule": "cosine", "schedule_args": {"warmup_steps": 3}, "epochs": 2}),
+    "parameters that are not contiguous": (lambda: program(module=transposed()), {}),
+    "a mean loss": (lambda: program(loss=mean_loss), {}),
+    "validated": (program, {"metrics": ("auc", "logloss", "accuracy"), "monitor": "val_auc", "epochs": 3}),
+}
+# Not the weights of one process, but the same on all ranks, and the same again in a second run.
+OWN_CASES: dict[str, tuple[Callable[[], Program], dict[str, Any]]] = {
+    "fp16 on the wire": (program, {"compression": "fp16", "epochs": 2}),
+    "bfloat16": (program, {"precision": "bfloat16", "epochs": 2}),
+    "dropout and batch norm": (
+        lambda: program(module=ClickNet(dropout=0.3, batch_norm=True)),
+        {"shuffle": True, "epochs": 2},
+    ),
+}
+
+
+def mean_loss(output: Tensor, label: Tensor) -> Tensor:
+    return nn.functional.binary_cross_entropy_with_logits(output, label)
+
+
+def case_spec(base: TrainSpec, name: str, run_id: str) -> TrainSpec:
+    weight = "weight" if "weighted" in name else None
+    return replace(base, run_id=run_id, weight=weight, **{**CASES, **OWN_CASES}[name][1])
+
+
+def run_case(base: TrainSpec, name: str, run_id: str, collective: Collective, **changes: Any) -> dict[str, Any]:
+    """Train one case; a digest of this rank's weights and the comparable part of the history."""
+    made = {**CASES, **OWN_CASES}[name][0]()
+    spec = case_spec(base, name, run_id)
+    result = train(replace(spec, **changes), made, collective, "cpu", lambda event: None)
+    digest = hashlib.sha256()
+    for tensor in made.module.state_dict().values():
+        digest.update(tensor.contiguous().numpy().tobytes())
+    timed = ("seconds", "rows_per_s")
+    history = [{key: value for key, value in row.items() if not key.endswith(timed)} for row in result.history]
+    return {"weights": digest.hexdigest(), "history": history}
+
+
+def on_rank(base: str) -> dict[str, Any]:
+    """What one rank of a gang does: all cases, some of them twice, and then what must fail on all ranks alike."""
+    collective = HorovodCollective()
+    spec, size = from_json(TrainSpec, base), collective.size
+    done = {name: run_case(spec, name, f"{name} {size}", collective) for name in CASES}
+    for name in OWN_CASES:
+        done[name] = run_case(spec, name, f"{name} {size}", collective)
+        done[f"{name} again"] = run_case(spec, name, f"{name} {size} again", collective)
+    return {**done, "failures": failures(spec, collective)}
+
+
+def failures(spec: TrainSpec, collective: Collective) -> dict[str, str]:
+    """Messages of errors that one rank meets and all must raise, in a gang that goes on working afterwards."""
+    messages = {}
+
+    def expect(name: str, spec: TrainSpec, given: Program) -> None:
+        try:
+            train(spec, given, collective, "cpu", lambda event: None)
+            messages[name] = "nothing was raised"
+        except HvdSparkError as error:
+            messages[name] = f"{type(error).__name__}: {error}"
+
+    def poisoned(output: Tensor, label: Tensor) -> Tensor:
+        rows = (output - label) ** 2
+        return rows * math.nan if collective.rank == collective.size - 1 else rows
+
+    for accumulation in (1, 3):
+        given = replace(spec, run_id=f"diverged-{collective.size}", accumulation_steps=accumulation)
+        expect(f"diverged {accumulation}", given, program(loss=poisoned))
+    expect("store", replace(spec, run_id=f"blocked-{collective.size}"), program())
+    return messages
+
+
+def until_lost(base: str) -> dict[str, Any]:
+    """A run that loses its last rank in epoch 2."""
+    train(
+        from_json(TrainSpec, base), program(callbacks=[LoseExecutor()]), HorovodCollective(), "cpu", lambda event: None
+    )
+    return {}
+
+
+def relaunched(base: str) -> dict[str, Any]:
+    """The next generation of that run."""
+    train(from_json(TrainSpec, base), program(), HorovodCollective(), "cpu", lambda event: None, generation=1)
+    return {}
