@@ -146,7 +146,7 @@ class Window:
         """Put rows in.
 
         Args:
-            start, rows: which rows of the window.
+            start, rows: which rows of the window; at least one.
             dense: for each scalar column [rows], for each fixed column [rows, width].
             ragged: for each ragged column its rows.
         """
