@@ -102,7 +102,7 @@ def _numbers_by_name(value: Any) -> dict[str, float]:
 
 
 def _param(name: str, doc: str, convert: Converter) -> Any:
-    return Param(Params._dummy(), name, doc, convert)  # type: ignore[attr-defined]
+    return Param(Params._dummy(), name, doc, convert)
 
 
 class _ScoringParams(HasPredictionCol, HasOutputCols, HasHandleInvalid):

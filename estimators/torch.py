@@ -306,6 +306,7 @@ def _scorer(fitted: FittedModule, struct: StructType) -> Callable[..., Column]:
     spec = fitted.scoring_spec()  # not `fitted`: the closure goes to every task
 
     def score_batches(batches: Iterator[tuple[pd.Series, ...]]) -> Iterator[pd.DataFrame]:
-        return score(spec, batches)
+        # pyspark hands a single column over without its tuple, whatever the type hint says.
+        return score(spec, ((batch,) if isinstance(batch, pd.Series) else batch for batch in batches))
 
-    return F.pandas_udf(score_batches, struct)  # type: ignore[call-overload, no-any-return]
+    return F.pandas_udf(score_batches, struct)  # type: ignore[call-overload]

@@ -189,6 +189,8 @@ def _channel(spark: SparkSession, spec: LaunchSpec, watch: _StartWatch) -> Itera
 def _cancellable(spark: SparkSession, tag: str) -> Iterator[Callable[[], Any]]:
     """Tag the jobs of this thread, and cancel them when the body is left by an exception (Ctrl-C included)."""
     add: Callable[[str], Any]
+    remove: Callable[[str], Any]
+    cancel: Callable[[str], Any]
     if session.is_connect(spark):
         add, remove, cancel = spark.addTag, spark.removeTag, spark.interruptTag
     else:
