@@ -10,6 +10,8 @@ SOURCES := hvdspark estimators tests examples benchmarks
 unexport SPARK_HOME PYTHONPATH PYTHONHOME
 export PYSPARK_PYTHON := $(CURDIR)/$(PYTHON)
 export PYSPARK_DRIVER_PYTHON := $(PYSPARK_PYTHON)
+# Every session here runs on this machine, whose name may not resolve.
+export SPARK_LOCAL_IP := 127.0.0.1
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-slow test-chaos lint fmt type bench doctor clean
@@ -27,10 +29,10 @@ test: setup ## Unit and Spark tests, at most 15 minutes on 2 cores; ARGS="-k loa
 	$(PYTHON) -m pytest $(ARGS)
 
 test-slow: setup ## Tests that take minutes
-	$(PYTHON) -m pytest -m 'slow and not chaos' $(ARGS)
+	$(PYTHON) -m pytest -m 'slow and not chaos' $(ARGS) || [ $$? -eq 5 ] # 5: there is none
 
 test-chaos: setup ## Tests that kill processes and shrink clusters
-	$(PYTHON) -m pytest -m chaos $(ARGS)
+	$(PYTHON) -m pytest -m chaos $(ARGS) || [ $$? -eq 5 ]
 
 lint: setup ## ruff: rules and format, changing nothing
 	$(PYTHON) -m ruff check $(wildcard $(SOURCES))
