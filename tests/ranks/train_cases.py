@@ -18,7 +18,7 @@ from hvdspark.specs import TrainSpec, from_json
 from hvdspark.train.callbacks import Callback, TrainState
 from hvdspark.train.loop import train
 from hvdspark.train.program import Program
-from tests.unit.train.toys import ClickNet
+from tests.unit.train.toys import ClickNet, click_program
 
 STEPS_BEFORE_LOSS = 3
 
@@ -67,47 +67,45 @@ class LoseExecutor(Callback):
             raise ConnectionError("executor lost")
 
 
-def program(**changes: Any) -> Program:
-    return Program(**{"module": ClickNet(), "loss": "bce_with_logits", "optimizer": "adam", **changes})
-
-
 # name -> (program, changes of the spec); "weighted" in the name: with row weights.
 CASES: dict[str, tuple[Callable[[], Program], dict[str, Any]]] = {
-    "adam": (program, {"epochs": 2}),
-    "adam weighted": (program, {"epochs": 2}),
+    "adam": (click_program, {"epochs": 2}),
+    "adam weighted": (click_program, {"epochs": 2}),
     "momentum weighted accumulated clipped": (
-        lambda: program(optimizer=functools.partial(torch.optim.SGD, momentum=0.9)),
+        lambda: click_program(optimizer=functools.partial(torch.optim.SGD, momentum=0.9)),
         {"accumulation_steps": 4, "gradient_clip_norm": 0.05, "epochs": 2},
     ),
     "adagrad with an initial accumulator": (
-        lambda: program(optimizer=functools.partial(torch.optim.Adagrad, initial_accumulator_value=0.5)),
+        lambda: click_program(optimizer=functools.partial(torch.optim.Adagrad, initial_accumulator_value=0.5)),
         {"epochs": 2},
     ),
-    "optimizer of ones own": (lambda: program(optimizer=functools.partial(Stubborn, stubbornness=2.0)), {}),
+    "optimizer of ones own": (lambda: click_program(optimizer=functools.partial(Stubborn, stubbornness=2.0)), {}),
     "sparse gradients clipped": (
-        lambda: program(module=ClickNet(sparse=True), optimizer="sgd"),
+        lambda: click_program(module=ClickNet(sparse=True), optimizer="sgd"),
         {"gradient_clip_norm": 0.05, "learning_rate": 0.5},
     ),
     "sparse gradients accumulated": (
-        lambda: program(module=ClickNet(sparse=True), optimizer="adagrad"),
+        lambda: click_program(module=ClickNet(sparse=True), optimizer="adagrad"),
         {"accumulation_steps": 3},
     ),
     "parameters that some ranks do not reach": (
-        lambda: program(module=Moody(), optimizer=functools.partial(torch.optim.SGD, momentum=0.9, weight_decay=0.1)),
+        lambda: click_program(
+            module=Moody(), optimizer=functools.partial(torch.optim.SGD, momentum=0.9, weight_decay=0.1)
+        ),
         {"accumulation_steps": 2},
     ),
-    "batches smaller than the gang": (program, {"batch_size": 2}),
-    "cosine schedule": (program, {"schedule": "cosine", "schedule_args": {"warmup_steps": 3}, "epochs": 2}),
-    "parameters that are not contiguous": (lambda: program(module=transposed()), {}),
-    "a mean loss": (lambda: program(loss=mean_loss), {}),
-    "validated": (program, {"metrics": ("auc", "logloss", "accuracy"), "monitor": "val_auc", "epochs": 3}),
+    "batches smaller than the gang": (click_program, {"batch_size": 2}),
+    "cosine schedule": (click_program, {"schedule": "cosine", "schedule_args": {"warmup_steps": 3}, "epochs": 2}),
+    "parameters that are not contiguous": (lambda: click_program(module=transposed()), {}),
+    "a mean loss": (lambda: click_program(loss=mean_loss), {}),
+    "validated": (click_program, {"metrics": ("auc", "logloss", "accuracy"), "monitor": "val_auc", "epochs": 3}),
 }
 # Not the weights of one process, but the same on all ranks, and the same again in a second run.
 OWN_CASES: dict[str, tuple[Callable[[], Program], dict[str, Any]]] = {
-    "fp16 on the wire": (program, {"compression": "fp16", "epochs": 2}),
-    "bfloat16": (program, {"precision": "bfloat16", "epochs": 2}),
+    "fp16 on the wire": (click_program, {"compression": "fp16", "epochs": 2}),
+    "bfloat16": (click_program, {"precision": "bfloat16", "epochs": 2}),
     "dropout and batch norm": (
-        lambda: program(module=ClickNet(dropout=0.3, batch_norm=True)),
+        lambda: click_program(module=ClickNet(dropout=0.3, batch_norm=True)),
         {"shuffle": True, "epochs": 2},
     ),
 }
@@ -163,20 +161,24 @@ def failures(spec: TrainSpec, collective: Collective) -> dict[str, str]:
 
     for accumulation in (1, 3):
         given = replace(spec, run_id=f"diverged-{collective.size}", accumulation_steps=accumulation)
-        expect(f"diverged {accumulation}", given, program(loss=poisoned))
-    expect("store", replace(spec, run_id=f"blocked-{collective.size}"), program())
+        expect(f"diverged {accumulation}", given, click_program(loss=poisoned))
+    expect("store", replace(spec, run_id=f"blocked-{collective.size}"), click_program())
     return messages
 
 
 def until_lost(base: str) -> dict[str, Any]:
     """A run that loses its last rank in epoch 2."""
     train(
-        from_json(TrainSpec, base), program(callbacks=[LoseExecutor()]), HorovodCollective(), "cpu", lambda event: None
+        from_json(TrainSpec, base),
+        click_program(callbacks=[LoseExecutor()]),
+        HorovodCollective(),
+        "cpu",
+        lambda event: None,
     )
     return {}
 
 
 def relaunched(base: str) -> dict[str, Any]:
     """The next generation of that run."""
-    train(from_json(TrainSpec, base), program(), HorovodCollective(), "cpu", lambda event: None, generation=1)
+    train(from_json(TrainSpec, base), click_program(), HorovodCollective(), "cpu", lambda event: None, generation=1)
     return {}

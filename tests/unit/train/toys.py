@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from hvdspark.collectives import ThreadedCollective, run_threaded
 from hvdspark.specs import TrainSpec
+from hvdspark.train.callbacks import Callback, TrainState
 from hvdspark.train.loop import train
 from hvdspark.train.program import Program, TrainResult
 
@@ -30,6 +31,32 @@ class ClickNet(nn.Module):
     def forward(self, dense: Tensor, id: Tensor) -> Tensor:
         hidden = self.hidden(torch.cat([dense, self.embedding(id)], dim=1))
         return self.out(self.drop(torch.tanh(self.norm(hidden))))
+
+
+class SetRate(Callback):
+    """A rate for each epoch, to make epochs better or worse at will."""
+
+    def __init__(self, rates: list[float]) -> None:
+        self.rates = rates
+
+    def on_epoch_begin(self, state: TrainState) -> None:
+        state.optimizer.param_groups[0]["lr"] = self.rates[state.epoch]
+
+
+class At(Callback):
+    """Does something once, at one point of the run on one rank."""
+
+    def __init__(self, epoch: int, rank: int, action: Any) -> None:
+        self.epoch, self.rank, self.action = epoch, rank, action
+
+    def on_epoch_end(self, state: TrainState) -> None:
+        if (state.epoch, state.rank) == (self.epoch, self.rank):
+            self.action(state)
+
+
+def click_program(**changes: Any) -> Program:
+    """A program of its own for each rank; `ClickNet` with Adam and the logistic loss unless changed."""
+    return Program(**{"module": ClickNet(), "loss": "bce_with_logits", "optimizer": "adam", **changes})
 
 
 def train_on_threads(
