@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import hypothesis
 import pytest
 
 from tests.footprint import RUN_MARKER, Footprint, leaks_after_settling
@@ -22,6 +23,10 @@ ROOT = Path(__file__).resolve().parent.parent
 # One address for Spark, Horovod and everything else, whatever the machine's host name resolves to.
 os.environ["SPARK_LOCAL_IP"] = "127.0.0.1"
 os.environ[RUN_MARKER] = uuid.uuid4().hex
+
+# Every test has a limit of its own; a deadline for each example fails on a machine that is busy for a moment.
+hypothesis.settings.register_profile("hvdspark", deadline=None)
+hypothesis.settings.load_profile("hvdspark")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
