@@ -26,7 +26,7 @@ def vectors_as_arrays(dataset: DataFrame, names: Sequence[str]) -> tuple[DataFra
     vectors = [
         name for name in names if name in dataset.columns and isinstance(dataset.schema[name].dataType, VectorUDT)
     ]
-    converted = {name: vector_to_array(column(name), "float32") for name in vectors}
+    converted = {name: _vector_to_array(column(name)) for name in vectors}
     return (dataset.withColumns(converted) if converted else dataset), tuple(vectors)
 
 
@@ -70,8 +70,7 @@ def scoring_input(
             )
         raw = column(spec.name)
         if isinstance(data_type, VectorUDT):
-            # The conversion raises on null vectors by itself, without naming the column.
-            raw = F.when(raw.isNotNull(), vector_to_array(raw, "float32"))
+            raw = _vector_to_array(raw)
         target = _SPARK_TYPES[spec.dtype] if spec.layout == "scalar" else f"array<{_SPARK_TYPES[spec.dtype]}>"
         value = raw.cast(target)
         if types[spec.name].nullable:
@@ -81,6 +80,11 @@ def scoring_input(
                 value = F.coalesce(value, _instead_of_null(spec, handle_invalid, target))
         columns.append(value)
     return rows, columns
+
+
+def _vector_to_array(vector: Column) -> Column:
+    # Spark's conversion fails on null without naming the column; that is left to whoever checks for nulls.
+    return F.when(vector.isNotNull(), vector_to_array(vector, "float32"))
 
 
 def _instead_of_null(spec: ColumnSpec, handle_invalid: str, target: str) -> Column:

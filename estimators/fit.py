@@ -13,9 +13,11 @@ from hvdspark.data.schema import check_columns
 from hvdspark.errors import ConfigurationError
 from hvdspark.estimators.columns import vectors_as_arrays
 from hvdspark.estimators.fitted import FittedModule
-from hvdspark.specs import DatasetSpec, TrainSpec, from_json, to_json
+from hvdspark.specs import DatasetSpec, RowGroup, TrainSpec, from_json, to_json
 from hvdspark.store import Store
 from hvdspark.train import architecture, progress
+from hvdspark.train.check import check_program
+from hvdspark.train.loss import RowLoss
 from hvdspark.train.on_rank import train_on_rank
 from hvdspark.train.program import Program, TrainResult
 
@@ -39,10 +41,13 @@ def fit(estimator: TorchEstimator, dataset: DataFrame, program: Program) -> Fitt
     versions.require()
     arrays, vectors = vectors_as_arrays(dataset, features)
     check_columns(arrays.schema, features, labels, weight, validation if isinstance(validation, str) else None, vectors)
+    run_id = f"{estimator.uid}-{uuid.uuid4().hex[:12]}"
+    some_rows = (RowGroup("", 0, 1, 1),)
+    unwritten = DatasetSpec("", (), some_rows, some_rows if validation is not None else ())
+    check_program(_train_spec(estimator, program, run_id, store, unwritten, features, labels, weight), program)
     launch.check_session(spark, value("numWorkers"), value("device"))
     store.check_writable()
 
-    run_id = f"{estimator.uid}-{uuid.uuid4().hex[:12]}"
     with (
         materialize(
             arrays,
@@ -55,10 +60,11 @@ def fit(estimator: TorchEstimator, dataset: DataFrame, program: Program) -> Fitt
             seed=value("seed"),
             handle_invalid=value("handleInvalid"),
             fixed=vectors,
+            owner=dataset,
         ) as data,
         progress.ProgressBar(progress.wanted(), _monitor(estimator, data)) as bar,
     ):
-        spec = _train_spec(estimator, run_id, store, data, features, labels, weight)
+        spec = _train_spec(estimator, program, run_id, store, data, features, labels, weight)
         try:
             results = launch.run(
                 train_on_rank,
@@ -88,6 +94,7 @@ def fit(estimator: TorchEstimator, dataset: DataFrame, program: Program) -> Fitt
 
 def _train_spec(
     estimator: TorchEstimator,
+    program: Program,
     run_id: str,
     store: Store,
     data: DatasetSpec,
@@ -97,6 +104,11 @@ def _train_spec(
 ) -> TrainSpec:
     value = estimator.getOrDefault
     schedule = value("learningRateSchedule")
+    metrics = (
+        value("metrics")
+        if estimator.isDefined("metrics")
+        else RowLoss(program.loss, labels, program.loss_weights, "cpu").suitable_metrics()
+    )
     return TrainSpec(
         run_id=run_id,
         store_uri=store.uri,
@@ -114,7 +126,7 @@ def _train_spec(
         accumulation_steps=value("gradientAccumulationSteps"),
         gradient_clip_norm=value("gradientClipNorm") if estimator.isDefined("gradientClipNorm") else None,
         compression=value("gradientCompression"),
-        metrics=tuple(value("metrics")),
+        metrics=tuple(metrics),
         monitor=_monitor(estimator, data),
         patience=value("earlyStoppingPatience"),
         schedule=None if schedule == "constant" else schedule,

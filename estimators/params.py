@@ -211,7 +211,7 @@ class _TrainingParams(_ScoringParams, HasLabelCol, HasWeightCol, HasValidationIn
     )
     metrics = _param(
         "metrics",
-        "metrics on the validation rows: logloss, auc, accuracy, mse, mae (default: what suits the loss)",
+        "metrics on the validation rows: logloss, auc, accuracy, mse, mae (default: those that suit the loss)",
         TypeConverters.toListString,
     )
     monitor = _param(
@@ -262,7 +262,6 @@ class _TrainingParams(_ScoringParams, HasLabelCol, HasWeightCol, HasValidationIn
             gradientAccumulationSteps=1,
             gradientCompression="none",
             lossWeights=[],
-            metrics=[],
             earlyStoppingPatience=0,
             maxRestarts=0,
             startTimeout=600.0,

@@ -167,7 +167,8 @@ class TorchEstimator(Estimator["TorchModel"], _TrainingParams, MLWritable, MLRea
     def _fit(self, dataset: DataFrame) -> TorchModel:
         module, loss = self._objects["model"], self._objects["loss"]
         if not isinstance(module, nn.Module):
-            raise ConfigurationError("not a torch.nn.Module", value=type(module).__name__, where="model")
+            hint = "give an instance, as model=Net()"
+            raise ConfigurationError("not a torch.nn.Module", value=type(module).__name__, where="model", hint=hint)
         if loss is None:
             raise ConfigurationError("not set", where="loss", hint='for example loss="bce_with_logits"')
         program = Program(

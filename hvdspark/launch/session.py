@@ -16,10 +16,13 @@ IGNORE_SSL = "spark.hvdspark.ignoreSsl"
 
 
 def active_session(spark: SparkSession | None) -> SparkSession:
-    """`spark`, else the active session. Raises ClusterError when there is none."""
+    """`spark`, else the session of this thread or of the process. Raises ClusterError when there is none."""
+    from pyspark import SparkContext
     from pyspark.sql import SparkSession
 
     found = spark or SparkSession.getActiveSession()
+    if found is None and SparkContext._active_spark_context is not None:
+        found = SparkSession.builder.getOrCreate()  # active sessions are per thread
     if found is None:
         raise ClusterError("no active Spark session", hint="SparkSession.builder.getOrCreate(), or pass spark=")
     return found

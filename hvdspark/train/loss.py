@@ -43,6 +43,10 @@ _NAME_OF_MODULE: dict[type[nn.Module], str] = {
     nn.BCELoss: "bce",
     nn.CrossEntropyLoss: "cross_entropy",
     nn.NLLLoss: "nll",
+    nn.MSELoss: "mse",
+    nn.L1Loss: "l1",
+    nn.HuberLoss: "huber",
+    nn.SmoothL1Loss: "smooth_l1",
 }
 _PROBABILITIES: dict[str, Callable[[Tensor], Tensor]] = {
     "bce_with_logits": torch.sigmoid,
@@ -51,6 +55,11 @@ _PROBABILITIES: dict[str, Callable[[Tensor], Tensor]] = {
     "nll": torch.exp,
 }
 _CLASS_INDEX = ("cross_entropy", "nll")
+_SUITABLE_METRICS = {
+    **dict.fromkeys(("bce_with_logits", "bce"), ("logloss", "auc", "accuracy")),
+    **dict.fromkeys(_CLASS_INDEX, ("logloss", "accuracy")),
+    **dict.fromkeys(("mse", "l1", "huber", "smooth_l1"), ("mse", "mae")),
+}
 _ZERO_TO_ONE = ("bce_with_logits", "bce")
 
 
@@ -122,6 +131,13 @@ class RowLoss:
             total = rows if total is None else total + rows
         assert total is not None
         return total
+
+    def suitable_metrics(self) -> tuple[str, ...]:
+        """The metrics that make sense for every label; none where a loss is not known by name."""
+        if self._joint:
+            return ()
+        suitable = [_SUITABLE_METRICS.get(term.name or "", ()) for term in self._terms]
+        return tuple(metric for metric in suitable[0] if all(metric in others for others in suitable))
 
     def probabilities(self, position: int) -> Callable[[Tensor], Tensor] | None:
         """What turns output number `position` into probabilities; None where the loss does not say."""

@@ -217,7 +217,7 @@ def test_two_gangs_from_two_threads(spark: SparkSession, nothing_left_behind: No
     results: dict[str, Any] = {}
 
     def launch(name: str) -> None:
-        results[name] = hvdspark.run(describe_rank, (name,), num_workers=1, spark=spark)
+        results[name] = hvdspark.run(describe_rank, (name,), num_workers=1)
 
     threads = [threading.Thread(target=launch, args=(name,)) for name in ("a", "b")]
     for thread in threads:

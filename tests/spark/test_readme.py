@@ -22,9 +22,7 @@ def test_the_quickstart_is_short() -> None:
 
 
 @pytest.mark.parametrize("number", range(2))
-def test_code_blocks_run(
-    spark: SparkSession, store_uri: str, capsys: pytest.CaptureFixture[str], number: int
-) -> None:
+def test_code_blocks_run(spark: SparkSession, store_uri: str, capsys: pytest.CaptureFixture[str], number: int) -> None:
     code = python_blocks()[number].replace("file:///tmp/hvdspark", store_uri)
     exec(compile(code, f"README.md block {number}", "exec"), {"__name__": "readme"})
     output = capsys.readouterr().out
