@@ -1,13 +1,12 @@
 """Batches of a rank: Parquet -> row groups (Petastorm's threads) -> windows -> batches, all ahead of the training step.
 
-A rank's stream of rows, as `plan` orders it, is cut into windows of whole batches. Threads decode row groups straight
-into the window they belong to, wherever their rows go; so it does not matter which thread is first, and the result
-depends on (plan, seed, epoch) alone. Once a window is complete, its rows are permuted and drawn batch by batch, while
-the next window is being filled. With a window at least as large as the rank's part, that is a full shuffle; otherwise
-rows mix inside the window, and windows hold different row groups each epoch.
+A rank's stream of rows, as `plan` orders it, is cut into windows of whole batches. Threads decode row groups and put
+their rows into the windows they belong to; so it does not matter which thread is first, and the result depends on
+(plan, seed, epoch) alone. Once a window is complete, its batches are drawn (see `window`), while the next one is being
+filled. With a window at least as large as the rank's part, that is a full shuffle; otherwise rows mix inside the
+window, and windows hold different row groups each epoch.
 
-Memory for each rank: two windows (at most 128 MiB each, plus variable-length columns), the row groups being decoded,
-and the batches ahead.
+Memory for each rank: two windows (at most 128 MiB each), the row groups being decoded, and the batches ahead.
 """
 
 from __future__ import annotations
@@ -22,10 +21,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from hvdspark.data.batch import Batch, Layout, Ragged, Window
+from hvdspark.data.batch import Batch, Layout, Ragged
 from hvdspark.data.plan import EpochPlan
-from hvdspark.data.row_groups import Columns, RowGroupReader
-from hvdspark.errors import ConfigurationError, HvdSparkError
+from hvdspark.data.row_groups import RowGroupReader
+from hvdspark.data.window import MAX_CHUNK_ROWS, Columns, Window
+from hvdspark.errors import ConfigurationError
 from hvdspark.specs import ColumnSpec, DatasetSpec, RowGroup
 from hvdspark.store import Store
 
@@ -154,28 +154,23 @@ class _Stream:
 class _Prefetcher:
     """Keeps a queue of batches filled from a thread of its own."""
 
-    def __init__(self, stream: _Stream, store: Store, dataset: str, entropy: list[int] | None, prefetch: int) -> None:
+    def __init__(
+        self, stream: _Stream, store: Store, dataset: str, entropy: Sequence[int] | None, prefetch: int
+    ) -> None:
         self._stream, self._entropy = stream, entropy
         self._windows: dict[int, Window] = {}
-        self._spare: list[list[np.ndarray]] = []
+        self._capacity = max(map(sum, stream.window_batches), default=0)
         self._lock = threading.Lock()
         self._stop = threading.Event()
-        self._queue: queue.Queue[Batch | HvdSparkError | Exception] = queue.Queue(max(1, prefetch))
+        self._queue: queue.Queue[Batch | Exception] = queue.Queue(max(1, prefetch))
         self._pin = torch.cuda.is_available()
-        self._reader = RowGroupReader(store, dataset, stream.columns, stream.groups, self._fill)
+        self._reader = RowGroupReader(store, dataset, stream.columns, stream.groups, self._accept)
         self._thread = threading.Thread(target=self._run, name="hvdspark-prefetch", daemon=True)
         self._thread.start()
 
     def batches(self) -> Iterator[Batch]:
         for _ in range(sum(map(len, self._stream.window_batches))):
-            while True:
-                try:
-                    item = self._queue.get(timeout=_POLL_S)
-                    break
-                except queue.Empty:
-                    # The thread limits its own waits, so it either brings something or ends.
-                    if not self._thread.is_alive() and self._queue.empty():
-                        raise RuntimeError("batches were asked for after the loader was closed") from None
+            item = self._next()
             if isinstance(item, Exception):
                 raise item
             yield item
@@ -186,19 +181,33 @@ class _Prefetcher:
         self._thread.join(_JOIN_TIMEOUT_S)
         self._reader.join()
 
-    def _fill(self, position: int, columns: Columns) -> None:
+    def _next(self) -> Batch | Exception:
+        while not self._stop.is_set():
+            try:
+                return self._queue.get(timeout=_POLL_S)
+            except queue.Empty:
+                # The thread limits its own waits, so it either brings something or ends.
+                if not self._thread.is_alive() and self._queue.empty():
+                    break
+        raise RuntimeError("batches were asked for after the loader was closed")
+
+    def _accept(self, position: int, columns: Columns) -> None:
         """Runs in the reader's threads."""
         for piece in self._stream.pieces[position]:
-            part = columns.rows(piece.start, piece.stop)
-            self._window(piece.window).fill(piece.at, piece.stop - piece.start, part.dense, part.ragged)
+            for start in range(piece.start, piece.stop, MAX_CHUNK_ROWS):
+                at = piece.at + start - piece.start
+                stop = min(start + MAX_CHUNK_ROWS, piece.stop)
+                # A generator for each chunk: the result does not depend on which thread comes first.
+                self._window(piece.window).fill(at, columns, start, stop, self._rng(piece.window, at + 1))
 
     def _window(self, index: int) -> Window:
         with self._lock:
             if index not in self._windows:
-                rows = sum(self._stream.window_batches[index])
-                spare = self._spare.pop() if self._spare else []
-                self._windows[index] = Window(self._stream.layout, rows, spare)
+                self._windows[index] = Window(self._stream.layout, self._capacity)
             return self._windows[index]
+
+    def _rng(self, window: int, use: int) -> np.random.Generator | None:
+        return None if self._entropy is None else np.random.default_rng([*self._entropy, window, use])
 
     def _run(self) -> None:
         try:
@@ -208,26 +217,14 @@ class _Prefetcher:
                 while missing[index]:
                     for piece in self._stream.pieces[self._reader.wait_for_one()]:
                         missing[piece.window] -= piece.stop - piece.start
-                self._draw(index, batches)
-                if self._stop.is_set():
-                    return
+                window = self._window(index)
+                for batch in window.batches(batches, self._rng(index, 0)):
+                    if not self._put(batch.pin_memory() if self._pin else batch):
+                        return
+                with self._lock:
+                    self._windows.pop(index).close()
         except Exception as error:
             self._put(error)
-
-    def _draw(self, index: int, batches: Sequence[int]) -> None:
-        window, start = self._window(index), 0
-        order = None
-        if self._entropy is not None:
-            order = np.random.default_rng([*self._entropy, index]).permutation(window.rows)
-        for rows in batches:
-            chosen = slice(start, start + rows) if order is None else order[start : start + rows]
-            batch = window.draw(chosen)
-            if not self._put(batch.pin_memory() if self._pin else batch):
-                return
-            start += rows
-        with self._lock:
-            del self._windows[index]
-            self._spare.append(window.buffers)
 
     def _put(self, item: Batch | Exception) -> bool:
         while not self._stop.is_set():

@@ -14,7 +14,6 @@ import functools
 import queue
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,8 +24,8 @@ from petastorm.workers_pool.thread_pool import ThreadPool
 from petastorm.workers_pool.ventilator import Ventilator
 from petastorm.workers_pool.worker_base import WorkerBase
 
-from hvdspark.data.batch import RaggedRows
 from hvdspark.data.footers import read_footer
+from hvdspark.data.window import Columns, RaggedRows
 from hvdspark.errors import DataError, HvdSparkError, StoreError
 from hvdspark.specs import ColumnSpec, RowGroup
 from hvdspark.store import Store
@@ -38,27 +37,6 @@ _POLL_S = 0.1
 _THREADS = 2
 # Footers of files with many row groups are large, and a rank meets all files in random order.
 _FOOTERS_KEPT = 16
-
-
-@dataclass(frozen=True)
-class Columns:
-    """Rows of one row group, decoded; memory is shared with Arrow where possible.
-
-    Attributes:
-        dense: by name, [rows] for a scalar column, [rows, width] for a fixed one.
-        ragged: by name.
-    """
-
-    dense: dict[str, np.ndarray]
-    ragged: dict[str, RaggedRows]
-
-    def rows(self, start: int, stop: int) -> Columns:
-        """Rows [start, stop) as views."""
-        ragged = {}
-        for name, part in self.ragged.items():
-            offsets = part.offsets[start : stop + 1]
-            ragged[name] = RaggedRows(part.values[offsets[0] : offsets[-1]], offsets - offsets[0])
-        return Columns({name: values[start:stop] for name, values in self.dense.items()}, ragged)
 
 
 class RowGroupReader:
@@ -159,7 +137,7 @@ class _RowGroupWorker(WorkerBase):
                 dense[column.name] = values.reshape(group.rows, column.width)
             else:
                 offsets = array.offsets.to_numpy().astype(np.int64)
-                ragged[column.name] = RaggedRows(values, offsets - offsets[0])
+                ragged[column.name] = RaggedRows(values, offsets - offsets[0])  # flatten() begins at the first row
         return Columns(dense, ragged)
 
 

@@ -134,7 +134,7 @@ def test_a_window_as_large_as_the_data_is_a_full_shuffle(store: Store) -> None:
     # Rows of one row group of 64 are spread over the whole epoch.
     positions = torch.nonzero(numbers < 64).flatten().float()
     assert positions.std() > 0.8 * 4096 / 12**0.5
-    assert (numbers.diff() == 1).sum() < 20
+    assert (numbers.diff() == 1).sum() < 100
 
 
 def test_rows_stay_in_their_window(store: Store) -> None:
