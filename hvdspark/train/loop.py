@@ -24,11 +24,11 @@ from hvdspark.train.callbacks import TrainState
 from hvdspark.train.checkpoint import Checkpoints, TrainProgress
 from hvdspark.train.history import BestEpoch, Clock, Reporter, resolve_monitor
 from hvdspark.train.loss import RowLoss
-from hvdspark.train.optimizer import make_optimizer
+from hvdspark.train.optimizer import make_optimizer, sparse_parameters
 from hvdspark.train.precision import resolve_precision
 from hvdspark.train.program import OutputSpec, Program, TrainResult
 from hvdspark.train.schedule import make_schedule
-from hvdspark.train.step import GradientStep, sparse_parameters
+from hvdspark.train.step import GradientStep
 from hvdspark.train.validate import Validation
 from hvdspark.train.weights import check_saveable
 
@@ -128,11 +128,13 @@ def train(
         values, warnings = validation.values(sums[2:])
         row.update(values)
         row.update({f"{phase}_seconds": total - before[phase] for phase, total in clock.seconds.items()})
-        row["warnings"] = "; ".join(warnings)
+        row["warnings"] = "; ".join(f"{key}: {text}" for key, text in warnings.items())
         row = broadcast_json(collective, row, 0, "train/row")
         state.metrics = row
         done.history.append(row)
-        state.warnings.extend(warning for warning in warnings if warning not in state.warnings)
+        for key, text in warnings.items():
+            if not any(known.startswith(f"{key}: ") for known in state.warnings):
+                state.warnings.append(f"{key}: {text} (first in epoch {epoch})")
         for callback in program.callbacks:
             callback.on_epoch_end(state)
 

@@ -95,7 +95,7 @@ class AUC:
         tied = (positive * negative).sum().item()
         error = 0.5 * tied / pairs
         warning = None
-        if error > 1e-3:
+        if error > 1e-2:
             warning = f"AUC may be off by up to {error:.1e}: that many of the scores are tied or nearly so"
         return ((positive * below).sum().item() + 0.5 * tied) / pairs, warning
 

@@ -22,6 +22,7 @@ from hvdspark.specs import TrainSpec
 from hvdspark.train.agreement import broadcast_json, ranks_where
 from hvdspark.train.forward import Input, Outputs, batch_statistics, forward, inputs_of, on_device
 from hvdspark.train.loss import RowLoss
+from hvdspark.train.optimizer import sparse_parameters
 from hvdspark.train.precision import training_arithmetic
 from hvdspark.train.schedule import Schedule
 
@@ -66,7 +67,7 @@ class GradientStep:
         self._check_sparse()
         self._diverged: _Divergence | None = None
         self._group_weight = 0.0
-        self._group_inputs: list[tuple[int, list[Input]]] = []  # to name columns with NaN
+        self._group_columns: list[tuple[int, dict[str, Input]]] = []  # to name those with NaN
 
     def batch_weight(self, batch: Batch, global_rows: int) -> float:
         """Collective if there is a weight column: the sum of the weights over the global batch, else its rows.
@@ -105,8 +106,9 @@ class GradientStep:
             return 0.0, 0.0
         batch = on_device(batch, self._device)
         inputs = inputs_of(batch.columns, self._spec.features, self._device)
-        self._group_inputs.append((step, inputs))
         labels = [tensor_column(batch, name) for name in self._spec.labels]
+        used = dict(zip((*self._spec.features, *self._spec.labels), (*inputs, *labels), strict=True))
+        self._group_columns.append((step, used))
         with batch_statistics(self._module, batch.rows), training_arithmetic(self._precision, self._device):
             self.outputs = forward(self._module, inputs, batch.rows)
         rows = self._loss(self.outputs.tensors, labels, weighted=self._spec.weight is not None)
@@ -118,7 +120,7 @@ class GradientStep:
         loss_sum = local.item()
         if not math.isfinite(loss_sum):
             what = "the loss became NaN" if math.isnan(loss_sum) else "the loss became infinite"
-            self._diverged = _Divergence(what, loss_sum, step, _columns_with_nan(self._spec.features, inputs))
+            self._diverged = _Divergence(what, loss_sum, step, _columns_with_nan(used))
             return loss_sum, local_weight
         if not local.requires_grad:
             raise ConfigurationError(
@@ -153,7 +155,7 @@ class GradientStep:
         with self._optimizer.skip_synchronize():  # type: ignore[attr-defined]
             self._optimizer.step()
         self._optimizer.zero_grad()
-        self._group_inputs.clear()
+        self._group_columns.clear()
 
     def check_weights(self, epoch: int, step: int) -> None:
         """Raise TrainingDivergedError if a trained weight is not finite. The same on every rank, without a collective.
@@ -179,13 +181,16 @@ class GradientStep:
             if parameter.grad is None or self._diverged is not None:
                 sparse = id(parameter) in self._sparse
                 value = 0.0 if self._diverged is None else math.nan
-                parameter.grad = _sparse_row(parameter, value) if sparse else torch.full_like(parameter, value)
+                if sparse:
+                    parameter.grad = _sparse_rows(parameter, 0 if self._diverged is None else 1, value)
+                else:
+                    parameter.grad = torch.full_like(parameter, value)
 
     def _raise_diverged(self, epoch: int, step: int) -> None:
         """Collective. Agree on the first rank that knows why, and raise its words everywhere."""
         mine = self._diverged
-        for number, inputs in self._group_inputs if mine is None else []:
-            columns = _columns_with_nan(self._spec.features, inputs)
+        for number, used in self._group_columns if mine is None else []:
+            columns = _columns_with_nan(used)
             if columns:
                 mine = _Divergence("a gradient became NaN or infinite", None, number, columns)
                 break
@@ -219,12 +224,6 @@ class GradientStep:
             )
 
 
-def sparse_parameters(module: nn.Module) -> set[int]:
-    """id() of the parameters whose gradients are sparse tensors."""
-    layers = (layer for layer in module.modules() if isinstance(layer, nn.Embedding | nn.EmbeddingBag))
-    return {id(layer.weight) for layer in layers if layer.sparse}
-
-
 def tensor_column(batch: Batch, name: str) -> Tensor:
     """A label or weight column, which must have the same number of values in every row."""
     column = batch.columns[name]
@@ -254,25 +253,24 @@ def _values(gradient: Tensor) -> Tensor:
     return gradient.coalesce().values() if gradient.is_sparse else gradient
 
 
-def _sparse_row(parameter: nn.Parameter, value: float) -> Tensor:
-    """A sparse gradient that says `value` for row 0 and nothing of the others."""
-    index = torch.zeros((1, 1), dtype=torch.int64, device=parameter.device)
-    values = torch.full((1, *parameter.shape[1:]), value, dtype=parameter.dtype, device=parameter.device)
-    return torch.sparse_coo_tensor(index, values, parameter.shape, check_invariants=False)
+def _sparse_rows(parameter: nn.Parameter, count: int, value: float) -> Tensor:
+    """A sparse gradient that says `value` for the first `count` rows and nothing of the others.
+
+    Nothing is not the same as 0: SparseAdam moves every row that is listed, by its momentum.
+    """
+    rows = torch.arange(count, device=parameter.device).unsqueeze(0)
+    values = torch.full((count, *parameter.shape[1:]), value, dtype=parameter.dtype, device=parameter.device)
+    return torch.sparse_coo_tensor(rows, values, parameter.shape, check_invariants=False)
 
 
-def _columns_with_nan(names: tuple[str, ...], inputs: list[Input]) -> list[str]:
-    values = [column.values if isinstance(column, Ragged) else column for column in inputs]
-    return [
-        name
-        for name, tensor in zip(names, values, strict=True)
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all()
-    ]
+def _columns_with_nan(columns: dict[str, Input]) -> list[str]:
+    values = {name: column.values if isinstance(column, Ragged) else column for name, column in columns.items()}
+    return [name for name, tensor in values.items() if tensor.is_floating_point() and not torch.isfinite(tensor).all()]
 
 
 def _diverged(what: str, value: Any, where: str, spec: TrainSpec, columns: list[str]) -> TrainingDivergedError:
     if columns:
-        hint = f"there is NaN or infinity in the feature columns {', '.join(columns)}: fill or filter it"
+        hint = f"there is NaN or infinity in the columns {', '.join(columns)}: fill or filter it"
     else:
         hint = f"lower learningRate (now {spec.learning_rate:g}), set gradientClipNorm, scale the feature columns" + (
             ", use compression none" if spec.compression != "none" else ""

@@ -12,7 +12,7 @@ from hvdspark.specs import TrainSpec
 from hvdspark.store import Store
 from hvdspark.train.forward import Outputs, forward, inputs_of, on_device
 from hvdspark.train.loss import RowLoss
-from hvdspark.train.metrics import WeightedMean, make_metric, metric_names
+from hvdspark.train.metrics import Metric, WeightedMean, make_metric, metric_names
 from hvdspark.train.program import Program
 from hvdspark.train.step import tensor_column
 
@@ -90,21 +90,21 @@ class Validation:
             module.train()
         return torch.cat([self._loss_mean.sums, *(metric.sums for metric in self._metrics)])
 
-    def values(self, sums: Tensor) -> tuple[dict[str, float], list[str]]:
-        """The history entries from the sums of all ranks, and warnings."""
+    def values(self, sums: Tensor) -> tuple[dict[str, float], dict[str, str]]:
+        """The history entries from the sums of all ranks, and warnings, both by key."""
         values: dict[str, float] = {}
-        warnings: list[str] = []
+        warnings: dict[str, str] = {}
         if not self.keys:
             return values, warnings
-        metrics = [self._loss_mean, *self._metrics]
+        metrics: list[Metric] = [self._loss_mean, *self._metrics]
         parts = sums.split([len(metric.sums) for metric in metrics])
         for key, metric, part in zip(self.keys, metrics, parts, strict=True):
             values[key], warning = metric.value(part)
             if warning is not None:
-                warnings.append(f"{key}: {warning}")
+                warnings[key] = warning
         return values, warnings
 
-    def _fresh_metrics(self) -> list:
+    def _fresh_metrics(self) -> list[Metric]:
         return [
             make_metric(
                 metric,

@@ -53,6 +53,17 @@ class Moody(nn.Module):
         return logit + high * self.rare(dense) if bool(high.any()) else logit
 
 
+class Ids(nn.Module):
+    """Nothing but a sparse table."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding.from_pretrained(torch.zeros(11, 1), freeze=False, sparse=True)
+
+    def forward(self, id: Tensor) -> Tensor:
+        return self.table(id)
+
+
 def transposed() -> nn.Module:
     module = ClickNet()
     module.hidden.weight.data = module.hidden.weight.data.t().contiguous().t()
@@ -87,6 +98,10 @@ CASES: dict[str, tuple[Callable[[], Program], dict[str, Any]]] = {
     "sparse gradients accumulated": (
         lambda: click_program(module=ClickNet(sparse=True), optimizer="adagrad"),
         {"accumulation_steps": 3},
+    ),
+    "sparse gradients of empty shares": (
+        lambda: click_program(module=Ids(), optimizer=torch.optim.SparseAdam),
+        {"batch_size": 1, "features": ("id",)},
     ),
     "parameters that some ranks do not reach": (
         lambda: click_program(
@@ -167,14 +182,10 @@ def failures(spec: TrainSpec, collective: Collective) -> dict[str, str]:
 
 
 def until_lost(base: str) -> dict[str, Any]:
-    """A run that loses its last rank in epoch 2."""
-    train(
-        from_json(TrainSpec, base),
-        click_program(callbacks=[LoseExecutor()]),
-        HorovodCollective(),
-        "cpu",
-        lambda event: None,
-    )
+    """A whole run, and then the same one until it loses its last rank in epoch 2."""
+    spec, collective = from_json(TrainSpec, base), HorovodCollective()
+    train(replace(spec, run_id="never lost"), click_program(), collective, "cpu", lambda event: None)
+    train(spec, click_program(callbacks=[LoseExecutor()]), collective, "cpu", lambda event: None)
     return {}
 
 

@@ -140,6 +140,19 @@ def test_sparse_gradients_are_the_same_sums(store: Store, size: int) -> None:
     assert largest_difference(weights_of(programs[0]), expected) < 1e-5
 
 
+def test_an_empty_share_moves_no_row_of_a_sparse_table(store: Store) -> None:
+    columns = {"id": np.array([1, 0, 3, 2, 3, 1, 4], np.int64), "label": np.arange(7, dtype=np.float32)}
+    spec = train_spec(store, write_dataset(store, columns), features=("id",), batch_size=1, learning_rate=0.5)
+
+    def program() -> Program:
+        module = nn.Embedding.from_pretrained(torch.ones(5, 1), freeze=False, sparse=True)
+        return click_program(module=module, loss="mse", optimizer=torch.optim.SparseAdam)
+
+    (one,), _ = train_on_threads(spec, program, 1)
+    many, _ = train_on_threads(spec, program, 3)
+    assert largest_difference(weights_of(many[0]), weights_of(one)) < 1e-6
+
+
 class TwoHeads(nn.Module):
     """Two outputs, one parameter that only some batches reach, one that none does, and one that is frozen."""
 

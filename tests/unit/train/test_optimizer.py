@@ -37,6 +37,14 @@ def test_the_learning_rate_goes_to_what_has_none(given: Any, kind: type, rate: f
     assert optimizer.param_groups[0]["lr"] == pytest.approx(rate)
 
 
+@pytest.mark.parametrize("name", ["adam", "adamw", "adagrad"])
+def test_a_name_means_the_fused_kernel_where_there_is_one(name: str) -> None:
+    assert make_optimizer(name, nn.Linear(2, 1), 0.3).param_groups[0]["fused"] is True
+    assert not make_optimizer(name, nn.Linear(2, 1).double(), 0.3).param_groups[0]["fused"]
+    assert not make_optimizer(name, nn.Embedding(2, 1, sparse=True), 0.3).param_groups[0]["fused"]
+    assert not make_optimizer(torch.optim.Adam, nn.Linear(2, 1), 0.3).param_groups[0]["fused"]
+
+
 def test_an_optimizer_is_used_as_it_is() -> None:
     module = nn.Linear(2, 1)
     own = torch.optim.SGD([{"params": [module.weight], "lr": 0.5}, {"params": [module.bias]}], lr=0.1)
