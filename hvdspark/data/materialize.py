@@ -26,10 +26,10 @@ from typing import TYPE_CHECKING, Any
 
 from hvdspark.data import cache
 from hvdspark.data.checks import check_array, check_column, check_sizes
-from hvdspark.data.footers import count_where, read_footers
+from hvdspark.data.footers import Evidence, count_where, read_footers
 from hvdspark.data.schema import RESERVED_PREFIX, SourceColumn, check_columns
 from hvdspark.errors import ConfigurationError, StoreError
-from hvdspark.specs import DatasetSpec
+from hvdspark.specs import ColumnSpec, DatasetSpec
 from hvdspark.store import Store
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _SPLIT = f"{RESERVED_PREFIX}split"
+_LENGTH = f"{RESERVED_PREFIX}length_"
 _TRAIN, _VALIDATION, _DROPPED, _UNDEFINED = range(4)
 # Small enough that all ranks find work and a shuffle window holds several, large enough that reading one is efficient:
 # 30 000 rows of 40 plain columns, and more where values repeat.
@@ -94,11 +95,12 @@ def materialize(
     indicator = validation if isinstance(validation, str) else None
     columns = check_columns(df.schema, features, labels, weight, indicator, fixed)
     prepared = _prepare(df, columns, validation, seed, handle_invalid)
-    has_splits = _SPLIT in prepared.columns
     key = (store, columns, validation, handle_invalid, _input_files(df))
 
     def write(path: str) -> DatasetSpec:
-        return _write(prepared, columns, store, path, has_splits, validation is not None, num_workers, handle_invalid)
+        return _write(
+            prepared, columns, store, path, validation is not None, num_workers, keep=handle_invalid == "keep"
+        )
 
     holder = object()
     entry = cache.obtain(store, key, prepared, lambda other: _same_plan(prepared, other), holder, write)
@@ -127,7 +129,7 @@ def _prepare(
         values[column.name] = value
         if column.is_array:
             length = F.when(source.isNotNull(), F.size(source))
-            lengths.append(length.alias(f"{RESERVED_PREFIX}length_{len(lengths)}"))
+            lengths.append(length.alias(f"{_LENGTH}{len(lengths)}"))
     selected = [value.alias(name) for name, value in values.items()] + lengths
     split = _split(columns, values, validation, seed, handle_invalid)
     return df.select(*selected) if split is None else df.select(*selected, split.alias(_SPLIT))
@@ -173,25 +175,21 @@ def _write(
     columns: Sequence[SourceColumn],
     store: Store,
     path: str,
-    has_splits: bool,
     has_validation: bool,
     num_workers: int,
-    handle_invalid: str,
+    keep: bool,
 ) -> DatasetSpec:
-    """Write the prepared DataFrame, read the footers, check them."""
+    """Write the prepared DataFrame as the dataset `path`, read the footers, check them."""
     started = time.perf_counter()
     cache.collect_leftovers(store)
     writer = prepared.coalesce(max(_MAX_FILES, num_workers, 4 * _parallelism(prepared))).write
     # Snappy, because stores are often across a network and it costs little; statistics are what the checks read.
     writer = writer.option("compression", "snappy").option("parquet.block.size", _ROW_GROUP_BYTES)
     writer = writer.option("parquet.column.statistics.enabled", True)
+    has_splits = _SPLIT in prepared.columns
     (writer.partitionBy(_SPLIT) if has_splits else writer).parquet(store.spark_uri(f"{path}/data"))
     written = time.perf_counter()
-    directories = {split: f"data/{_SPLIT}={split}" for split in range(4)} if has_splits else {_TRAIN: "data"}
-    used = read_footers(store, path, [directories[split] for split in (_TRAIN, _VALIDATION) if split in directories])
-    rest = read_footers(store, path, [directories[split] for split in (_DROPPED, _UNDEFINED) if split in directories])
-    train, validation = used.groups if has_splits else (used.groups[0], [])
-    dropped, undefined = rest.rows if has_splits else (0, 0)
+    # Spark writes at least one file, even if it has no rows, unless rows are told apart.
     if not has_splits and not any(name.endswith(".parquet") for name in store.list(f"{path}/data")):
         raise StoreError(
             "Spark wrote the data, but this process cannot see it",
@@ -199,35 +197,40 @@ def _write(
             where="storeUri",
             hint="the store must be the same file system on the driver and on all executors",
         )
-    check_sizes(sum(group.rows for group in train), used.rows[1] if has_validation else None, dropped, undefined)
-    paths = list(dict.fromkeys(group.path for group in (*train, *validation)))
-    specs, position = [], len(columns)
-    for column, found in zip(columns, used.columns, strict=False):
-
-        def count(name: str, condition: str) -> int:
-            return count_where(store, path, paths, name, condition)
-
-        if column.is_array:
-            lengths = used.columns[position]
-            length_name = f"{RESERVED_PREFIX}length_{position - len(columns)}"
-            check_array(column, found, lengths, handle_invalid == "keep", count, length_name)
-            assert lengths.minimum is not None
-            assert lengths.maximum is not None
-            specs.append(column.spec((int(lengths.minimum), int(lengths.maximum))))
-            position += 1
-        else:
-            check_column(column, found, handle_invalid == "keep", count)
-            specs.append(column.spec(None))
+    directories = [f"data/{_SPLIT}={split}" if has_splits else "data" for split in range(4 if has_splits else 1)]
+    used = read_footers(store, path, directories[:_DROPPED])
+    train, validation = [*used.groups, []][:2]
+    dropped, undefined = [*read_footers(store, path, directories[_DROPPED:]).rows, 0, 0][:2]
+    check_sizes(used.rows[_TRAIN], used.rows[_VALIDATION] if has_validation else None, dropped, undefined)
+    specs = _check(columns, used, store, path, keep)
     if dropped:
         logger.warning("handleInvalid='skip' dropped %d of %d rows", dropped, dropped + sum(used.rows))
         store.delete(f"{path}/{directories[_DROPPED]}")
-    logger.info(
-        "materialised %d rows: %.2f s to write, %.2f s to check",
-        sum(used.rows),
-        written - started,
-        time.perf_counter() - written,
-    )
-    return DatasetSpec(path, tuple(specs), tuple(train), tuple(validation))
+    checked = time.perf_counter() - written
+    logger.info("materialised %d rows: %.2f s to write, %.2f s to check", sum(used.rows), written - started, checked)
+    return DatasetSpec(path, specs, tuple(train), tuple(validation))
+
+
+def _check(
+    columns: Sequence[SourceColumn], used: Evidence, store: Store, path: str, keep: bool
+) -> tuple[ColumnSpec, ...]:
+    """Check every column by its evidence, and give it its final layout."""
+    files = list(dict.fromkeys(group.path for groups in used.groups for group in groups))
+
+    def count(name: str, condition: str) -> int:
+        return count_where(store, path, files, name, condition)
+
+    specs = []
+    lengths = iter(enumerate(used.columns[len(columns) :]))  # one for each array column, after all columns
+    for column, found in zip(columns, used.columns, strict=False):
+        if not column.is_array:
+            check_column(column, found, keep, count)
+            specs.append(column.spec(None))
+            continue
+        number, length = next(lengths)
+        check_array(column, found, length, keep, count, f"{_LENGTH}{number}")
+        specs.append(column.spec((int(length.minimum or 0), int(length.maximum or 0))))
+    return tuple(specs)
 
 
 def _parallelism(df: DataFrame) -> int:

@@ -248,6 +248,16 @@ def test_an_unwritable_store_is_named_before_any_job(spark: SparkSession, tmp_pa
         pass
 
 
+def test_executors_that_write_somewhere_else_are_found_out(spark: SparkSession, store: Store, tmp_path: Path) -> None:
+    class Unshared(Store):
+        def spark_uri(self, path: str = "") -> str:
+            return Store(str(tmp_path / "other host")).spark_uri(path)
+
+    df = spark.range(5).selectExpr("id AS x", "id AS y")
+    with pytest.raises(StoreError, match="cannot see it"), written(df, Unshared(store.uri), ["x"]):
+        pass
+
+
 def test_a_job_that_dies_leaves_nothing(spark: SparkSession, store: Store) -> None:
     df = spark.range(5000, numPartitions=4).selectExpr("id AS x", "if(id = 4999, int(raise_error('boom')), 1) AS y")
     with pytest.raises(Exception, match="boom"), written(df, store, ["x"]):
