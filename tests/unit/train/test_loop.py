@@ -145,7 +145,7 @@ def test_an_empty_share_moves_no_row_of_a_sparse_table(store: Store) -> None:
     spec = train_spec(store, write_dataset(store, columns), features=("id",), batch_size=1, learning_rate=0.5)
 
     def program() -> Program:
-        module = nn.Embedding.from_pretrained(torch.ones(5, 1), freeze=False, sparse=True)
+        module = nn.Embedding.from_pretrained(torch.zeros(5, 1), freeze=False, sparse=True)
         return click_program(module=module, loss="mse", optimizer=torch.optim.SparseAdam)
 
     (one,), _ = train_on_threads(spec, program, 1)
