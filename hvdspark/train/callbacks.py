@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -63,3 +64,30 @@ class Callback:
 
     def on_train_end(self, state: TrainState) -> None:
         """After the best epoch's weights are restored and written."""
+
+
+class CallbackList(Callback):
+    """Several callbacks as one, called in their order."""
+
+    def __init__(self, callbacks: Sequence[Callback]) -> None:
+        self._callbacks = callbacks
+
+    def on_train_begin(self, state: TrainState) -> None:
+        for callback in self._callbacks:
+            callback.on_train_begin(state)
+
+    def on_epoch_begin(self, state: TrainState) -> None:
+        for callback in self._callbacks:
+            callback.on_epoch_begin(state)
+
+    def on_batch_end(self, state: TrainState) -> None:
+        for callback in self._callbacks:
+            callback.on_batch_end(state)
+
+    def on_epoch_end(self, state: TrainState) -> None:
+        for callback in self._callbacks:
+            callback.on_epoch_end(state)
+
+    def on_train_end(self, state: TrainState) -> None:
+        for callback in self._callbacks:
+            callback.on_train_end(state)

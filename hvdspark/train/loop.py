@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
+from torch import Tensor
 
 from hvdspark.collectives import Collective
 from hvdspark.data.loader import load_batches
@@ -20,13 +17,14 @@ from hvdspark.errors import ConfigurationError, DataError, SchemaError
 from hvdspark.specs import TrainSpec
 from hvdspark.store import Store
 from hvdspark.train.agreement import broadcast_json, ranks_where
-from hvdspark.train.callbacks import TrainState
+from hvdspark.train.callbacks import CallbackList, TrainState
 from hvdspark.train.checkpoint import Checkpoints, TrainProgress
 from hvdspark.train.history import BestEpoch, Clock, Reporter, resolve_monitor
 from hvdspark.train.loss import RowLoss
 from hvdspark.train.optimizer import make_optimizer, sparse_parameters
 from hvdspark.train.precision import resolve_precision
 from hvdspark.train.program import OutputSpec, Program, TrainResult
+from hvdspark.train.replicas import agree_on_buffers, make_contiguous, seed_generators
 from hvdspark.train.schedule import make_schedule
 from hvdspark.train.step import GradientStep
 from hvdspark.train.validate import Validation
@@ -61,6 +59,7 @@ def train(
     """
     _check(spec)
     store, clock, reporter = Store(spec.store_uri), Clock(), Reporter(report, collective.rank)
+    callbacks = CallbackList(program.callbacks)
     module = program.module.to(device)
     check_saveable(module)
     loss = RowLoss(program.loss, spec.labels, program.loss_weights, device)
@@ -69,7 +68,7 @@ def train(
     monitor = resolve_monitor(spec.monitor, spec.patience, available, bool(validation.keys))
     precision = resolve_precision(spec.precision, device, collective)
 
-    _make_contiguous(module)
+    make_contiguous(module)
     optimizer = collective.distributed_optimizer(
         make_optimizer(program.optimizer, module, spec.learning_rate),
         module.named_parameters(),
@@ -106,19 +105,17 @@ def train(
     step.optimizer_steps = done.optimizer_steps
     state.history = done.history
 
-    for callback in program.callbacks:
-        callback.on_train_begin(state)
+    callbacks.on_train_begin(state)
     while done.epochs < spec.epochs and done.stopped is None:
         epoch = state.epoch = done.epochs
         seed_generators(spec.seed, epoch, collective.rank)
-        for callback in program.callbacks:
-            callback.on_epoch_begin(state)
+        callbacks.on_epoch_begin(state)
         started, before = time.perf_counter(), dict(clock.seconds)
 
         module.train()
-        sums = _train_epoch(spec, program, collective, step, store, state, clock, reporter)
+        sums = _train_epoch(spec, callbacks, collective, step, store, state, clock, reporter)
         step.check_weights(epoch, steps)
-        _agree_on_buffers(module, collective)
+        agree_on_buffers(module, collective)
         trained = time.perf_counter() - started
         with clock("validation"):
             sums = torch.cat([sums, validation.run(module)])
@@ -135,8 +132,7 @@ def train(
         for key, text in warnings.items():
             if not any(known.startswith(f"{key}: ") for known in state.warnings):
                 state.warnings.append(f"{key}: {text} (first in epoch {epoch})")
-        for callback in program.callbacks:
-            callback.on_epoch_end(state)
+        callbacks.on_epoch_end(state)
 
         done.epochs, done.optimizer_steps = epoch + 1, step.optimizer_steps
         done.outputs = done.outputs or _agree_on_outputs(step, validation, collective)
@@ -164,14 +160,13 @@ def train(
         warnings=tuple(state.warnings),
     )
     checkpoints.write_model(module, {"epoch": done.best.epoch, "outputs": done.outputs})
-    for callback in program.callbacks:
-        callback.on_train_end(state)
+    callbacks.on_train_end(state)
     return result
 
 
 def _train_epoch(
     spec: TrainSpec,
-    program: Program,
+    callbacks: CallbackList,
     collective: Collective,
     step: GradientStep,
     store: Store,
@@ -210,21 +205,11 @@ def _train_epoch(
             sums += torch.tensor(part, dtype=torch.float64)
             rows += global_rows
             state.step = number + 1
-            for callback in program.callbacks:
-                callback.on_batch_end(state)
+            callbacks.on_batch_end(state)
             seconds = time.perf_counter() - started
             loss = part[0] / part[1] if part[1] else float("nan")
             reporter.batch(state.epoch, spec.epochs, number + 1, state.steps, rows, rows / seconds, loss)
     return sums
-
-
-def seed_generators(seed: int, epoch: int, rank: int) -> None:
-    """Seed torch, NumPy and `random` for one epoch of one rank, so that dropout differs between ranks and epochs but
-    not between two runs, nor between a run and its resumption."""
-    words = np.random.SeedSequence([seed % 2**64, epoch, rank]).generate_state(4)
-    torch.manual_seed(int(words[0]) << 32 | int(words[1]))
-    np.random.seed(int(words[2]))
-    random.seed(int(words[3]))
 
 
 def _check(spec: TrainSpec) -> None:
@@ -258,38 +243,6 @@ def _plan(spec: TrainSpec, collective: Collective, epoch: int) -> EpochPlan:
     return plan_epoch(
         row_counts, spec.batch_size, collective.size, collective.rank, spec.seed, epoch, shuffle=spec.shuffle
     )
-
-
-def _make_contiguous(module: nn.Module) -> None:
-    """Horovod refuses gradients and buffers that are not contiguous; gradients follow their parameters' strides."""
-    with torch.no_grad():
-        for tensor in (*module.parameters(), *module.buffers()):
-            if not tensor.is_contiguous():
-                tensor.data = tensor.data.contiguous()
-
-
-def _agree_on_buffers(module: nn.Module, collective: Collective) -> None:
-    """Collective. The same buffers on every rank at the end of an epoch.
-
-    Running statistics of normalisation layers become the mean over the ranks, each of which saw other rows; every other
-    buffer is taken from rank 0.
-    """
-    statistics = [
-        tensor
-        for layer in module.modules()
-        if isinstance(layer, _NormBase)
-        for tensor in (layer.running_mean, layer.running_var)
-        if tensor is not None
-    ]
-    if statistics:
-        flat = torch.cat([tensor.flatten() for tensor in statistics])
-        mean = collective.allreduce_sum(flat, "train/statistics") / collective.size
-        for tensor, part in zip(statistics, mean.split([tensor.numel() for tensor in statistics]), strict=True):
-            tensor.copy_(part.view_as(tensor))
-    averaged = {id(tensor) for tensor in statistics}
-    others = {f"buffers/{name}": tensor for name, tensor in module.named_buffers() if id(tensor) not in averaged}
-    if others:
-        collective.broadcast_parameters(others)
 
 
 def _history_row(

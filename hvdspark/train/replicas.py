@@ -1,0 +1,53 @@
+"""What keeps the ranks' copies of a module alike where gradients do not."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from hvdspark.collectives import Collective
+
+
+def seed_generators(seed: int, epoch: int, rank: int) -> None:
+    """Seed torch, NumPy and `random` for one epoch of one rank, so that dropout differs between ranks and epochs but
+    not between two runs, nor between a run and its resumption."""
+    words = np.random.SeedSequence([seed % 2**64, epoch, rank]).generate_state(4)
+    torch.manual_seed(int(words[0]) << 32 | int(words[1]))
+    np.random.seed(int(words[2]))
+    random.seed(int(words[3]))
+
+
+def make_contiguous(module: nn.Module) -> None:
+    """Horovod refuses gradients and buffers that are not contiguous; gradients follow their parameters' strides."""
+    with torch.no_grad():
+        for tensor in (*module.parameters(), *module.buffers()):
+            if not tensor.is_contiguous():
+                tensor.data = tensor.data.contiguous()
+
+
+def agree_on_buffers(module: nn.Module, collective: Collective) -> None:
+    """Collective. The same buffers on every rank at the end of an epoch.
+
+    Running statistics of normalisation layers become the mean over the ranks, each of which saw other rows; every other
+    buffer is taken from rank 0.
+    """
+    statistics = [
+        tensor
+        for layer in module.modules()
+        if isinstance(layer, _NormBase)
+        for tensor in (layer.running_mean, layer.running_var)
+        if tensor is not None
+    ]
+    if statistics:
+        flat = torch.cat([tensor.flatten() for tensor in statistics])
+        mean = collective.allreduce_sum(flat, "train/statistics") / collective.size
+        for tensor, part in zip(statistics, mean.split([tensor.numel() for tensor in statistics]), strict=True):
+            tensor.copy_(part.view_as(tensor))
+    averaged = {id(tensor) for tensor in statistics}
+    others = {f"buffers/{name}": tensor for name, tensor in module.named_buffers() if id(tensor) not in averaged}
+    if others:
+        collective.broadcast_parameters(others)

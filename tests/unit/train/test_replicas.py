@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import torch
+from torch import nn
+
+from hvdspark.collectives import ThreadedCollective, run_threaded
+from hvdspark.train.replicas import agree_on_buffers, make_contiguous, seed_generators
+
+
+def draws(seed: int, epoch: int, rank: int) -> tuple[float, float, float]:
+    seed_generators(seed, epoch, rank)
+    return torch.rand(1).item(), float(np.random.rand()), random.random()
+
+
+def test_every_rank_and_epoch_draws_its_own_numbers_and_always_the_same() -> None:
+    settings = [(7, 0, 0), (7, 0, 1), (7, 1, 0), (8, 0, 0), (-1, 0, 0)]
+    first = [draws(*setting) for setting in settings]
+    assert [draws(*setting) for setting in settings] == first
+    for numbers in zip(*first, strict=True):
+        assert len(set(numbers)) == len(settings)
+
+
+def test_statistics_are_averaged_and_other_buffers_come_from_rank_0() -> None:
+    def body(collective: ThreadedCollective) -> dict[str, torch.Tensor]:
+        module = nn.Sequential(nn.BatchNorm1d(2), nn.BatchNorm1d(2, track_running_stats=False))
+        module.register_buffer("constant", torch.tensor([0.1 + collective.rank]))
+        module[0].running_mean.fill_(float(collective.rank))
+        module[0].running_var.fill_(10.0 * collective.rank)
+        module[0].num_batches_tracked.fill_(5 + collective.rank)
+        agree_on_buffers(module, collective)
+        return dict(module.named_buffers())
+
+    for buffers in run_threaded(3, body):
+        assert buffers["0.running_mean"].tolist() == [1.0, 1.0]
+        assert buffers["0.running_var"].tolist() == [10.0, 10.0]
+        assert buffers["0.num_batches_tracked"] == 5
+        assert torch.equal(buffers["constant"], torch.tensor([0.1]))
+
+
+def test_contiguous_keeps_values_and_identity() -> None:
+    module = nn.Linear(3, 2)
+    weight = module.weight
+    weight.data = torch.arange(6.0).reshape(3, 2).t()
+    before = weight.detach().clone()
+    make_contiguous(module)
+    assert module.weight is weight
+    assert weight.is_contiguous()
+    assert torch.equal(weight, before)
