@@ -16,14 +16,13 @@ import tempfile
 import torch
 from pyspark.ml import Pipeline, PipelineModel
 from pyspark.ml.evaluation import BinaryClassificationEvaluator
-from pyspark.ml.feature import SQLTransformer, StandardScaler, StringIndexer, VectorAssembler
+from pyspark.ml.feature import Bucketizer, SQLTransformer, StandardScaler, StringIndexer, VectorAssembler
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from torch import Tensor, nn
 
 from hvdspark.estimators import TorchEstimator
 
-NUMBERS = ["age", "fnlwgt", "education_num", "capital_gain", "capital_loss", "hours_per_week"]
 CATEGORIES = [
     "workclass",
     "education",
@@ -34,6 +33,15 @@ CATEGORIES = [
     "sex",
     "native_country",
 ]
+NUMBERS = ["age", "education_num", "hours_per_week", "log_capital_gain", "log_capital_loss"]
+# Numbers also enter as categories of a few values each, so that the model can learn a curve.
+SPLITS = {
+    "age": range(20, 80, 3),
+    "hours_per_week": range(5, 100, 5),
+    "capital_gain": [1, *range(1000, 20_000, 1000)],
+    "capital_loss": [1, *range(1400, 2600, 100)],
+}
+LEVELS = 48  # more than any category has
 
 
 class CensusNet(nn.Module):
@@ -71,24 +79,27 @@ def read_adult(spark: SparkSession, path: str) -> DataFrame:
     )
     rows = rows.toDF(*(name.strip().replace("-", "_").replace(".", "_").lower() for name in rows.columns))
     last = rows.columns[-1]
-    return rows.withColumn("label", (F.col(last) == ">50K").cast("double")).withColumns(
-        # Gains and losses are zero for most people and large for a few.
-        {name: F.log1p(name) for name in ("capital_gain", "capital_loss", "fnlwgt")}
-    )
+    return rows.withColumn("label", (F.col(last) == ">50K").cast("double"))
 
 
 def pipeline(workers: int, store_uri: str, epochs: int) -> Pipeline:
     indexed = [f"{name}_id" for name in CATEGORIES]
-    ids = ", ".join(f"CAST({name} AS BIGINT)" for name in indexed)
+    bucketed = [f"{name}_bucket" for name in SPLITS]
+    splits = [[float("-inf"), *map(float, values), float("inf")] for values in SPLITS.values()]
+    ids = ", ".join(f"CAST({name} AS BIGINT)" for name in [*indexed, *bucketed])
     return Pipeline(
         stages=[
             StringIndexer(inputCols=CATEGORIES, outputCols=indexed, handleInvalid="keep"),
+            Bucketizer(splitsArray=splits, inputCols=list(SPLITS), outputCols=bucketed),
+            # An array of integers, so that no id is ever a float; gains are zero for most people, large for a few.
+            SQLTransformer(
+                statement=f"SELECT *, array({ids}) AS ids, log1p(capital_gain) AS log_capital_gain, "
+                "log1p(capital_loss) AS log_capital_loss FROM __THIS__"
+            ),
             VectorAssembler(inputCols=NUMBERS, outputCol="raw_numbers"),
             StandardScaler(inputCol="raw_numbers", outputCol="numbers", withMean=True),
-            # An array of integers, so that no id is ever a float.
-            SQLTransformer(statement=f"SELECT *, array({ids}) AS ids FROM __THIS__"),
             TorchEstimator(
-                model=CensusNet(len(NUMBERS), len(CATEGORIES), levels=48, width=8),
+                model=CensusNet(len(NUMBERS), len(CATEGORIES) + len(SPLITS), LEVELS, width=8),
                 loss="bce_with_logits",
                 optimizer="adam",
                 learningRate=3e-3,

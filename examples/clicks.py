@@ -68,64 +68,74 @@ def with_features(clicks: DataFrame) -> DataFrame:
     return clicks.withColumn("numbers", F.array(*numbers).cast("array<float>")).withColumn("ids", F.array(*ids))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", help="a real Criteo text file; by default synthetic clicks are drawn")
     parser.add_argument("--rows", type=int, default=400_000, help="synthetic rows, of which a fifth is the test split")
     parser.add_argument("--workers", type=int, default=2, help="ranks")
     parser.add_argument("--epochs", type=int, default=1)
-    parser.add_argument("--store", default=None, help="store URI; by default a temporary directory")
-    arguments = parser.parse_args()
+    parser.add_argument("--store", help="store URI; by default a temporary directory")
+    return parser.parse_args(arguments)
 
+
+def read_splits(
+    spark: SparkSession, arguments: argparse.Namespace, scratch: Path
+) -> tuple[DataFrame, DataFrame, float | None]:
+    """Training rows, test rows, and the best AUC that can be reached on the latter (None for real data)."""
+    if arguments.data is not None:
+        clicks = with_features(read_criteo(spark, arguments.data))
+        is_test = F.pmod(F.xxhash64(*INTEGERS, *CATEGORIES), F.lit(5)) == 0
+        return clicks.filter(~is_test), clicks.filter(is_test), None
+    print(f"drawing {arguments.rows:,} synthetic clicks", flush=True)
+    test_clicks = click_data.draw(arguments.rows // 5, seed=2)
+    click_data.write(click_data.draw(arguments.rows - arguments.rows // 5, seed=1), scratch / "train.txt")
+    click_data.write(test_clicks, scratch / "test.txt")
+    train, test = (with_features(read_criteo(spark, f"file://{scratch}/{name}.txt")) for name in ("train", "test"))
+    return train, test, click_data.exact_auc(test_clicks.probability, test_clicks.labels)
+
+
+def run(spark: SparkSession, arguments: argparse.Namespace, scratch: Path) -> None:
+    """Text file -> DataFrame -> fit -> transform -> AUC."""
+    train, test, reachable = read_splits(spark, arguments, scratch)
+    estimator = TorchEstimator(
+        model=ClickNet(len(CATEGORIES), len(INTEGERS), BUCKETS, width=8),
+        loss="bce_with_logits",
+        optimizer="adam",
+        learningRate=2e-3,
+        featureCols=["numbers", "ids"],
+        labelCol="label",
+        numWorkers=arguments.workers,
+        batchSize=2048,
+        epochs=arguments.epochs,
+        storeUri=arguments.store or f"file://{scratch}/store",
+        seed=7,
+    )
+    print(f"training on {arguments.workers} ranks", flush=True)
+    model = estimator.fit(train)
+    print(model.summary)
+    scored = model.transform(test)
+    scored.select("label", "I1", "C1", "prediction").show(5)
+    auc = BinaryClassificationEvaluator(rawPredictionCol="prediction", numBins=0).evaluate(scored)
+    print(f"test AUC {auc:.4f}" + (f", best reachable {reachable:.4f}" if reachable is not None else ""))
+
+
+def main() -> None:
+    arguments = parse()
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     started = time.perf_counter()
+    spark = (
+        SparkSession.builder.master(os.environ.get("SPARK_MASTER", f"local[{max(arguments.workers, 2)}]"))
+        .appName("hvdspark demo")
+        .config("spark.ui.enabled", "false")
+        .config("spark.ui.showConsoleProgress", "false")
+        .config("spark.sql.shuffle.partitions", "4")
+        .getOrCreate()
+    )
+    spark.sparkContext.setLogLevel("ERROR")
     with tempfile.TemporaryDirectory(prefix="hvdspark-demo-") as scratch:
-        reachable = None
-        train_path = test_path = arguments.data
-        if arguments.data is None:
-            print(f"drawing {arguments.rows:,} synthetic clicks", flush=True)
-            train_path, test_path = f"{scratch}/train.txt", f"{scratch}/test.txt"
-            test_rows = arguments.rows // 5
-            click_data.write(click_data.draw(arguments.rows - test_rows, seed=1), Path(train_path))
-            test_clicks = click_data.draw(test_rows, seed=2)
-            click_data.write(test_clicks, Path(test_path))
-            reachable = click_data.exact_auc(test_clicks.probability, test_clicks.labels)
-
-        spark = (
-            SparkSession.builder.master(os.environ.get("SPARK_MASTER", f"local[{max(arguments.workers, 2)}]"))
-            .appName("hvdspark demo")
-            .config("spark.ui.enabled", "false")
-            .config("spark.ui.showConsoleProgress", "false")
-            .config("spark.sql.shuffle.partitions", "4")
-            .getOrCreate()
-        )
-        spark.sparkContext.setLogLevel("ERROR")
-        train, test = with_features(read_criteo(spark, train_path)), with_features(read_criteo(spark, test_path))
-        if arguments.data is not None:
-            is_test = F.pmod(F.xxhash64(*INTEGERS, *CATEGORIES), F.lit(5)) == 0
-            train, test = train.filter(~is_test), test.filter(is_test)
-        estimator = TorchEstimator(
-            model=ClickNet(len(CATEGORIES), len(INTEGERS), BUCKETS, width=8),
-            loss="bce_with_logits",
-            optimizer="adam",
-            learningRate=2e-3,
-            featureCols=["numbers", "ids"],
-            labelCol="label",
-            numWorkers=arguments.workers,
-            batchSize=2048,
-            epochs=arguments.epochs,
-            storeUri=arguments.store or f"file://{scratch}/store",
-            seed=7,
-        )
-        print(f"training on {arguments.workers} ranks", flush=True)
-        model = estimator.fit(train)
-        print(model.summary)
-        scored = model.transform(test)
-        auc = BinaryClassificationEvaluator(rawPredictionCol="prediction", numBins=0).evaluate(scored)
-        scored.select("label", "I1", "C1", "prediction").show(5)
-        print(f"test AUC {auc:.4f}" + (f", best reachable {reachable:.4f}" if reachable is not None else ""))
-        print(f"finished in {time.perf_counter() - started:.0f} s")
-        spark.stop()
+        run(spark, arguments, Path(scratch))
+    spark.stop()
+    print(f"finished in {time.perf_counter() - started:.0f} s")
 
 
 if __name__ == "__main__":
