@@ -100,7 +100,7 @@ def obtain(
             if not entry.writer.is_alive():
                 _forget(entry)
         with _lock:  # it may have failed, been released just before we held it, or been deleted from outside
-            usable = entry.spec is not None and entry in _entries
+            usable = entry in _entries
         if usable and store.exists(f"{entry.path}/{_LEASE}"):
             _renew_lease(entry)
             return entry

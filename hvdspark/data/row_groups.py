@@ -35,6 +35,8 @@ READ_TIMEOUT_S = 300.0
 _JOIN_TIMEOUT_S = 10.0
 _POLL_S = 0.1
 _THREADS = 2
+# On a remote store threads mostly wait.
+_REMOTE_THREADS = 8
 # Footers of files with many row groups are large, and a rank meets all files in random order.
 _FOOTERS_KEPT = 16
 
@@ -57,7 +59,7 @@ class RowGroupReader:
         groups: Sequence[RowGroup],
         sink: Callable[[int, Columns], None],
     ) -> None:
-        self._pool = _BoundedThreadPool(_THREADS)
+        self._pool = _BoundedThreadPool(_THREADS if store.local_path() is not None else _REMOTE_THREADS)
         self._ventilator = _Gate(self._pool.ventilate, len(groups))
         self._pool.start(_RowGroupWorker, (store, dataset, tuple(columns), tuple(groups), sink), self._ventilator)
 

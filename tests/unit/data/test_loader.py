@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -176,21 +175,34 @@ def test_closing_early_ends_the_threads(store: Store) -> None:
 
 def test_no_more_than_two_windows_are_read_ahead(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = write(store, [640], group=64)
+    allowed: list[int] = []
+    original = row_groups.RowGroupReader.allow
+
+    def allow(self: row_groups.RowGroupReader, count: int) -> None:
+        allowed.append(count)
+        original(self, count)
+
+    monkeypatch.setattr(row_groups.RowGroupReader, "allow", allow)
+    assert len(load(store, dataset, plan(dataset, 32), shuffle_rows=64)) == 20
+    assert allowed == [2, 3, 4, 5, 6, 7, 8, 9, 10, 10], "the window that is drained, and the next"
+
+
+@pytest.mark.parametrize(("shuffle", "most"), [(True, 4 + 2), (False, 4 * 3)])
+def test_a_rank_reads_a_row_group_once(store: Store, monkeypatch: pytest.MonkeyPatch, shuffle: bool, most: int) -> None:
+    dataset = write(store, [250], group=64)
     read: list[int] = []
-    original = row_groups._RowGroupWorker.process
+    original = row_groups._RowGroupWorker._read
 
-    def process(self: Any, position: int) -> None:
-        read.append(position)
-        original(self, position)
+    def reading(self: Any, path: str, group: RowGroup) -> Any:
+        read.append(group.index)
+        return original(self, path, group)
 
-    monkeypatch.setattr(row_groups._RowGroupWorker, "process", process)
-    options: dict[str, Any] = {"shuffle_rows": 64, "seed": 0, "epoch": 0, "shuffle": True, "prefetch": 1}
-    with load_batches(store, dataset, "train", plan(dataset, 32), ["id"], **options) as batches:
-        first = list(itertools.islice(batches, 2))  # window 0 is drained, at most windows 1 and 2 are open
-        assert [batch.rows for batch in first] == [32, 32]
-        assert len(read) <= 4
-        assert sum(batch.rows for batch in batches) == 640 - 64
-    assert sorted(read) == list(range(10))
+    monkeypatch.setattr(row_groups._RowGroupWorker, "_read", reading)
+    for rank in range(3):
+        before = len(read)
+        load(store, dataset, plan(dataset, 9, 3, rank, shuffle), shuffle=shuffle)
+        assert len(read[before:]) == len(set(read[before:]))
+    assert len(read) <= most
 
 
 def consume(store: Store, dataset: DatasetSpec, names: tuple[str, ...] = ("id",)) -> list[Batch]:
