@@ -37,7 +37,7 @@ def row_by_row(model: TorchModel, rows: DataFrame) -> float:
         torch.set_num_threads(1)
         with torch.no_grad():
             for row in part:
-                scores = module(torch.tensor([row["x"].toArray()], dtype=torch.float32))
+                scores = module(torch.from_numpy(row["x"].toArray()).float().unsqueeze(0))
                 yield Row(**row.asDict(), prediction=scores.item())["prediction"]
 
     return rows.rdd.mapPartitions(predict).sum()
@@ -60,7 +60,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     arguments = parser.parse_args()
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
-    spark = SparkSession.builder.master("local[2]").config("spark.ui.enabled", "false").getOrCreate()
+    builder = SparkSession.builder.master("local[2]").config("spark.ui.enabled", "false")
+    spark = builder.config("spark.ui.showConsoleProgress", "false").getOrCreate()
     spark.sparkContext.setLogLevel("ERROR")
 
     def data(rows: int) -> DataFrame:

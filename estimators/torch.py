@@ -13,7 +13,7 @@ from pyspark.ml.linalg import VectorUDT
 from pyspark.ml.util import MLReadable, MLReader, MLWritable, MLWriter
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
-from pyspark.sql.types import ArrayType, DoubleType, StructField, StructType
+from pyspark.sql.types import ArrayType, DataType, DoubleType, StructField, StructType
 from torch import nn
 
 from hvdspark.errors import ConfigurationError
@@ -257,20 +257,18 @@ class TorchModel(Model, _ScoringParams, MLWritable, MLReadable["TorchModel"]):
         self.transformSchema(dataset.schema)
         rows, inputs = scoring_input(dataset, self._state.features, self.getOrDefault("handleInvalid"))
         outputs = self._state.outputs
-        struct = StructType(
-            [
-                StructField(f"output_{k}", ArrayType(DoubleType()) if output.is_vector else DoubleType())
-                for k, output in enumerate(outputs)
-            ]
-        )
-        scored = rows.withColumn(_SCORES, _scorer(self._state, struct)(*inputs))
+        types = [ArrayType(DoubleType()) if output.is_vector else DoubleType() for output in outputs]
+        scores = _scorer(self._state, types)(*inputs)
+        if len(outputs) == 1:  # a plain column costs Spark less than a struct of one
+            values = [scores]
+        else:
+            rows = rows.withColumn(_SCORES, scores)
+            values = [F.col(f"{_SCORES}.output_{k}") for k in range(len(outputs))]
         columns = {
-            name: array_to_vector(F.col(f"{_SCORES}.output_{k}"))
-            if output.is_vector
-            else F.col(f"{_SCORES}.output_{k}")
-            for k, (name, output) in enumerate(zip(self._output_columns(), outputs, strict=True))
+            name: array_to_vector(value) if output.is_vector else value
+            for name, value, output in zip(self._output_columns(), values, outputs, strict=True)
         }
-        return scored.withColumns(columns).drop(_SCORES)
+        return rows.withColumns(columns).drop(_SCORES)
 
     def _output_columns(self) -> list[str]:
         outputs = self._state.outputs
@@ -303,11 +301,23 @@ class TorchModel(Model, _ScoringParams, MLWritable, MLReadable["TorchModel"]):
 _SCORES = "__hvdspark_scores"
 
 
-def _scorer(fitted: FittedModule, struct: StructType) -> Callable[..., Column]:
+def _scorer(fitted: FittedModule, types: Sequence[DataType]) -> Callable[..., Column]:
+    """A UDF from the feature columns to the only output, or to a struct of `output_<k>`."""
     spec = fitted.scoring_spec()  # not `fitted`: the closure goes to every task
 
-    def score_batches(batches: Iterator[tuple[pd.Series, ...]]) -> Iterator[pd.DataFrame]:
+    def batches_of(batches: Iterator[Any]) -> Iterator[list[pd.Series]]:
         # pyspark hands a single column over without its tuple, whatever the type hint says.
         return score(spec, ((batch,) if isinstance(batch, pd.Series) else batch for batch in batches))
 
-    return F.pandas_udf(score_batches, struct)  # type: ignore[call-overload]
+    def one_output(batches: Iterator[tuple[pd.Series, ...]]) -> Iterator[pd.Series]:
+        for outputs in batches_of(batches):
+            yield outputs[0]
+
+    def several_outputs(batches: Iterator[tuple[pd.Series, ...]]) -> Iterator[pd.DataFrame]:
+        for outputs in batches_of(batches):
+            yield pd.DataFrame({f"output_{k}": output for k, output in enumerate(outputs)})
+
+    if len(types) == 1:
+        return F.pandas_udf(one_output, types[0])  # type: ignore[call-overload]
+    struct = StructType([StructField(f"output_{k}", data_type) for k, data_type in enumerate(types)])
+    return F.pandas_udf(several_outputs, struct)  # type: ignore[call-overload]

@@ -48,8 +48,8 @@ class ScoringSpec:
     features: tuple[ColumnSpec, ...]
 
 
-def score(spec: ScoringSpec, batches: Iterator[tuple[pd.Series, ...]]) -> Iterator[pd.DataFrame]:
-    """Predictions of each batch, one column `output_<k>` for each output: floats, or arrays for [rows, k] outputs.
+def score(spec: ScoringSpec, batches: Iterator[tuple[pd.Series, ...]]) -> Iterator[list[pd.Series]]:
+    """Predictions of each batch, one Series for each output: float64, or arrays of them for [rows, k] outputs.
 
     Raises:
         DataError: an array has not the length that the model was trained with.
@@ -65,7 +65,7 @@ def score(spec: ScoringSpec, batches: Iterator[tuple[pd.Series, ...]]) -> Iterat
             }
             inputs = inputs_of(columns, [column.name for column in spec.features], "cpu")
             outputs = forward(module, inputs, rows).tensors
-            yield pd.DataFrame({f"output_{k}": _to_column(output) for k, output in enumerate(outputs)})
+            yield [_to_series(output) for output in outputs]
 
 
 def to_tensor(column: ColumnSpec, series: pd.Series) -> Input:
@@ -115,9 +115,9 @@ def _from_numpy(array: np.ndarray[Any, Any]) -> Tensor:
     return torch.from_numpy(array if array.flags.writeable else array.copy())
 
 
-def _to_column(output: Tensor) -> Any:
+def _to_series(output: Tensor) -> pd.Series:
     values = as_prediction(output).double().numpy()
-    return values if values.ndim == 1 else list(values.reshape(len(values), -1))
+    return pd.Series(values if values.ndim == 1 else list(values.reshape(len(values), -1)))
 
 
 def use_task_threads() -> None:
