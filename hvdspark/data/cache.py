@@ -67,6 +67,8 @@ class Entry:
 # Reentrant: a DataFrame may be collected, and so release its dataset, while this thread is in here.
 _lock = threading.RLock()
 _entries: list[Entry] = []
+# Tasks of a job that failed may still create files for a moment, so what was given up is deleted a second time.
+_given_up: list[tuple[Store, str]] = []
 
 
 def obtain(
@@ -128,7 +130,11 @@ def release(entry: Entry, holder: Hashable) -> None:
 
 
 def collect_leftovers(store: Store) -> None:
-    """Delete the datasets of processes that are gone."""
+    """Delete the datasets of processes that are gone, and what this process has given up."""
+    with _lock:
+        given_up, _given_up[:] = list(_given_up), []
+    for owner, path in given_up:
+        _delete(owner, path)
     for name in store.list(DATASETS):
         path = f"{DATASETS}/{name}"
         with contextlib.suppress(StoreError, ValueError, KeyError):
@@ -144,6 +150,8 @@ def _write(entry: Entry, write: Callable[[str], DatasetSpec]) -> None:
     except BaseException:
         _forget(entry)
         _delete(entry.store, entry.path)
+        with _lock:
+            _given_up.append((entry.store, entry.path))
         raise
     finally:
         entry.done.set()
@@ -197,9 +205,11 @@ def _started(pid: int) -> float | None:
 @atexit.register
 def _delete_all() -> None:
     with _lock:
-        entries, _entries[:] = list(_entries), []
-    for entry in entries:
-        _delete(entry.store, entry.path)
+        paths = [(entry.store, entry.path) for entry in _entries] + _given_up
+        _entries.clear()
+        _given_up.clear()
+    for store, path in paths:
+        _delete(store, path)
 
 
 def _forget_all_after_fork() -> None:
@@ -207,6 +217,7 @@ def _forget_all_after_fork() -> None:
     global _lock
     _lock = threading.RLock()
     _entries.clear()
+    _given_up.clear()
 
 
 os.register_at_fork(after_in_child=_forget_all_after_fork)

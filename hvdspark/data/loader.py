@@ -11,12 +11,10 @@ Memory for each rank: two windows (at most 128 MiB each), the row groups being d
 
 from __future__ import annotations
 
-import bisect
 import contextlib
 import queue
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -24,6 +22,7 @@ import torch
 from hvdspark.data.batch import Batch, Layout, Ragged
 from hvdspark.data.plan import EpochPlan
 from hvdspark.data.row_groups import RowGroupReader
+from hvdspark.data.stream import Stream
 from hvdspark.data.window import MAX_CHUNK_ROWS, Columns, Window
 from hvdspark.errors import ConfigurationError
 from hvdspark.specs import ColumnSpec, DatasetSpec, RowGroup
@@ -80,7 +79,7 @@ def load_batches(
         raise ConfigurationError("the dataset has no such column", value=unknown, hint=f"it has {', '.join(by_name)}")
     specs = [by_name[name] for name in columns]
     limit = _window_rows(specs, groups, shuffle_rows if shuffle else _PLAIN_WINDOW_ROWS)
-    stream = _Stream(specs, groups, plan, limit)
+    stream = Stream(specs, groups, plan, limit)
     entropy = [seed % 2**64, epoch] if shuffle else None
     prefetcher = _Prefetcher(stream, store, dataset.path, entropy, prefetch)
     try:
@@ -96,66 +95,11 @@ def _window_rows(columns: Sequence[ColumnSpec], groups: Sequence[RowGroup], want
     return max(1, min(wanted, _WINDOW_BYTES // row_bytes))
 
 
-@dataclass(frozen=True)
-class _Piece:
-    """Rows [start, stop) of a row group, which go to rows [at, at + stop - start) of a window."""
-
-    start: int
-    stop: int
-    window: int
-    at: int
-
-
-class _Stream:
-    """A rank's rows in order: which row groups to read, and what goes into which window. Pure.
-
-    Attributes:
-        layout, columns: what is read.
-        groups: row groups to read, in this order.
-        pieces: for each of them, where its rows go.
-        window_batches: for each window the rows of its batches.
-    """
-
-    def __init__(
-        self, columns: Sequence[ColumnSpec], groups: Sequence[RowGroup], plan: EpochPlan, window_rows: int
-    ) -> None:
-        self.columns, self.layout = columns, Layout.of(columns)
-        self.window_batches: list[list[int]] = []
-        filled = 0
-        for rows in plan.batch_rows:
-            if not self.window_batches or (filled and filled + rows > window_rows):
-                self.window_batches.append([])
-                filled = 0
-            self.window_batches[-1].append(rows)
-            filled += rows
-        self.groups: list[RowGroup] = []
-        self.pieces: list[list[_Piece]] = []
-        ends = iter(enumerate(np.cumsum([sum(batches) for batches in self.window_batches]).tolist()))
-        position, window, window_start, window_end, previous = 0, -1, 0, 0, -1
-        for part in plan.ranges:
-            if part.group != previous:  # ranges of one row group that follow each other are read once
-                self.groups.append(groups[part.group])
-                self.pieces.append([])
-                previous = part.group
-            start = part.start
-            while start < part.stop:
-                while window_end <= position:
-                    window_start = window_end
-                    window, window_end = next(ends)
-                rows = min(part.stop - start, window_end - position)
-                self.pieces[-1].append(_Piece(start, start + rows, window, position - window_start))
-                start, position = start + rows, position + rows
-
-    def groups_up_to(self, window: int) -> int:
-        """How many row groups start in this window or before."""
-        return bisect.bisect_right(self.pieces, window, key=lambda pieces: pieces[0].window)
-
-
 class _Prefetcher:
     """Keeps a queue of batches filled from a thread of its own."""
 
     def __init__(
-        self, stream: _Stream, store: Store, dataset: str, entropy: Sequence[int] | None, prefetch: int
+        self, stream: Stream, store: Store, dataset: str, entropy: Sequence[int] | None, prefetch: int
     ) -> None:
         self._stream, self._entropy = stream, entropy
         self._windows: dict[int, Window] = {}

@@ -80,6 +80,20 @@ def test_a_failed_write_leaves_nothing_and_is_not_shared(store: Store) -> None:
     cache.release(obtain(store, 1), 1)
 
 
+def test_tasks_that_write_on_after_the_failure_are_cleaned_up_later(store: Store) -> None:
+    paths: list[str] = []
+
+    def fail(path: str) -> DatasetSpec:
+        paths.append(path)
+        raise DataError("bad rows")
+
+    with pytest.raises(DataError):
+        obtain(store, 1, write=fail)
+    store.write_text(f"{paths[0]}/data/_temporary/part", "late")
+    cache.collect_leftovers(store)
+    assert store.list("datasets") == []
+
+
 def test_threads_wait_for_the_writer(store: Store) -> None:
     writing, go_on, writes = threading.Event(), threading.Event(), []
 
