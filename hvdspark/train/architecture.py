@@ -26,6 +26,8 @@ from hvdspark.errors import PersistenceError
 Description = dict[str, Any] | list[Any] | str | int | float | bool | None
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+# Of Sigmoid, Tanh and the like, and of Identity: they swallow whatever they are given.
+_WITHOUT_ARGUMENTS = (nn.Module.__init__, nn.Identity.__init__)
 # Where the weights live and in which type is the loader's business, not the architecture's.
 # The last two are torch's deprecated spellings of `reduction`.
 _IGNORED_PARAMETERS = ("self", "device", "dtype", "_weight", "_freeze", "size_average", "reduce")
@@ -109,7 +111,9 @@ def _describe_module(module: nn.Module, where: str) -> dict[str, Any]:
     if cls in _CONTAINERS:
         children = [[name, _describe_module(child, where)] for name, child in module.named_children()]
         return {"module": path, "children": children}
-    arguments = {}
+    arguments: dict[str, Description] = {}
+    if cls.__init__ in _WITHOUT_ARGUMENTS:
+        return {"module": path, "arguments": arguments, "training": module.training}
     for name, parameter in inspect.signature(cls.__init__).parameters.items():
         if name in _IGNORED_PARAMETERS:
             continue

@@ -1,0 +1,52 @@
+"""Columns of a pandas batch become the tensors that training saw."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from hvdspark.data.loader import Ragged
+from hvdspark.errors import DataError
+from hvdspark.score import to_tensor
+from hvdspark.specs import ColumnSpec
+
+
+def test_scalars_keep_their_type() -> None:
+    big = 2**62 + 1
+    ids = to_tensor(ColumnSpec("k", "int64", "scalar"), pd.Series([big, -1]))
+    assert isinstance(ids, torch.Tensor)
+    assert ids.tolist() == [big, -1]
+    numbers = to_tensor(ColumnSpec("x", "float32", "scalar"), pd.Series([0.5, 2.0], dtype="float32"))
+    assert isinstance(numbers, torch.Tensor)
+    assert numbers.dtype == torch.float32
+
+
+def test_fixed_arrays() -> None:
+    column = ColumnSpec("x", "float32", "fixed", 2)
+    tensor = to_tensor(column, pd.Series([np.array([1, 2], "f"), np.array([3, 4], "f")]))
+    assert torch.equal(tensor, torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
+    empty = to_tensor(column, pd.Series([], dtype=object))
+    assert isinstance(empty, torch.Tensor)
+    assert (empty.shape, empty.dtype) == ((0, 2), torch.float32)
+    with pytest.raises(DataError, match="arrays of length 2: 3 .in x.*Hint"):
+        to_tensor(column, pd.Series([np.array([1, 2], "f"), np.array([1, 2, 3], "f")]))
+
+
+def test_ragged_arrays() -> None:
+    column = ColumnSpec("x", "int64", "ragged")
+    ragged = to_tensor(column, pd.Series([np.array([7, 8]), np.array([], "int64"), np.array([9])]))
+    assert isinstance(ragged, Ragged)
+    assert ragged.values.tolist() == [7, 8, 9]
+    assert ragged.values.dtype == torch.int64
+    assert ragged.offsets.tolist() == [0, 2, 2, 3]
+
+
+def test_modules_may_write_into_their_inputs() -> None:
+    array = np.ones(2, "float32")
+    array.flags.writeable = False
+    tensor = to_tensor(ColumnSpec("x", "float32", "scalar"), pd.Series(array, copy=False))
+    assert isinstance(tensor, torch.Tensor)
+    tensor += 1
+    assert array.tolist() == [1, 1]

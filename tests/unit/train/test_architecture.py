@@ -1,0 +1,121 @@
+"""Modules, losses and optimizers as JSON and back; what cannot be described is refused, not guessed."""
+
+from __future__ import annotations
+
+import functools
+import json
+
+import cloudpickle
+import pytest
+import torch
+from torch import Tensor, nn
+
+from hvdspark.errors import PersistenceError
+from hvdspark.train.architecture import describe, rebuild, skeleton
+
+
+class Tower(nn.Module):
+    """Keeps its arguments under their own names."""
+
+    def __init__(self, width: int, sizes: list[int], activation: str = "relu", head: nn.Module | None = None) -> None:
+        super().__init__()
+        self.width, self.sizes, self.activation, self.head = width, sizes, activation, head
+        self.layers = nn.Sequential(*(nn.Linear(width, size) for size in sizes))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)
+
+
+class Forgetful(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.layer = nn.Linear(width, 1)
+
+
+class Misleading(nn.Module):
+    """An attribute has the name of an argument, and another value."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = 2 * width
+        self.layer = nn.Linear(width, 1)
+
+
+MODULES = [
+    nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.BatchNorm1d(8), nn.Dropout(0.3), nn.Linear(8, 1, bias=False)),
+    nn.Sequential(nn.Embedding(10, 4, padding_idx=0), nn.Flatten(), nn.LayerNorm((4,)), nn.GELU(), nn.Sigmoid(), nn.Identity()),
+    nn.ModuleDict({"a": nn.Linear(2, 2), "b": nn.ModuleList([nn.Conv1d(2, 3, 3, padding=1), nn.PReLU()])}),
+    nn.EmbeddingBag(10, 4, mode="sum", include_last_offset=True),
+    Tower(4, [3, 2], activation="tanh", head=nn.Linear(2, 1)),
+]
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda module: type(module).__name__)
+def test_modules_come_back_equal(module: nn.Module) -> None:
+    copy = rebuild(json.loads(json.dumps(describe(module, "model"))))
+    assert repr(copy) == repr(module)
+    copy.load_state_dict(module.state_dict())
+
+
+def test_evaluation_mode_is_kept() -> None:
+    assert not rebuild(describe(nn.Dropout(0.5).eval(), "model")).training
+
+
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        (Forgetful(3), "'width' of Forgetful cannot be read back.*Hint: keep it as self.width"),
+        (Misleading(3), "Misleading cannot be rebuilt.*Hint"),
+        (Tower(4, [2], activation=torch.relu), "'activation' of Tower is not plain data.*Hint"),  # type: ignore[arg-type]
+    ],
+)
+def test_what_cannot_be_rebuilt_is_refused(module: nn.Module, message: str) -> None:
+    with pytest.raises(PersistenceError, match=message):
+        describe(module, "model")
+
+
+def test_a_module_that_was_changed_after_its_construction_is_refused() -> None:
+    module = Tower(4, [2])
+    module.layers.append(nn.ReLU())
+    with pytest.raises(PersistenceError, match="changed after its construction"):
+        describe(module, "model")
+
+
+def test_losses_optimizers_and_values() -> None:
+    assert rebuild(describe("bce_with_logits", "loss")) == "bce_with_logits"
+    assert rebuild(describe(torch.optim.Adam, "optimizer")) is torch.optim.Adam
+    assert rebuild(describe(nn.functional.mse_loss, "loss")) is nn.functional.mse_loss
+    assert repr(rebuild(describe(nn.BCEWithLogitsLoss(), "loss"))) == repr(nn.BCEWithLogitsLoss())
+    partial = rebuild(describe(functools.partial(torch.optim.SGD, lr=0.5, momentum=0.9), "optimizer"))
+    assert (partial.func, partial.keywords) == (torch.optim.SGD, {"lr": 0.5, "momentum": 0.9})
+    assert rebuild(describe(["mse", None, 1.5], "loss")) == ["mse", None, 1.5]
+
+
+@pytest.mark.parametrize("value", [lambda x: x, torch.tensor(1.0)])
+def test_what_has_no_import_path_is_refused(value: object) -> None:
+    with pytest.raises(PersistenceError, match="no import path.*loss.*Hint"):
+        describe(value, "loss")
+
+
+def test_a_class_that_is_gone_is_named() -> None:
+    with pytest.raises(PersistenceError, match="cannot import.*nowhere:Net.*Hint"):
+        rebuild({"module": "nowhere:Net", "arguments": {}, "training": True})
+
+
+def test_only_modules_are_built_from_a_file() -> None:
+    with pytest.raises(PersistenceError, match="not a torch module class"):
+        rebuild({"module": "subprocess:Popen", "arguments": {"args": ["true"]}, "training": True})
+
+
+def test_a_skeleton_has_no_weights_but_keeps_everything_else() -> None:
+    module = nn.Sequential(nn.Linear(500, 500), nn.BatchNorm1d(500))
+    module.constant = torch.arange(3)  # type: ignore[assignment]
+    module[0].bias.requires_grad_(False)
+    pickled = skeleton(module)
+    assert len(pickled) < 10_000
+    copy = cloudpickle.loads(pickled)
+    copy.load_state_dict(module.state_dict())
+    assert torch.equal(copy.constant, torch.arange(3))
+    assert [p.requires_grad for p in copy.parameters()] == [p.requires_grad for p in module.parameters()]
+    x = torch.randn(4, 500)
+    assert torch.equal(copy.eval()(x), module.eval()(x))
