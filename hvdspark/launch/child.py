@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import ctypes
 import json
 import os
 import signal
@@ -12,6 +13,8 @@ import sys
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any
+
+import psutil
 
 from hvdspark.launch import frames
 
@@ -57,6 +60,8 @@ class RankProcess:
         self._stopped = False
         self._ended = threading.Event()  # the process is gone
         self._changed = threading.Event()  # it is gone, or has answered
+        set_child_subreaper()
+        self._older_children = {process.pid for process in psutil.Process().children(recursive=True)}
         read_end, write_end = os.pipe()
         try:
             self._process = subprocess.Popen(
@@ -104,6 +109,7 @@ class RankProcess:
             self._kill_group()
         self._ended.wait()
         self._kill_group()  # what it started and left behind
+        self._kill_adopted()
         for thread in self._threads:
             thread.join(timeout=_LEAVE_S)
         if self._process.stdin is not None:
@@ -121,6 +127,15 @@ class RankProcess:
         """End the rank because of something outside it: its outcome is then "aborted", not "failed"."""
         self._stopped = True
         self._kill_group()
+
+    def _kill_adopted(self) -> None:
+        """SIGKILL what left the rank's process group: as their reaper, this process has become their parent."""
+        me = psutil.Process()
+        for process in me.children(recursive=True):
+            if process.pid not in self._older_children:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+                    process.wait(timeout=1)  # they are ours to reap
 
     def _kill_group(self) -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -165,6 +180,12 @@ class RankProcess:
         self._process.wait()
         self._ended.set()
         self._changed.set()
+
+
+def set_child_subreaper() -> None:
+    """Make orphans among this process's descendants its children (PR_SET_CHILD_SUBREAPER, Linux), not init's."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)
 
 
 def describe_signal(number: int) -> str:

@@ -82,10 +82,26 @@ def _run(inbox: BinaryIO, outbox: _Outbox) -> bytes:
 
         store = Store(assignment["store_uri"])
     enter(RankContext(world, device, assignment["generation"], store, outbox.event))
-    fn, args, kwargs = cloudpickle.loads(program)
+    fn, args, kwargs = _unpickle(program)
     result: bytes = cloudpickle.dumps(fn(*args, **kwargs))
     hvd.shutdown()
     return result
+
+
+def _unpickle(program: bytes) -> Any:
+    import cloudpickle
+
+    try:
+        return cloudpickle.loads(program)
+    except ImportError as error:
+        from hvdspark.errors import DependencyError
+
+        raise DependencyError(
+            f"the function or the module to train cannot be imported on the executors ({error})",
+            value=error.name,
+            hint="ship the file it is in: spark.sparkContext.addPyFile(path) or spark-submit --py-files; or install it "
+            "on every executor; or cloudpickle.register_pickle_by_value(module)",
+        ) from error
 
 
 def describe_failure(error: BaseException) -> bytes:
@@ -100,7 +116,8 @@ def describe_failure(error: BaseException) -> bytes:
         "traceback": "".join(traceback.format_exception(error)),
     }
     if isinstance(error, HvdSparkError):
-        failure["error"] = cloudpickle.dumps(error).hex()
+        with contextlib.suppress(Exception):  # a subclass of the user's may not be picklable: the text must do
+            failure["error"] = cloudpickle.dumps(error).hex()
     return json.dumps(failure).encode()
 
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+import shutil
+import subprocess
+import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from hvdspark.errors import ClusterError, ConfigurationError, NotEnoughSlotsError
+from hvdspark.errors import ClusterError, ConfigurationError, DependencyError, NotEnoughSlotsError
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -54,6 +58,7 @@ def check_session(spark: SparkSession, num_workers: int, device: str) -> None:
 
     Raises:
         ConfigurationError: `num_workers` is not a positive integer.
+        DependencyError: in local mode, Spark would start its Python workers with a Python that has no hvdspark.
         ClusterError: dynamic allocation is on (SPARK-24942); TLS is demanded (Gloo traffic is not encrypted); or
             device="cuda" and Spark schedules no GPU.
         NotEnoughSlotsError: fewer slots than ranks. Spark itself would wait ten minutes in silence
@@ -82,7 +87,34 @@ def check_session(spark: SparkSession, num_workers: int, device: str) -> None:
             where="spark.task.resource.gpu.amount",
             hint="set it to 1, with spark.executor.resource.gpu.amount and .discoveryScript",
         )
+    if is_local(spark):
+        check_worker_python(spark.sparkContext.pythonExec)
     wait_for_slots(spark, num_workers, 0.0 if is_local(spark) else _EXECUTORS_REGISTER_S)
+
+
+@functools.lru_cache
+def check_worker_python(command: str) -> None:
+    """Raise DependencyError when `command`, which starts Spark's Python workers on this machine, cannot run a rank.
+
+    Spark takes `python3` from PATH where PYSPARK_PYTHON is not set, whatever Python the driver runs in.
+    """
+    python = shutil.which(command)
+    if python == sys.executable:
+        return
+    code = "import importlib.util as u, sys; print([n for n in sys.argv[1:] if u.find_spec(n) is None])"
+    needed = ("hvdspark", "horovod", "torch", "pyspark", "pyarrow")
+    missing = "it cannot be started"
+    if python is not None:
+        done = subprocess.run([python, "-c", code, *needed], capture_output=True, text=True, timeout=60)
+        missing = done.stdout.strip() or done.stderr.strip()[-300:]
+    if missing != "[]":
+        raise DependencyError(
+            f"Spark starts its Python workers with another Python, which lacks {missing}",
+            value=python or command,
+            where="PYSPARK_PYTHON",
+            hint=f"before the session starts: export PYSPARK_PYTHON={sys.executable}, or "
+            'os.environ["PYSPARK_PYTHON"] = sys.executable',
+        )
 
 
 def wait_for_slots(spark: SparkSession, num_workers: int, wait_s: float) -> None:

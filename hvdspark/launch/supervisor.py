@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Event = dict[str, Any]
+# After this long without all ranks, say so; a gang usually starts within 5 seconds.
+_PATIENCE_S = 15.0
 # A program that fails by itself would fail again; these did not fail by themselves.
 _WORTH_A_RESTART = ("signal", "executor_lost", "peer_lost")
 
@@ -108,14 +110,14 @@ def run(
 def _run_generation(
     spark: SparkSession, spec: LaunchSpec, start_timeout_s: float, on_event: Callable[[Event], None]
 ) -> list[Any]:
-    import cloudpickle
-
     watch = _StartWatch(spec.size, on_event)
     with _channel(spark, spec, watch) as connected, _cancellable(spark, f"hvdspark-{spec.secret[:8]}") as cancel:
         watch.begin(start_timeout_s if connected.channel else None, cancel)
         try:
             rows = _collect(spark, connected)
         except Exception as error:
+            if _interrupted(error):
+                raise KeyboardInterrupt from None  # py4j turns it into an error of its own
             raise watch.explain(error) from error
         finally:
             watch.end()
@@ -127,7 +129,27 @@ def _run_generation(
             outcomes[row["rank"]] = json.loads(row["outcome"])
     if any(outcome["status"] != "ok" for outcome in outcomes.values()):
         raise first_failure(outcomes)
-    return [cloudpickle.loads(results[rank]) for rank in range(spec.size)]
+    return [_unpickle(results[rank], rank) for rank in range(spec.size)]
+
+
+def _unpickle(result: bytes, rank: int) -> Any:
+    import cloudpickle
+
+    try:
+        return cloudpickle.loads(result)
+    except Exception as error:
+        hint = "return plain data; classes must be importable on the driver too"
+        raise ClusterError(
+            f"the result of rank {rank} cannot be unpickled on the driver: {error}", hint=hint
+        ) from error
+
+
+def _interrupted(error: BaseException | None) -> bool:
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def first_failure(outcomes: Mapping[int, Mapping[str, Any]]) -> Exception:
@@ -140,6 +162,8 @@ def first_failure(outcomes: Mapping[int, Mapping[str, Any]]) -> Exception:
     if not failed:
         rank, outcome = next((r, o) for r, o in outcomes.items() if o["status"] != "ok")
         return RankFailedError(rank, outcome["host"], outcome["cause"], kind="peer_lost")
+    if all(outcome["kind"] == "peer_lost" for _, outcome in failed):
+        return _only_victims(outcomes, *min(failed, key=lambda item: item[1]["ended_at_s"]))
     rank, outcome = min(failed, key=lambda item: (item[1]["kind"] == "peer_lost", item[1]["ended_at_s"]))
     error = RankFailedError(
         rank,
@@ -156,6 +180,27 @@ def first_failure(outcomes: Mapping[int, Mapping[str, Any]]) -> Exception:
         own.__cause__ = error
         return own
     return error
+
+
+def _only_victims(outcomes: Mapping[int, Mapping[str, Any]], rank: int, outcome: Mapping[str, Any]) -> RankFailedError:
+    """No rank failed by itself: say what the others did, because one of them is the reason."""
+    returned = sorted(other for other, item in outcomes.items() if item["status"] == "ok")
+    silent = sorted(other for other, item in outcomes.items() if item["status"] == "aborted")
+    suspects = []
+    if returned:
+        suspects.append(f"ranks {returned} had already returned")
+    if silent:
+        suspects.append(f"ranks {silent} did not answer any more (frozen, swapping, or cut off from the network)")
+    return RankFailedError(
+        rank,
+        outcome["host"],
+        f"it lost the others: {' and '.join(suspects) or 'the connection between all ranks broke'}. "
+        f"Horovod said: {outcome['cause']}",
+        kind="peer_lost",
+        traceback_text=outcome.get("traceback", ""),
+        tail=outcome.get("tail", ""),
+        hint="every rank must call the same collectives, as often, in the same order",
+    )
 
 
 def _collect(spark: SparkSession, spec: LaunchSpec) -> list[Any]:
@@ -238,7 +283,13 @@ class _StartWatch:
 
         def watch() -> None:
             with self._changed:
-                ready = self._changed.wait_for(lambda: self._over or len(self._started) == self._size, timeout_s)
+                ready = self._changed.wait_for(self._settled, min(timeout_s, _PATIENCE_S))
+                if not ready and timeout_s > _PATIENCE_S:
+                    logger.warning(
+                        "%d of %d ranks have started after %g s; other jobs may hold the slots",
+                        *(len(self._started), self._size, _PATIENCE_S),
+                    )
+                    ready = self._changed.wait_for(self._settled, timeout_s - _PATIENCE_S)
                 if not ready:
                     self._timed_out_after_s = timeout_s
             if not ready:
@@ -246,6 +297,9 @@ class _StartWatch:
 
         self._thread = threading.Thread(target=watch, name="hvdspark-start-watch", daemon=True)
         self._thread.start()
+
+    def _settled(self) -> bool:
+        return self._over or len(self._started) == self._size
 
     def end(self) -> None:
         with self._changed:
@@ -282,4 +336,4 @@ class _StartWatch:
                     kind="executor_lost",
                     hint="look for the executor's exit reason (often memory: spark.executor.memoryOverhead)",
                 )
-            return ClusterError("the barrier job failed", value=text[:4000], hint="see the cause below")
+            return ClusterError("the barrier job failed", value=text[:4000])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import importlib
 import os
 import queue
 import resource
@@ -22,6 +23,7 @@ from hvdspark.errors import (
     ClusterError,
     ConfigurationError,
     DataError,
+    DependencyError,
     NotEnoughSlotsError,
     RankFailedError,
     StartTimeoutError,
@@ -145,6 +147,59 @@ def test_what_a_rank_started_goes_with_it(spark: SparkSession, nothing_left_behi
     with pytest.raises(RankFailedError, match="SIGKILL"):
         hvdspark.run(fork_and_die, num_workers=2, spark=spark)
     assert time.monotonic() - started < ERROR_WITHIN_S
+
+
+def start_a_session_of_its_own(fatal: bool) -> int:
+    started = subprocess.Popen(["sleep", "600"], start_new_session=True)
+    if fatal:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return started.pid
+
+
+def test_not_even_what_left_its_process_group_stays(spark: SparkSession, nothing_left_behind: None) -> None:
+    started = time.monotonic()
+    pids = hvdspark.run(start_a_session_of_its_own, (False,), num_workers=2, spark=spark)
+    assert not any(psutil.pid_exists(pid) for pid in pids)
+    with pytest.raises(RankFailedError, match="SIGKILL"):
+        hvdspark.run(start_a_session_of_its_own, (True,), num_workers=2, spark=spark)
+    assert time.monotonic() - started < 2 * ERROR_WITHIN_S
+
+
+class UnpicklableError(DataError):
+    def __reduce__(self) -> Any:
+        raise TypeError("no")
+
+
+def raise_unpicklable_error() -> None:
+    raise UnpicklableError("still readable")
+
+
+def test_an_error_that_cannot_be_pickled_is_still_readable(spark: SparkSession) -> None:
+    with pytest.raises(RankFailedError, match="still readable"):
+        hvdspark.run(raise_unpicklable_error, num_workers=1, spark=spark)
+
+
+def test_code_that_the_executors_do_not_have(
+    spark: SparkSession, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "only_here.py").write_text("def fn():\n    return 1\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    only_here = importlib.import_module("only_here")
+    with pytest.raises(DependencyError, match="cannot be imported on the executors.*only_here.*Hint.*addPyFile"):
+        hvdspark.run(only_here.fn, num_workers=1, spark=spark)
+
+
+def return_early_or_wait(first: int) -> None:
+    import horovod.torch as hvd
+    import torch
+
+    if hvdspark.context().rank != first:
+        hvd.allreduce(torch.ones(1), name="alone")
+
+
+def test_a_rank_that_returned_early_is_named(spark: SparkSession) -> None:
+    with pytest.raises(RankFailedError, match=r"rank 1 .* lost the others: ranks \[0\] had already returned"):
+        hvdspark.run(return_early_or_wait, (0,), num_workers=2, spark=spark)
 
 
 def raise_own_error() -> None:

@@ -37,6 +37,13 @@ def test_a_victim_is_named_when_nobody_else_is_left() -> None:
     assert (error.rank, error.kind) == (1, "peer_lost")
 
 
+def test_the_others_are_described_when_only_victims_reported() -> None:
+    error = first_failure({0: failed("peer_lost", 2.0), 1: ABORTED, 2: OK})
+    assert "ranks [2] had already returned" in str(error)
+    assert "ranks [1] did not answer any more" in str(error)
+    assert "Horovod said: peer_lost at 2.0" in str(error)
+
+
 def test_all_aborted() -> None:
     error = first_failure({0: OK, 1: ABORTED})
     assert isinstance(error, RankFailedError)
