@@ -188,6 +188,8 @@ class _Term:
                     where=name,
                     hint='for two classes and one output use "bce_with_logits"',
                 )
+            if target.is_floating_point():
+                _check_whole(target, name, str(self.name))
             target = target.to(torch.int64)
             ignored = getattr(self.call, "ignore_index", -100)
             _check_range(target[target != ignored], 0, classes - 1, name, f"{self.name} with {classes} outputs")
@@ -215,6 +217,18 @@ def _same_layout(label: Tensor, output: Tensor) -> Tensor:
     if [size for size in label.shape[1:] if size != 1] == [size for size in output.shape[1:] if size != 1]:
         return label.reshape(output.shape)
     return label
+
+
+def _check_whole(target: Tensor, name: str, loss: str) -> None:
+    # Turned into int64 as they are, 0.5 and 1.5 would quietly be the classes 0 and 1.
+    fractional = target[target != target.floor()]
+    if fractional.numel():
+        raise DataError(
+            f"labels of {loss} must be whole numbers",
+            value=fractional[0].item(),
+            where=name,
+            hint="they are the numbers of classes; for probabilities give an array of one for each class",
+        )
 
 
 def _check_range(target: Tensor, low: float, high: float, name: str, loss: str) -> None:
