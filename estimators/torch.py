@@ -43,7 +43,7 @@ class TorchEstimator(Estimator["TorchModel"], _TrainingParams, MLWritable, MLRea
         model: the module. Its weights are where training starts; the module itself is not changed.
         loss: a name ("bce_with_logits", "bce", "mse", "l1", "huber", "cross_entropy", ...), a torch loss module, or a
             callable (output, label) -> loss of each row or their mean. For several labels a list of these, or one
-            callable taking (outputs, labels).
+            callable taking the tuples (outputs, labels), as also where several outputs serve one label.
         optimizer: a name ("adam", "adamw", "sgd", "adagrad", "rmsprop"), a `torch.optim` class, a `functools.partial`
             of one, a callable taking the parameters, or an optimizer made on `model.parameters()`.
         callbacks: `hvdspark.train.callbacks.Callback` objects; they run on every rank.

@@ -66,6 +66,10 @@ _ZERO_TO_ONE = ("bce_with_logits", "bce")
 class RowLoss:
     """The run's loss: outputs and labels -> float [rows].
 
+    A single plain callable is called as loss(output, label) where the module returns one output and there is one label.
+    Where there are several labels, or the module does not return one output for each label (a click and its
+    confidence, one label), it is called once, as loss(outputs, labels) with a tuple of each.
+
     Args:
         loss: a name, a torch loss module, a callable, or a list of these, one for each output.
         labels: label columns, in the order of the outputs.
@@ -92,8 +96,9 @@ class RowLoss:
         self._weights = tuple(loss_weights) or (1.0,) * len(labels)
         parts = list(loss) if several else [loss]
         self._terms = [_Term(part, device) for part in parts]
-        # A plain callable over several labels sees them all; a named loss or a torch loss sees one pair at a time.
-        self._joint = len(labels) > 1 and not several and self._terms[0].is_plain_callable
+        # A plain callable may see all outputs and labels; a named loss or a torch loss sees one pair at a time.
+        self._may_be_joint = not several and self._terms[0].is_plain_callable
+        self._joint = self._may_be_joint and len(labels) > 1
         if self._joint and loss_weights:
             raise ConfigurationError("one callable for all outputs weighs them itself", where="lossWeights")
         if not several and not self._joint:
@@ -111,10 +116,8 @@ class RowLoss:
             ConfigurationError: shapes that do not fit, or row weights with a loss that has no loss for each row.
             DataError: a class index or a probability out of range.
         """
-        if self._joint:
-            if len(outputs) == len(labels):
-                labels = [_same_layout(label, output) for label, output in zip(labels, outputs, strict=True)]
-            return _per_row(self._terms[0].call(tuple(outputs), tuple(labels)), len(labels[0]), weighted)
+        if self._joint or (self._may_be_joint and len(outputs) != len(self._labels)):
+            return self._joint_rows(outputs, labels, weighted)
         if len(outputs) != len(self._labels):
             raise ConfigurationError(
                 f"the module must return one output for each of the {len(self._labels)} labels",
@@ -131,6 +134,22 @@ class RowLoss:
             total = rows if total is None else total + rows
         assert total is not None
         return total
+
+    def _joint_rows(self, outputs: Sequence[Tensor], labels: Sequence[Tensor], weighted: bool) -> Tensor:
+        if len(outputs) == len(labels):
+            labels = [_same_layout(label, output) for label, output in zip(labels, outputs, strict=True)]
+        try:
+            value = self._terms[0].call(tuple(outputs), tuple(labels))
+        except (TypeError, AttributeError) as error:  # what a callable for one output makes of tuples
+            raise ConfigurationError(
+                f"the loss failed when called with the tuples (outputs, labels): {type(error).__name__}: {error}",
+                value=f"{len(outputs)} outputs and {len(labels)} labels",
+                where="loss",
+                hint="a callable for one output and one label needs a module that returns one output, or a list of "
+                "callables, one for each label",
+            ) from error
+        rows = _per_row(value, len(labels[0]), weighted)
+        return rows if self._joint else rows * self._weights[0]
 
     def suitable_metrics(self) -> tuple[str, ...]:
         """The metrics that make sense for every label; none where a loss is not known by name."""

@@ -115,6 +115,26 @@ def test_one_callable_sees_all_outputs_and_labels() -> None:
     torch.testing.assert_close(rows, (OUTPUT[:, 0] - LABEL * 2).abs())
 
 
+@pytest.mark.parametrize("weights", [(), (0.5,)])
+def test_one_callable_sees_two_outputs_for_one_label(weights: tuple[float, ...]) -> None:
+    def loss(outputs: tuple[Tensor, ...], labels: tuple[Tensor, ...]) -> Tensor:
+        mean, scale = outputs
+        (label,) = labels
+        return (mean.squeeze(1) - label).abs() * scale
+
+    scale = torch.tensor([1.0, 2.0, 3.0])
+    rows = RowLoss(loss, ["label"], weights, "cpu")((OUTPUT, scale), (LABEL,), weighted=True)
+    torch.testing.assert_close(rows, (OUTPUT[:, 0] - LABEL).abs() * scale * (weights or (1.0,))[0])
+
+
+@pytest.mark.parametrize("labels", [["label"], ["a", "b", "c"]])
+@pytest.mark.parametrize("loss", [F.mse_loss, lambda output, label: output - label])
+def test_a_callable_for_one_output_is_told_that_it_got_several(loss: object, labels: list[str]) -> None:
+    with pytest.raises(ConfigurationError, match=f"tuples .*2 outputs and {len(labels)} label") as caught:
+        RowLoss(loss, labels, (), "cpu")((OUTPUT, OUTPUT), (LABEL,) * len(labels), weighted=False)
+    assert isinstance(caught.value.__cause__, TypeError | AttributeError)
+
+
 def test_nan_probabilities_are_a_nan_loss_not_a_torch_error() -> None:
     assert math.isnan(rows_of("bce", torch.tensor([0.2, math.nan]), torch.tensor([0.0, 1.0])).sum())
 
