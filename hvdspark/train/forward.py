@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from hvdspark.data.loader import Batch, Ragged
-from hvdspark.errors import ConfigurationError
+from hvdspark.errors import ConfigurationError, HvdSparkError
 from hvdspark.train.program import OutputSpec
 
 Input: TypeAlias = Tensor | Ragged
@@ -52,13 +52,32 @@ def on_device(batch: Batch, device: str) -> Batch:
     return batch if device == "cpu" else batch.to(device)
 
 
-def forward(module: nn.Module, inputs: Sequence[Input], rows: int) -> Outputs:
+def forward(module: nn.Module, inputs: Sequence[Input], rows: int, features: Sequence[str] = ()) -> Outputs:
     """Call the module. 16-bit outputs (autocast) come back as float32, so that losses are computed in float32.
 
+    Args:
+        inputs: the module's arguments, from `inputs_of`.
+        rows: of each input.
+        features: names of the inputs, for messages; without them their positions.
+
     Raises:
-        ConfigurationError: the module does not return tensors, or not one row for each input row.
+        ConfigurationError: the module does not return tensors, or not one row for each input row; or it takes for a
+            tensor what is Ragged.
     """
-    raw = module(*inputs)
+    try:
+        raw = module(*inputs)
+    except Exception as error:
+        names = features or [f"argument {position}" for position in range(len(inputs))]
+        ragged = [name for name, value in zip(names, inputs, strict=True) if isinstance(value, Ragged)]
+        if not ragged or not _may_be_about_ragged(error):
+            raise
+        raise ConfigurationError(
+            f"the module failed on arrays of different lengths: {type(error).__name__}: {error}",
+            value=ragged,
+            where="featureCols",
+            hint="not all arrays of these columns have the same length (an empty one is enough), so they arrive as "
+            "hvdspark.data.loader.Ragged(values, offsets): make all arrays equally long, or let the module take Ragged",
+        ) from error
     named: list[tuple[str | None, Tensor]]
     if isinstance(raw, Mapping):
         named = [(str(key), value) for key, value in raw.items()]
@@ -104,6 +123,13 @@ def batch_statistics(module: nn.Module, rows: int) -> Iterator[None]:
     finally:
         for layer in layers:
             layer.train()
+
+
+def _may_be_about_ragged(error: Exception) -> bool:
+    # torch names the type that it did not expect, in errors of several classes.
+    if isinstance(error, HvdSparkError):
+        return False
+    return isinstance(error, TypeError | AttributeError) or Ragged.__name__ in str(error)
 
 
 def _at_least_float32(tensor: Tensor) -> Tensor:

@@ -77,7 +77,8 @@ class Validation:
                     if batch.rows == 0:
                         continue
                     batch = on_device(batch, self._device)
-                    self.outputs = forward(module, inputs_of(batch.columns, spec.features, self._device), batch.rows)
+                    inputs = inputs_of(batch.columns, spec.features, self._device)
+                    self.outputs = forward(module, inputs, batch.rows, spec.features)
                     labels = [tensor_column(batch, name) for name in spec.labels]
                     weight = torch.ones(batch.rows, device=self._device)
                     if spec.weight is not None:

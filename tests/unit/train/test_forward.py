@@ -1,13 +1,15 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hvdspark.data.loader import Ragged
-from hvdspark.errors import ConfigurationError
+from hvdspark.errors import ConfigurationError, DataError
 from hvdspark.train.forward import as_prediction, batch_statistics, forward, inputs_of
 from hvdspark.train.program import OutputSpec
 
@@ -72,6 +74,58 @@ def test_outputs_describe_themselves_without_rows_or_half_precision() -> None:
 def test_anything_else_is_refused(returned: Any, words: str) -> None:
     with pytest.raises(ConfigurationError, match=words):
         forward(Returns(returned), [], 3)
+
+
+IDS = Ragged(torch.tensor([4, 5, 6]), torch.tensor([0, 2, 2, 3]))
+
+
+class Calls(nn.Module):
+    """A module that is the function it is given."""
+
+    def __init__(self, function: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, *inputs: Any) -> Tensor:
+        return self.function(*inputs)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda dense, ids: ids.float(),
+        lambda dense, ids: dense + ids,
+        lambda dense, ids: ids[:, 0],
+        lambda dense, ids: torch.cat([dense, ids], dim=1),
+        lambda dense, ids: F.linear(ids, dense),
+        lambda dense, ids: torch.as_tensor(ids),
+    ],
+)
+def test_a_module_that_takes_arrays_of_different_lengths_for_a_tensor_is_told(
+    function: Callable[..., Tensor],
+) -> None:
+    with pytest.raises(ConfigurationError, match=r"different lengths.*\['ids'\].*Ragged\(values, offsets\)") as caught:
+        forward(Calls(function), [torch.ones(3, 2), IDS], 3, ["dense", "ids"])
+    assert str(caught.value.__cause__) in str(caught.value)
+    with pytest.raises(ConfigurationError, match=r"\['argument 1'\]"):
+        forward(Calls(function), [torch.ones(3, 2), IDS], 3)
+
+
+@pytest.mark.parametrize(
+    ("error", "inputs"),
+    [
+        (TypeError("mine"), [torch.ones(3)]),
+        (MemoryError("CUDA out of memory"), [IDS]),
+        (DataError("mine"), [IDS]),
+    ],
+)
+def test_other_errors_of_the_module_are_left_as_they_are(error: Exception, inputs: list[Any]) -> None:
+    def fail(_: Any) -> Tensor:
+        raise error
+
+    with pytest.raises(type(error)) as caught:
+        forward(Calls(fail), inputs, 3, ["x"])
+    assert caught.value is error
 
 
 def test_a_column_of_one_is_a_plain_column() -> None:
