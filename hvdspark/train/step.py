@@ -110,7 +110,7 @@ class GradientStep:
         used = dict(zip((*self._spec.features, *self._spec.labels), (*inputs, *labels), strict=True))
         self._group_columns.append((step, used))
         with batch_statistics(self._module, batch.rows), training_arithmetic(self._precision, self._device):
-            self.outputs = forward(self._module, inputs, batch.rows)
+            self.outputs = forward(self._module, inputs, batch.rows, self._spec.features)
         rows = self._loss(self.outputs.tensors, labels, weighted=self._spec.weight is not None)
         local_weight = float(batch.rows)
         if self._spec.weight is not None:
@@ -270,7 +270,10 @@ def _columns_with_nan(columns: dict[str, Input]) -> list[str]:
 
 def _diverged(what: str, value: Any, where: str, spec: TrainSpec, columns: list[str]) -> TrainingDivergedError:
     if columns:
-        hint = f"there is NaN or infinity in the columns {', '.join(columns)}: fill or filter it"
+        hint = (
+            f"there is NaN or infinity, or a number beyond the float32 range (3.4e38), in the columns "
+            f"{', '.join(columns)}: fill, filter or scale it"
+        )
     else:
         hint = f"lower learningRate (now {spec.learning_rate:g}), set gradientClipNorm, scale the feature columns" + (
             ", use compression none" if spec.compression != "none" else ""

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hvdspark.errors import ConfigurationError
 from hvdspark.specs import TrainSpec, from_json, to_json
 from hvdspark.store import Store
 from hvdspark.train.program import OutputSpec, Program, TrainResult
@@ -192,6 +193,20 @@ def test_several_outputs_and_parameters_some_ranks_do_not_reach(store: Store, si
     assert result.outputs == (OutputSpec("click", (1,), "float32"), OutputSpec("price", (1,), "float32"))
 
 
+def test_two_outputs_for_one_label_are_for_a_callable_of_ones_own(store: Store) -> None:
+    def loss(outputs: tuple[Tensor, ...], labels: tuple[Tensor, ...]) -> Tensor:
+        mean, log_scale = (output.squeeze(1) for output in outputs)
+        return (mean - labels[0]) ** 2 * torch.exp(-log_scale) + log_scale
+
+    columns = click_columns(ROWS)
+    columns = {"dense": columns["dense"], "label": columns["dense"][:, 1] * 2}
+    dataset = write_dataset(store, columns, columns)
+    spec = train_spec(store, dataset, features=("dense",), metrics=("mse",), epochs=3)
+    _, (result,) = train_on_threads(spec, lambda: Program(TwoHeads(), loss), 1)
+    assert result.history[-1]["val_loss"] < result.history[0]["val_loss"]
+    assert result.history[-1]["val_mse"] < result.history[0]["val_mse"], "of the first output"
+
+
 def test_a_mean_loss_is_exact_without_weights(store: Store) -> None:
     columns = click_columns(ROWS)
     spec = train_spec(store, write_dataset(store, columns))
@@ -326,6 +341,23 @@ def test_ragged_features_reach_the_module(store: Store) -> None:
     spec = train_spec(store, write_dataset(store, columns), features=("ids",), epochs=3, learning_rate=0.5)
     programs, results = train_on_threads(spec, lambda: click_program(module=Bag(), optimizer="sgd"), 2)
     assert results[0].history[-1]["train_loss"] < results[0].history[0]["train_loss"]
+
+
+def test_one_array_of_another_length_is_named_with_its_column(store: Store) -> None:
+    arrays = [[1, 2]] * 15 + [[]]
+    columns = {"clicks": arrays, "label": np.zeros(16, np.float32)}
+    spec = train_spec(store, write_dataset(store, columns), features=("clicks",))
+    with pytest.raises(ConfigurationError, match=r"'Ragged' object has no attribute 'float'.*\['clicks'\]"):
+        train_on_threads(spec, lambda: click_program(module=Floats()), 1)
+
+
+class Floats(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(2, 1)
+
+    def forward(self, clicks: Tensor) -> Tensor:
+        return self.layer(clicks.float())
 
 
 def test_an_optimizer_made_on_the_module_is_used(store: Store) -> None:
