@@ -200,12 +200,14 @@ class Store:
         except Exception as error:
             if isinstance(error, StoreError) and not isinstance(error.__cause__, OSError):
                 raise
+            # `_named` has wrapped it already: the user needs its cause, and one hint.
+            cause = error.__cause__ if isinstance(error, StoreError) and error.__cause__ is not None else error
             raise StoreError(
-                f"the store cannot be written ({_cause(error)})",
+                f"the store cannot be written ({_cause(cause)})",
                 value=self.uri,
                 where="storeUri",
                 hint="give a directory that this user may write, on a file system that all executors share",
-            ) from error
+            ) from cause
         finally:
             for folder in created:
                 with contextlib.suppress(OSError):

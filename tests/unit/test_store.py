@@ -201,7 +201,22 @@ def test_an_unwritable_store_is_named(tmp_path: Path) -> None:
     with pytest.raises(StoreError) as refused:
         Store(str(tmp_path / "file" / "store")).check_writable()
     assert str(tmp_path / "file" / "store") in str(refused.value)
-    assert "Hint" in str(refused.value)
+    assert refused.value.what == "the store cannot be written (NotADirectoryError: Not a directory)"
+    assert str(refused.value).count("Hint") == 1
+    assert isinstance(refused.value.__cause__, NotADirectoryError)
+
+
+def test_a_filesystem_that_refuses_in_its_own_way_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store("memory://bucket/store")
+
+    def refuse(*_: object) -> None:
+        raise RuntimeError("403 Forbidden")
+
+    monkeypatch.setattr(type(store.filesystem()), "pipe_file", refuse)
+    with pytest.raises(StoreError) as refused:
+        store.check_writable()
+    assert refused.value.what == "the store cannot be written (RuntimeError: 403 Forbidden)"
+    assert str(refused.value).count("Hint") == 1
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
