@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -67,9 +68,16 @@ class SessionFacts:
 
 @dataclass(frozen=True)
 class Facts:
-    """Everything the doctor knows. Versions are of Java, Python and the packages; None where there is none."""
+    """Everything the doctor knows. Versions are of Java, Python and the packages; None where there is none.
+
+    Attributes:
+        java_error: why the Java that Spark would start has no version; None also where there is no Java at all.
+        other_java: the `java` on PATH that would do, where JAVA_HOME keeps Spark from it.
+    """
 
     versions: dict[str, str | None]
+    java_error: str | None = None
+    other_java: str | None = None
     torch_cuda: str | None = None
     horovod: HorovodFacts | None = None
     horovod_error: str | None = None
@@ -99,9 +107,13 @@ def gather(master: str | None = None, store: str | None = None, timeout_s: float
         store: URI of a store to try to write to; None asks for no store.
         timeout_s: seconds that the session may take to start and to run one small job.
     """
-    found: dict[str, str | None] = {"Java": _java(), "Python": platform.python_version()}
+    home = os.environ.get("JAVA_HOME")
+    java, java_error = _java(home)
+    found: dict[str, str | None] = {"Java": java, "Python": platform.python_version()}
     found.update({name: versions.installed(name) for name in versions.PACKAGES})
-    facts = _with_horovod(Facts(versions=found))
+    on_path = shutil.which("java") if home and versions.problem("Java", java) else None
+    other = on_path if on_path and versions.problem("Java", _java(None)[0]) is None else None
+    facts = _with_horovod(Facts(versions=found, java_error=java_error, other_java=other))
     if store is not None:
         facts = _with_store(facts, store)
     # Not worth a try, and the message of a JVM that does not start helps nobody.
@@ -110,15 +122,20 @@ def gather(master: str | None = None, store: str | None = None, timeout_s: float
     return facts
 
 
-def _java() -> str | None:
-    """The version of the Java that Spark would start: JAVA_HOME's, else the one on PATH."""
-    home = os.environ.get("JAVA_HOME")
+def _java(home: str | None) -> tuple[str | None, str | None]:
+    """The version of the Java that Spark would start, and why there is none.
+
+    Spark's `bin/spark-class` takes JAVA_HOME's where that is set, whatever is there, and only else the one on PATH.
+    """
     command = os.path.join(home, "bin", "java") if home else "java"
     try:
         answer = subprocess.run([command, "-version"], capture_output=True, text=True, timeout=60)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return versions.java_version(answer.stderr)
+    except FileNotFoundError:
+        return None, f"JAVA_HOME is {home}, and there is no {command}" if home else None
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return None, f"{command} cannot be run: {error}"
+    version = versions.java_version(answer.stderr)
+    return version, None if version else f"{command} does not tell its version: {_last_line(answer.stderr)}"
 
 
 def _with_horovod(facts: Facts) -> Facts:

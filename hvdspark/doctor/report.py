@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from hvdspark import versions
 from hvdspark.doctor.facts import Facts, SessionFacts
@@ -31,7 +31,7 @@ class Row:
 
 def diagnose(facts: Facts) -> list[Row]:
     """All rows, in the order in which they should be repaired."""
-    rows = [_version_row(name, facts) for name in ("Java", "Python", "pyspark", "torch")]
+    rows = [_java_row(facts), *(_version_row(name, facts) for name in ("Python", "pyspark", "torch"))]
     rows.append(_horovod_row(facts))
     rows += [_version_row(name, facts) for name in ("petastorm", "pyarrow", "numpy", "pandas")]
     rows += _session_rows(facts)
@@ -70,6 +70,15 @@ def _version_row(name: str, facts: Facts) -> Row:
     if name == "torch":
         found += f", CUDA {facts.torch_cuda}" if facts.torch_cuda else ", CPU only"
     return Row(OK, label, found)
+
+
+def _java_row(facts: Facts) -> Row:
+    row = _version_row("Java", facts)
+    if row.status == OK:
+        return row
+    found = "does not run" if facts.java_error else row.found
+    fix = f"unset JAVA_HOME (Spark then takes {facts.other_java}), or {row.fix}" if facts.other_java else row.fix
+    return replace(row, found=found, problem=facts.java_error or row.problem, fix=fix)
 
 
 def _horovod_row(facts: Facts) -> Row:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from hvdspark import versions
-from hvdspark.doctor import facts
+from hvdspark.doctor import diagnose, facts
 
 with_horovod, with_session = facts._with_horovod, facts._with_session
 NOTHING_YET = facts.Facts(versions={})
@@ -20,7 +20,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def fake_java(directory: Path, script: str) -> str:
-    (directory / "bin").mkdir()
+    (directory / "bin").mkdir(parents=True)
     java = directory / "bin" / "java"
     java.write_text(f"#!/bin/sh\n{script}\n")
     java.chmod(0o755)
@@ -30,6 +30,51 @@ def fake_java(directory: Path, script: str) -> str:
 def test_java_is_the_one_that_spark_would_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JAVA_HOME", fake_java(tmp_path, "echo 'openjdk version \"11.0.2\" 2019-01-15' >&2"))
     assert facts.gather().versions["Java"] == "11.0.2"
+
+
+JAVA_17 = "echo 'openjdk version \"17.0.15\" 2025-04-15' >&2"
+
+
+def test_a_java_home_without_java_is_not_a_missing_java(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    on_path = fake_java(tmp_path / "on_path", JAVA_17)
+    monkeypatch.setenv("PATH", f"{on_path}/bin", prepend=":")
+    monkeypatch.setenv("JAVA_HOME", "/nope")
+    found = facts.gather()
+    assert found.versions["Java"] is None
+    assert found.java_error == "JAVA_HOME is /nope, and there is no /nope/bin/java"
+    assert found.other_java == f"{on_path}/bin/java"
+    (row, *_) = diagnose(found)
+    assert (row.status, row.found, row.problem) == ("BROKEN", "does not run", found.java_error)
+    assert f"unset JAVA_HOME (Spark then takes {on_path}/bin/java)" in row.fix
+    monkeypatch.delenv("JAVA_HOME")
+    found = facts.gather()
+    assert (found.versions["Java"], found.java_error, found.other_java) == ("17.0.15", None, None)
+
+
+@pytest.mark.parametrize(
+    ("script", "says"),
+    [("echo 'Error: no libjvm.so' >&2; exit 1", "does not tell its version: Error: no libjvm.so"), (None, "denied")],
+)
+def test_a_java_that_does_not_run_is_named(
+    script: str | None, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = fake_java(tmp_path / "home", script or "")
+    if script is None:
+        (tmp_path / "home" / "bin" / "java").chmod(0o600)
+    monkeypatch.setenv("PATH", fake_java(tmp_path / "old", JAVA_17.replace("17.0.15", "11.0.2")) + "/bin", prepend=":")
+    monkeypatch.setenv("JAVA_HOME", home)
+    found = facts.gather()
+    assert found.java_error is not None
+    assert f"{home}/bin/java" in found.java_error
+    assert says in found.java_error
+    assert found.other_java is None, "an unsuitable one is no way out"
+
+
+def test_no_java_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("JAVA_HOME", raising=False)
+    found = facts.gather()
+    assert (found.versions["Java"], found.java_error) == (None, None)
 
 
 def test_no_session_is_started_with_a_java_that_cannot_run_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

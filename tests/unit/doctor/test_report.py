@@ -63,6 +63,14 @@ def test_all_is_well() -> None:
         (with_versions(Java="11.0.2"), "Java", "Java >=17,<22 is needed", "JAVA_HOME"),
         (with_versions(Java="8.0_392"), "Java", "Java >=17,<22 is needed", "JAVA_HOME"),
         (with_versions(Java=None), "Java", "not installed", "OpenJDK 17"),
+        (
+            dataclasses.replace(with_versions(Java=None), java_error="JAVA_HOME is /x, and there is no /x/bin/java"),
+            *("Java", "JAVA_HOME is /x, and there is no /x/bin/java", "let JAVA_HOME name an OpenJDK 17"),
+        ),
+        (
+            dataclasses.replace(with_versions(Java="11.0.2"), other_java="/usr/bin/java"),
+            *("Java", "Java >=17,<22 is needed", "unset JAVA_HOME (Spark then takes /usr/bin/java), or let JAVA_HOME"),
+        ),
         (with_versions(Python="3.12.1"), "Python", "distutils", "3.11"),
         (with_versions(pyspark="4.1.0"), "Spark", ">=3.5,<4.1", "pyspark==4.0.5"),
         (with_versions(torch=None), "torch", "not installed", "torch==2.13.0"),
