@@ -61,6 +61,13 @@ def test_bad_usage_exits_with_2(arguments: list[str], capsys: pytest.CaptureFixt
     assert "usage: hvdspark" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("text", ["soon", "0", "-1", "nan", "inf", ""])
+def test_a_timeout_that_is_none_is_named(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["doctor", f"--timeout={text}"])
+    assert f"argument --timeout: not a positive number of seconds: {text!r}" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "mpi", "cuda"),
     [([], None, None), (["--mpi", "--no-cuda"], True, False), (["--no-mpi", "--cuda"], False, True)],
