@@ -1,0 +1,261 @@
+"""How ranks fail: named within seconds, with nothing left behind, and the session goes on."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import os
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from pyspark.sql import SparkSession
+
+import hvdspark
+from hvdspark.errors import (
+    DataError,
+    DependencyError,
+    RankFailedError,
+)
+
+pytestmark = pytest.mark.spark
+
+ERROR_WITHIN_S = 10.0
+
+
+def seconds_since(marker: Path) -> float:
+    """Time since a rank touched the file, which it does just before it dies."""
+    return time.time() - marker.stat().st_mtime
+
+
+def die(how: str, victim: int, marker: Path) -> None:
+    import horovod.torch as hvd
+    import torch
+
+    for step in range(1000):
+        hvd.allreduce(torch.ones(100), name="step")
+        if step == 20 and hvdspark.context().rank == victim:
+            print("last words", flush=True)
+            marker.touch()
+            if how == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            elif how == "segfault":
+                ctypes.string_at(0)
+            elif how == "raise":
+                raise ValueError("the user's own mistake")
+            elif how == "exit":
+                sys.exit(3)
+            elif how == "memory":
+                resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
+                torch.ones(1 << 34)
+
+
+@pytest.mark.parametrize(
+    ("how", "kind", "cause"),
+    [
+        ("kill", "signal", "killed by SIGKILL"),
+        ("segfault", "signal", "killed by SIGSEGV"),
+        ("raise", "exception", "ValueError: the user's own mistake"),
+        ("exit", "exit", "exited with code 3"),
+        ("memory", "exception", "can't allocate memory"),
+    ],
+)
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_failure_is_named(
+    spark: SparkSession, nothing_left_behind: None, tmp_path: Path, how: str, kind: str, cause: str, victim: int
+) -> None:
+    marker = tmp_path / "died"
+    with pytest.raises(RankFailedError, match=cause) as caught:
+        hvdspark.run(die, (how, victim, marker), num_workers=2, spark=spark)
+    assert seconds_since(marker) < ERROR_WITHIN_S
+    error = caught.value
+    assert (error.rank, error.kind) == (victim, kind)
+    assert error.host in str(error)
+    assert "last words" in error.tail
+    if how == "raise":
+        assert "in die" in error.traceback_text
+
+
+def hvdspark_rank() -> int:
+    return hvdspark.context().rank
+
+
+def test_the_next_run_in_the_session_works(spark: SparkSession, nothing_left_behind: None, tmp_path: Path) -> None:
+    with pytest.raises(RankFailedError):
+        hvdspark.run(die, ("kill", 1, tmp_path / "died"), num_workers=2, spark=spark)
+    results = hvdspark.run(hvdspark_rank, num_workers=2, spark=spark)
+    assert results == [0, 1]
+
+
+def fork_and_die(marker: Path) -> None:
+    # A process that the rank forks holds its pipes open; it must neither delay the error nor survive.
+    if os.fork() == 0:
+        time.sleep(600)
+    marker.touch()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_what_a_rank_started_goes_with_it(spark: SparkSession, nothing_left_behind: None, tmp_path: Path) -> None:
+    with pytest.raises(RankFailedError, match="SIGKILL"):
+        hvdspark.run(fork_and_die, (tmp_path / "died",), num_workers=2, spark=spark)
+    assert seconds_since(tmp_path / "died") < ERROR_WITHIN_S
+
+
+def start_a_session_of_its_own(marker: Path, fatal: bool) -> int:
+    started = subprocess.Popen(["sleep", "600"], start_new_session=True)
+    marker.touch()
+    if fatal:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return started.pid
+
+
+def test_not_even_what_left_its_process_group_stays(
+    spark: SparkSession, nothing_left_behind: None, tmp_path: Path
+) -> None:
+    marker = tmp_path / "ended"
+    pids = hvdspark.run(start_a_session_of_its_own, (marker, False), num_workers=2, spark=spark)
+    assert seconds_since(marker) < ERROR_WITHIN_S
+    assert not any(psutil.pid_exists(pid) for pid in pids)
+    with pytest.raises(RankFailedError, match="SIGKILL"):
+        hvdspark.run(start_a_session_of_its_own, (marker, True), num_workers=2, spark=spark)
+    assert seconds_since(marker) < ERROR_WITHIN_S
+
+
+class UnpicklableError(DataError):
+    def __reduce__(self) -> Any:
+        raise TypeError("no")
+
+
+def raise_unpicklable_error() -> None:
+    raise UnpicklableError("still readable")
+
+
+def test_an_error_that_cannot_be_pickled_is_still_readable(spark: SparkSession) -> None:
+    with pytest.raises(RankFailedError, match="still readable"):
+        hvdspark.run(raise_unpicklable_error, num_workers=1, spark=spark)
+
+
+def test_code_that_the_executors_do_not_have(
+    spark: SparkSession, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "only_here.py").write_text("def fn():\n    return 1\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    only_here = importlib.import_module("only_here")
+    with pytest.raises(DependencyError, match="cannot be imported on the executors.*only_here.*Hint.*addPyFile"):
+        hvdspark.run(only_here.fn, num_workers=1, spark=spark)
+
+
+def return_early_or_wait(first: int) -> None:
+    import horovod.torch as hvd
+    import torch
+
+    if hvdspark.context().rank != first:
+        hvd.allreduce(torch.ones(1), name="alone")
+
+
+def test_a_rank_that_returned_early_is_named(spark: SparkSession) -> None:
+    with pytest.raises(RankFailedError, match=r"rank 1 .* lost the others: ranks \[0\] had already returned"):
+        hvdspark.run(return_early_or_wait, (0,), num_workers=2, spark=spark)
+
+
+def raise_own_error() -> None:
+    raise DataError("labels are odd", value=3, where="label", hint="make them even")
+
+
+def test_an_error_of_ours_arrives_as_itself(spark: SparkSession) -> None:
+    with pytest.raises(DataError, match="labels are odd: 3 .in label.*Hint: make them even") as caught:
+        hvdspark.run(raise_own_error, num_workers=1, spark=spark)
+    assert isinstance(caught.value.__cause__, RankFailedError)
+    assert caught.value.__cause__.rank == 0
+
+
+def unpicklable() -> Any:
+    return threading.Lock()
+
+
+def test_a_result_that_cannot_be_pickled_is_an_error(spark: SparkSession) -> None:
+    with pytest.raises(RankFailedError, match="pickle"):
+        hvdspark.run(unpicklable, num_workers=1, spark=spark)
+
+
+def kill_my_parent_and_wait(marker: Path) -> None:
+    marker.touch()
+    os.kill(os.getppid(), signal.SIGKILL)
+    time.sleep(600)
+
+
+def test_a_rank_dies_with_its_task(spark: SparkSession, nothing_left_behind: None, tmp_path: Path) -> None:
+    with pytest.raises(RankFailedError) as caught:
+        hvdspark.run(kill_my_parent_and_wait, (tmp_path / "died",), num_workers=2, spark=spark)
+    assert caught.value.kind == "executor_lost"
+    assert seconds_since(tmp_path / "died") < ERROR_WITHIN_S
+
+
+def die_in_generation(fatal: int) -> int:
+    generation = hvdspark.context().generation
+    if generation < fatal and hvdspark.context().rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    import horovod.torch as hvd
+    import torch
+
+    hvd.allreduce(torch.ones(1), name="alive")
+    return generation
+
+
+def test_restarts_are_bounded_and_counted(spark: SparkSession, nothing_left_behind: None) -> None:
+    assert hvdspark.run(die_in_generation, (1,), num_workers=2, spark=spark, max_restarts=2) == [1, 1]
+    with pytest.raises(RankFailedError, match="SIGKILL"):
+        hvdspark.run(die_in_generation, (9,), num_workers=2, spark=spark, max_restarts=1)
+
+
+def test_an_exception_is_not_retried(spark: SparkSession, tmp_path: Any) -> None:
+    def count() -> None:
+        with open(tmp_path / "calls", "a") as calls:
+            calls.write("x")
+        raise ValueError("always")
+
+    with pytest.raises(RankFailedError, match="always"):
+        hvdspark.run(count, num_workers=1, spark=spark, max_restarts=3)
+    assert (tmp_path / "calls").read_text() == "x"
+
+
+_KILLED_DRIVER = """
+import os, signal, sys, threading, time
+from pyspark.sql import SparkSession
+import hvdspark
+
+spark = SparkSession.builder.master("local[2]").config("spark.ui.enabled", "false").getOrCreate()
+
+def wait():
+    context = hvdspark.context()
+    context.report({"event": "pid", "pid": os.getpid()})
+    time.sleep(600)
+
+def tell(event):
+    print("rank", event["pid"], flush=True)
+
+hvdspark.run(wait, num_workers=2, spark=spark, on_event=tell)
+"""
+
+
+def test_ranks_do_not_outlive_a_killed_driver(spark_home: Any) -> None:
+    driver = subprocess.Popen([sys.executable, "-c", _KILLED_DRIVER], stdout=subprocess.PIPE, text=True)
+    assert driver.stdout is not None
+    pids = []
+    for line in driver.stdout:
+        if line.startswith("rank"):
+            pids.append(int(line.split()[1]))
+        if len(pids) == 2:
+            break
+    ranks = [psutil.Process(pid) for pid in pids]
+    driver.kill()
+    driver.wait(timeout=10)
+    _, alive = psutil.wait_procs(ranks, timeout=10)
+    assert not alive
