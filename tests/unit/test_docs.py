@@ -20,6 +20,26 @@ def test_links_lead_somewhere(document: Path) -> None:
     assert not broken
 
 
+@pytest.mark.parametrize(
+    "message",
+    [
+        "Spark starts its Python workers with another Python, which lacks",
+        "the function or the module to train cannot be imported on the executors",
+        "ranks have started after",
+        "other jobs may hold the slots",
+        "the module failed on arrays of different lengths",
+        "labels of {} must be whole numbers",
+        "the store cannot be written",
+        ", and there is no {}/bin/java",
+    ],
+)
+def test_errors_that_need_more_than_a_hint_are_explained_in_their_words(message: str) -> None:
+    pattern = re.escape(message).replace(r"\{\}", r"\S+?")
+    sources = "\n".join(path.read_text() for path in sorted((ROOT / "hvdspark").rglob("*.py")))
+    assert re.search(pattern.replace(r"/bin/java", ""), sources)
+    assert re.search(pattern, (ROOT / "docs" / "troubleshooting.md").read_text())
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_make_targets_exist(document: Path) -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
