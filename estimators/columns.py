@@ -10,10 +10,10 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.types import StructType
 
+from hvdspark.data.invalid import is_invalid
+from hvdspark.data.schema import SourceColumn, check_columns
 from hvdspark.errors import SchemaError
 from hvdspark.specs import ColumnSpec
-
-_SPARK_TYPES = {"float32": "float", "int64": "bigint"}
 
 
 def column(name: str) -> Column:
@@ -47,50 +47,46 @@ def scoring_input(
 ) -> tuple[DataFrame, list[Column]]:
     """The rows to score and the feature columns in the types that the model was trained on.
 
-    A null feature fails the query with "error", drops the row with "skip", and with "keep" becomes NaN (only
-    floats: there is no integer that means "unknown" to every model).
+    With "skip", rows with an invalid value are dropped here. Otherwise the scoring function looks at what arrives
+    there, at next to no cost.
 
     Raises:
         SchemaError: a feature column is missing or has become something else since training.
     """
-    types = dict(zip(dataset.schema.names, dataset.schema.fields, strict=True))
+    vectors = {field.name for field in dataset.schema.fields if isinstance(field.dataType, VectorUDT)}
+    types = [
+        (field.name, "array<float>" if field.name in vectors else field.dataType.simpleString().lower())
+        for field in dataset.schema.fields
+    ]
+    found = check_columns(types, [spec.name for spec in features], [])
     rows, columns = dataset, []
-    for spec in features:
-        if spec.name not in types:
-            raise SchemaError(
-                "column not found", value=spec.name, where="featureCols", hint=f"there are {', '.join(dataset.columns)}"
-            )
-        data_type = types[spec.name].dataType
-        is_list = isinstance(data_type, VectorUDT) or data_type.typeName() == "array"
-        if is_list == (spec.layout == "scalar"):
-            raise SchemaError(
-                f"the model was trained with {'a number' if spec.layout == 'scalar' else 'an array or vector'} here",
-                value=data_type.simpleString(),
-                where=spec.name,
-            )
+    for spec, source in zip(features, found, strict=True):
+        _check_as_trained(spec, source, dict(types)[spec.name])
         raw = column(spec.name)
-        if isinstance(data_type, VectorUDT):
-            raw = _vector_to_array(raw)
-        target = _SPARK_TYPES[spec.dtype] if spec.layout == "scalar" else f"array<{_SPARK_TYPES[spec.dtype]}>"
-        value = raw.cast(target)
-        if types[spec.name].nullable:
-            if handle_invalid == "skip":
-                rows = rows.filter(column(spec.name).isNotNull())
-            else:
-                value = F.coalesce(value, _instead_of_null(spec, handle_invalid, target))
+        trained = SourceColumn(spec.name, "feature", spec.dtype, source.is_array)
+        value = (_vector_to_array(raw) if spec.name in vectors else raw).cast(trained.spark_type)
+        if handle_invalid == "skip":
+            rows = rows.filter(~is_invalid(value, spec.dtype, source.is_array))
         columns.append(value)
     return rows, columns
+
+
+def _check_as_trained(spec: ColumnSpec, source: SourceColumn, type_name: str) -> None:
+    if source.is_array == (spec.layout == "scalar"):
+        raise SchemaError(
+            f"the model was trained with {'a number' if spec.layout == 'scalar' else 'an array or vector'} here",
+            value=type_name,
+            where=spec.name,
+        )
+    if spec.dtype == "int64" and source.dtype != "int64":  # the other way round, a cast loses nothing that was learned
+        raise SchemaError(
+            "the model was trained with integers here",
+            value=type_name,
+            where=spec.name,
+            hint="cast the column, if its numbers are whole ones",
+        )
 
 
 def _vector_to_array(vector: Column) -> Column:
     # Spark's conversion fails on null without naming the column; that is left to whoever checks for nulls.
     return F.when(vector.isNotNull(), vector_to_array(vector, "float32"))
-
-
-def _instead_of_null(spec: ColumnSpec, handle_invalid: str, target: str) -> Column:
-    if handle_invalid == "keep" and spec.layout == "scalar" and spec.dtype == "float32":
-        return F.lit(float("nan")).cast("float")
-    hint = "fill it, or set handleInvalid to 'skip'"
-    if handle_invalid == "keep":
-        hint += "; only numbers that are not integers can be kept, as NaN"
-    return F.raise_error(F.lit(f"null in feature column {spec.name!r}. Hint: {hint}")).cast(target)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import cloudpickle
@@ -15,7 +15,14 @@ from hvdspark.specs import ColumnSpec, from_json, to_json
 from hvdspark.store import Store
 from hvdspark.train import architecture
 from hvdspark.train.program import TrainResult
-from hvdspark.train.weights import WEIGHTS, load_weights, read_manifest
+from hvdspark.train.weights import (
+    WEIGHTS,
+    check_unchanged,
+    checksum,
+    load_weights,
+    read_manifest,
+)
+from hvdspark.train.weights import fingerprint as fingerprint_of
 
 
 @dataclass(frozen=True)
@@ -35,6 +42,9 @@ class FittedModule:
         skeleton: the module without weights, pickled in memory; never written to disk as such.
         features: columns in the order of the module's arguments.
         result: of the training run.
+        fingerprint: of the weights; those at `model_path` when this object was made, unless it is given.
+        saved: what this was loaded from. Kept, because a pipeline that is saved over the one that it was loaded from
+            deletes that before it asks its stages what to write.
     """
 
     store_uri: str
@@ -42,6 +52,13 @@ class FittedModule:
     skeleton: bytes
     features: tuple[ColumnSpec, ...]
     result: TrainResult
+    fingerprint: str = ""
+    saved: Saved | None = field(default=None, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if not self.fingerprint:
+            manifest = read_manifest(Store(self.store_uri), self.model_path)
+            object.__setattr__(self, "fingerprint", fingerprint_of(manifest))
 
     @property
     def uri(self) -> str:
@@ -53,17 +70,27 @@ class FittedModule:
 
     def module(self) -> nn.Module:
         module: nn.Module = cloudpickle.loads(self.skeleton)
-        load_weights(Store(self.store_uri), self.model_path, module)
+        load_weights(Store(self.store_uri), self.model_path, module, self.fingerprint)
         return module.eval()
 
-    def scoring_spec(self) -> ScoringSpec:
-        return ScoringSpec(self.store_uri, self.model_path, self.skeleton, self.features)
+    def scoring_spec(self, handle_invalid: str) -> ScoringSpec:
+        return ScoringSpec(
+            self.store_uri, self.model_path, self.fingerprint, self.skeleton, self.features, handle_invalid
+        )
 
     def to_saved(self, allow_pickle: bool) -> Saved:
-        """Raises PersistenceError when the module cannot be described and pickle is not allowed."""
+        """What `save` writes.
+
+        Raises:
+            PersistenceError: the module cannot be described and pickle is not allowed.
+            CheckpointError: the weights are no longer in the store.
+        """
+        if self.saved is not None:
+            return self.saved
         objects, files = pack({"module": cloudpickle.loads(self.skeleton)}, allow_pickle)
         store = Store(self.store_uri)
         manifest = read_manifest(store, self.model_path)
+        check_unchanged(store, self.model_path, manifest, self.fingerprint)
         state: dict[str, Any] = {
             "objects": objects,
             "features": [asdict(column) for column in self.features],
@@ -82,4 +109,6 @@ class FittedModule:
             skeleton=architecture.skeleton(module),
             features=tuple(ColumnSpec(**column) for column in saved.state["features"]),
             result=replace(result, model_path=DATA),
+            fingerprint=checksum(saved.files[WEIGHTS])["sha256"],
+            saved=saved,
         )

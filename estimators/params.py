@@ -116,7 +116,8 @@ class _ScoringParams(HasPredictionCol, HasOutputCols, HasHandleInvalid):
 
     handleInvalid = _param(
         "handleInvalid",
-        "rows with a null feature: error (default), skip (drop the row) or keep (NaN; not for integers and arrays)",
+        "null or NaN in a feature, or inside its arrays: error (default), skip (drop the row) or keep (the module gets "
+        "NaN; a null integer or a null array or vector is still an error), the same in fit and transform",
         _one_of("handleInvalid", "error", "skip", "keep"),
     )
 

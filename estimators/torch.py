@@ -23,7 +23,7 @@ from hvdspark.estimators.fitted import FittedModule
 from hvdspark.estimators.params import _ScoringParams, _TrainingParams, accessors
 from hvdspark.estimators.persistence import HvdSparkReader, HvdSparkWriter, Saved, pack, unpack
 from hvdspark.estimators.summary import TrainingSummary
-from hvdspark.score import score
+from hvdspark.score import ScoringSpec, score
 from hvdspark.store import Store
 from hvdspark.train.callbacks import Callback
 from hvdspark.train.program import Program
@@ -255,10 +255,11 @@ class TorchModel(Model, _ScoringParams, MLWritable, MLReadable["TorchModel"]):
 
     def _transform(self, dataset: DataFrame) -> DataFrame:
         self.transformSchema(dataset.schema)
-        rows, inputs = scoring_input(dataset, self._state.features, self.getOrDefault("handleInvalid"))
+        handle_invalid = self.getOrDefault("handleInvalid")
+        rows, inputs = scoring_input(dataset, self._state.features, handle_invalid)
         outputs = self._state.outputs
         types = [ArrayType(DoubleType()) if output.is_vector else DoubleType() for output in outputs]
-        scores = _scorer(self._state, types)(*inputs)
+        scores = _scorer(self._state.scoring_spec(handle_invalid), types)(*inputs)
         if len(outputs) == 1:  # a plain column costs Spark less than a struct of one
             values = [scores]
         else:
@@ -301,9 +302,8 @@ class TorchModel(Model, _ScoringParams, MLWritable, MLReadable["TorchModel"]):
 _SCORES = "__hvdspark_scores"
 
 
-def _scorer(fitted: FittedModule, types: Sequence[DataType]) -> Callable[..., Column]:
+def _scorer(spec: ScoringSpec, types: Sequence[DataType]) -> Callable[..., Column]:
     """A UDF from the feature columns to the only output, or to a struct of `output_<k>`."""
-    spec = fitted.scoring_spec()  # not `fitted`: the closure goes to every task
 
     def batches_of(batches: Iterator[Any]) -> Iterator[list[pd.Series]]:
         # pyspark hands a single column over without its tuple, whatever the type hint says.

@@ -28,7 +28,7 @@ from hvdspark.train.forward import Input, as_prediction, forward, inputs_of
 from hvdspark.train.weights import load_weights
 
 _MODELS_KEPT = 3  # for each Python worker; what pyspark's predict_batch_udf keeps
-_cache: collections.OrderedDict[tuple[str, str], nn.Module] = collections.OrderedDict()
+_cache: collections.OrderedDict[tuple[str, str, str, bytes], nn.Module] = collections.OrderedDict()
 _lock = threading.Lock()
 
 
@@ -38,48 +38,61 @@ class ScoringSpec:
 
     Attributes:
         store_uri, model_path: where the committed model lies (`weights.safetensors` and its manifest).
+        fingerprint: of the weights that were there when the plan was made; others are refused.
         skeleton: `train.architecture.skeleton` of the module.
         features: columns in the order of the module's arguments.
+        handle_invalid: "keep" scores null and NaN of float columns as NaN; "error" and "skip" refuse them (for
+            "skip", the Spark plan has dropped these rows before).
     """
 
     store_uri: str
     model_path: str
+    fingerprint: str
     skeleton: bytes
     features: tuple[ColumnSpec, ...]
+    handle_invalid: str
 
 
 def score(spec: ScoringSpec, batches: Iterator[tuple[pd.Series, ...]]) -> Iterator[list[pd.Series]]:
     """Predictions of each batch, one Series for each output: float64, or arrays of them for [rows, k] outputs.
 
     Raises:
-        DataError: an array has not the length that the model was trained with.
-        CheckpointError: the weights are missing or do not fit the module.
+        DataError: an array has not the length that the model was trained with, or a value is null or NaN.
+        CheckpointError: the weights are missing, are others than when the plan was made, or do not fit the module.
     """
+    keep = spec.handle_invalid == "keep"
+    names = [column.name for column in spec.features]
     use_task_threads()
     module = load_module(spec)
     with torch.inference_mode():
         for batch in batches:
             rows = len(batch[0])
             columns = {
-                column.name: to_tensor(column, series) for column, series in zip(spec.features, batch, strict=True)
+                column.name: to_tensor(column, series, keep)
+                for column, series in zip(spec.features, batch, strict=True)
             }
-            inputs = inputs_of(columns, [column.name for column in spec.features], "cpu")
-            outputs = forward(module, inputs, rows).tensors
+            outputs = forward(module, inputs_of(columns, names, "cpu"), rows, names).tensors
             yield [_to_series(output) for output in outputs]
 
 
-def to_tensor(column: ColumnSpec, series: pd.Series) -> Input:
+def to_tensor(column: ColumnSpec, series: pd.Series, keep: bool = False) -> Input:
     """A batch of one column as the module takes it; the same dtypes and shapes as the training loader's.
 
     Args:
-        series: numbers, or one 1-d array for each row; without nulls (the Spark plan has dealt with them).
+        series: numbers, or one 1-d array for each row.
+        keep: whether null and NaN of float columns become NaN; else they raise.
+
+    Raises:
+        DataError: null or NaN that cannot be kept, or an array of another length than all were in training.
     """
-    dtype = np.dtype(column.dtype)
     if column.layout == "scalar":
-        return _from_numpy(series.to_numpy(dtype=dtype, copy=False))  # [rows]
+        return _from_numpy(_checked(column, series.to_numpy(), keep))  # [rows]
     arrays: Sequence[np.ndarray[Any, Any]] = series.tolist()
-    lengths = np.fromiter((len(array) for array in arrays), np.int64, len(arrays))
-    values = np.concatenate(arrays).astype(dtype, copy=False) if len(arrays) else np.empty(0, dtype)
+    try:
+        lengths = np.fromiter((len(array) for array in arrays), np.int64, len(arrays))
+    except TypeError:  # None has no length
+        raise _invalid(column, "null", keep) from None
+    values = _checked(column, np.concatenate(arrays) if arrays else np.empty(0, column.dtype), keep)
     if column.layout == "ragged":
         offsets = np.concatenate([[0], np.cumsum(lengths)])
         return Ragged(_from_numpy(values), torch.from_numpy(offsets))
@@ -90,20 +103,37 @@ def to_tensor(column: ColumnSpec, series: pd.Series) -> Input:
             where=column.name,
             hint="every row must have that length",
         )
-    return _from_numpy(values).reshape(
-        len(arrays), int(lengths[0]) if len(lengths) else column.width or 0
-    )  # [rows, width]
+    return _from_numpy(values).reshape(len(arrays), column.width or 0)  # [rows, width]
+
+
+def _checked(column: ColumnSpec, values: np.ndarray[Any, Any], keep: bool) -> np.ndarray[Any, Any]:
+    """All values of a column in its dtype; null and NaN are NaN if they are kept, and raise DataError if not."""
+    if column.dtype == "int64":
+        if values.dtype.kind != "i" and len(values):  # Arrow makes integers floats where there is a null
+            raise _invalid(column, "null", keep)
+    elif not keep and np.isnan(values.astype(column.dtype, copy=False)).any():
+        raise _invalid(column, "null or NaN", keep)
+    return values.astype(column.dtype, copy=False)
+
+
+def _invalid(column: ColumnSpec, what: str, keep: bool) -> DataError:
+    hint = "fill it, or set handleInvalid to 'skip' to drop these rows"
+    if keep:
+        hint += "; 'keep' is for numbers that are not integers, as NaN"
+    elif column.dtype == "float32":
+        hint += " or to 'keep' to pass NaN on"
+    return DataError(f"{what} in feature column {column.name!r}", hint=hint)
 
 
 def load_module(spec: ScoringSpec) -> nn.Module:
     """The model in evaluation mode, from this process's cache or the store."""
-    key = (spec.store_uri, spec.model_path)
+    key = (spec.store_uri, spec.model_path, spec.fingerprint, spec.skeleton)
     with _lock:
         if key in _cache:
             _cache.move_to_end(key)
             return _cache[key]
         module = cloudpickle.loads(spec.skeleton)
-        load_weights(Store(spec.store_uri), spec.model_path, module)
+        load_weights(Store(spec.store_uri), spec.model_path, module, spec.fingerprint)
         _cache[key] = module.eval()
         while len(_cache) > _MODELS_KEPT:
             _cache.popitem(last=False)

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 from hvdspark.data import cache
 from hvdspark.data.checks import check_array, check_column, check_sizes
 from hvdspark.data.footers import Evidence, count_where, read_footers
+from hvdspark.data.invalid import is_invalid
 from hvdspark.data.schema import RESERVED_PREFIX, SourceColumn, check_columns
 from hvdspark.errors import ConfigurationError, StoreError
 from hvdspark.specs import ColumnSpec, DatasetSpec
@@ -153,21 +154,13 @@ def _split(
         draw = F.pmod(F.xxhash64(*values.values(), F.lit(seed)), F.lit(1 << 31))
         split = F.when(draw < int(validation * (1 << 31)), _VALIDATION).otherwise(_TRAIN)
     if handle_invalid == "skip":
-        invalid = [_invalid(values[column.name], column) for column in columns if column.role == "feature"]
+        features = [column for column in columns if column.role == "feature"]
+        invalid = [is_invalid(values[column.name], column.dtype, column.is_array) for column in features]
         bad = invalid[0]
         for condition in invalid[1:]:
             bad = bad | condition
         split = F.when(bad, _DROPPED).otherwise(F.lit(_TRAIN) if split is None else split)
     return split
-
-
-def _invalid(value: Column, column: SourceColumn) -> Column:
-    from pyspark.sql import functions as F
-
-    is_float = column.dtype == "float32"
-    if not column.is_array:
-        return value.isNull() | F.isnan(value) if is_float else value.isNull()
-    return value.isNull() | F.exists(value, lambda x: x.isNull() | F.isnan(x) if is_float else x.isNull())
 
 
 def _write(

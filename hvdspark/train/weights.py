@@ -71,6 +71,12 @@ def read_manifest(store: Store, directory: str) -> dict[str, Any]:
         manifest = store.committed(directory)
     except StoreError as error:
         raise CheckpointError("the manifest cannot be read", value=str(error), where=directory) from error
+    if manifest is None and not store.exists(directory):
+        raise CheckpointError(
+            "the directory of the weights is gone",
+            value=store.spark_uri(directory),
+            hint="a fitted model lives in the store until its run is deleted there; model.save(path) makes a copy",
+        )
     if manifest is None:
         raise CheckpointError(
             "there is no complete model or checkpoint here",
@@ -82,6 +88,21 @@ def read_manifest(store: Store, directory: str) -> dict[str, Any]:
             "written in a newer format", value=manifest.get("format"), where=directory, hint="upgrade hvdspark"
         )
     return manifest
+
+
+def fingerprint(manifest: Mapping[str, Any]) -> str:
+    """What tells the weights of a committed directory from all others: their sha256."""
+    return str(manifest["files"][WEIGHTS]["sha256"])
+
+
+def check_unchanged(store: Store, directory: str, manifest: Mapping[str, Any], expected: str) -> None:
+    """Raise CheckpointError where other weights lie now than those with the fingerprint `expected`."""
+    if fingerprint(manifest) != expected:
+        raise CheckpointError(
+            "another model was saved here since this one was fitted or loaded",
+            value=store.spark_uri(directory),
+            hint="load the model again and call transform on that",
+        )
 
 
 def verify(store: Store, directory: str, manifest: Mapping[str, Any]) -> None:
@@ -116,13 +137,17 @@ def read_tensors(store: Store, path: str) -> dict[str, Tensor]:
     return safetensors.torch.load(store.read_bytes(path))
 
 
-def load_weights(store: Store, directory: str, module: nn.Module) -> dict[str, Any]:
+def load_weights(
+    store: Store, directory: str, module: nn.Module, expected_fingerprint: str | None = None
+) -> dict[str, Any]:
     """Verify a directory of weights and load it into the module; returns its manifest.
 
     Raises:
-        CheckpointError: incomplete, damaged, or of another module.
+        CheckpointError: incomplete, damaged, of another module, or not the weights that were expected.
     """
     manifest = read_manifest(store, directory)
+    if expected_fingerprint is not None:
+        check_unchanged(store, directory, manifest, expected_fingerprint)
     verify(store, directory, manifest)
     tensors = unpack(read_tensors(store, f"{directory}/{WEIGHTS}"), manifest["aliases"])
     try:

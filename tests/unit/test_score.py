@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -41,6 +43,33 @@ def test_ragged_arrays() -> None:
     assert ragged.values.tolist() == [7, 8, 9]
     assert ragged.values.dtype == torch.int64
     assert ragged.offsets.tolist() == [0, 2, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "keep"),
+    [
+        (ColumnSpec("x", "float32", "scalar"), [0.5, np.nan], False),
+        (ColumnSpec("x", "int64", "scalar"), [1.0, np.nan], False),
+        (ColumnSpec("x", "int64", "scalar"), [1.0, np.nan], True),
+        (ColumnSpec("x", "float32", "fixed", 1), [np.array([1], "f"), np.array([np.nan], "f")], False),
+        (ColumnSpec("x", "float32", "fixed", 1), [np.array([1], "f"), None], True),
+        (ColumnSpec("x", "int64", "ragged"), [np.array([2**53 + 1]), np.array([1.0, np.nan])], False),
+        (ColumnSpec("x", "int64", "ragged"), [np.array([2**53 + 1]), np.array([1.0, np.nan])], True),
+        (ColumnSpec("x", "int64", "ragged"), [np.array([2**53 + 1]), None], True),
+    ],
+)
+def test_invalid_values_are_named(column: ColumnSpec, values: list[Any], keep: bool) -> None:
+    with pytest.raises(DataError, match="null.*in feature column 'x'.*Hint.*handleInvalid"):
+        to_tensor(column, pd.Series(values), keep)
+
+
+def test_float_columns_can_keep_invalid_values() -> None:
+    scalar = to_tensor(ColumnSpec("x", "float32", "scalar"), pd.Series([0.5, None], dtype="float32"), keep=True)
+    array = to_tensor(ColumnSpec("x", "float32", "ragged"), pd.Series([np.array([0.5, np.nan], "f")]), keep=True)
+    assert isinstance(scalar, torch.Tensor)
+    assert isinstance(array, Ragged)
+    for tensor in (scalar, array.values):
+        assert torch.equal(tensor.isnan(), torch.tensor([False, True]))
 
 
 def test_modules_may_write_into_their_inputs() -> None:

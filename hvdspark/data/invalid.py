@@ -1,0 +1,26 @@
+"""What handleInvalid is about: null and NaN, in a column or inside its arrays. One definition for fit and transform."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pyspark.sql import Column
+
+
+def is_invalid(value: Column, dtype: str, is_array: bool) -> Column:
+    """Whether a value must not reach the module: true or false, never null.
+
+    Args:
+        value: float or bigint, or arrays of them (already cast, so that a cast that fails is seen).
+        dtype: "float32" or "int64".
+        is_array: whether each row holds an array.
+    """
+    from pyspark.sql import functions as F
+
+    if dtype == "float32":
+        if not is_array:
+            return value.isNull() | F.isnan(value)
+        # To array_contains NaN equals NaN, and what a null might equal is null. Unlike exists() it becomes Java code.
+        return F.coalesce(F.array_contains(value, F.lit(float("nan")).cast("float")), F.lit(True))
+    return value.isNull() | F.exists(value, lambda x: x.isNull()) if is_array else value.isNull()

@@ -1,0 +1,170 @@
+"""What transform does with models that change, columns that change, and values that are null or NaN."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from pyspark.ml.functions import array_to_vector
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+from torch import Tensor, nn
+
+from hvdspark.data.invalid import is_invalid
+from hvdspark.data.loader import Ragged
+from hvdspark.errors import CheckpointError, SchemaError
+from hvdspark.estimators import TorchModel
+from hvdspark.estimators.fitted import FittedModule
+from hvdspark.specs import ColumnSpec
+from hvdspark.store import Store
+from hvdspark.train.architecture import skeleton
+from hvdspark.train.program import OutputSpec, TrainResult
+from hvdspark.train.weights import FORMAT, WEIGHTS, checksum, pack
+from tests.spark.toys import scores
+
+pytestmark = pytest.mark.spark
+
+BIG = 2**53 + 1  # the first integer that a float64 cannot hold
+
+
+class Sums(nn.Module):
+    """The sum of all numbers of a row, times a weight. Ids are counted modulo 1000."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1))
+
+    def forward(self, *inputs: Tensor | Ragged) -> Tensor:
+        total = torch.zeros(1)
+        for value in inputs:
+            if isinstance(value, Ragged):
+                padded = torch.cat([value.values.new_zeros(1), (value.values % 1000).cumsum(0)])
+                value = padded[value.offsets[1:]] - padded[value.offsets[:-1]]
+            elif value.dtype == torch.int64:
+                value = value % 1000
+            total = total + (value.sum(1) if value.dim() == 2 else value)
+        return self.scale * total  # [rows]
+
+
+def untrained(store_uri: str, features: Sequence[ColumnSpec], scale: float = 1.0, directory: str = "m") -> TorchModel:
+    """A model as `fit` makes one, without the fit."""
+    module, store = Sums(), Store(store_uri)
+    with torch.no_grad():
+        module.scale.fill_(scale)
+    weights, aliases = pack(module.state_dict())
+    store.write_bytes(f"{directory}/{WEIGHTS}", weights)
+    store.commit(directory, {"format": FORMAT, "files": {WEIGHTS: checksum(weights)}, "aliases": aliases})
+    result = TrainResult((), 0, 0, None, directory, (OutputSpec(None, (), "float32"),), "float32", 1, {})
+    model = TorchModel()
+    model._fitted = FittedModule(store.uri, directory, skeleton(module), tuple(features), result)
+    return model
+
+
+NUMBER = ColumnSpec("x", "float32", "scalar")
+ID = ColumnSpec("x", "int64", "scalar")
+VECTOR = ColumnSpec("x", "float32", "fixed", 2)
+IDS = ColumnSpec("x", "int64", "ragged")
+
+
+def with_x(spark: SparkSession, second: str, *, vector: bool = False) -> DataFrame:
+    """Two rows: the first valid, the second as given. The first has an id beyond what a float64 holds."""
+    kind = second.split(" AS ")[-1].rstrip(")")
+    first = (
+        f"CAST({f'array({BIG}L)' if kind == 'array<bigint>' else 'array(1, 2)' if 'array' in kind else 3} AS {kind})"
+    )
+    data = spark.sql(f"SELECT 0L AS id, {first} AS x UNION ALL SELECT 1L, {second}").coalesce(1)
+    if vector:
+        data = data.withColumn("x", F.when(F.col("x").isNotNull(), array_to_vector("x")))
+    return data
+
+
+def test_a_model_saved_again_is_scored_with_its_new_weights(
+    spark: SparkSession, store_uri: str, tmp_path: Path
+) -> None:
+    data, path = spark.range(3).selectExpr("id", "double(id) AS x"), str(tmp_path / "saved")
+    untrained(store_uri, [NUMBER], 1.0, "first").save(path)
+    assert scores(TorchModel.load(path).transform(data)) == {0: 0.0, 1: 1.0, 2: 2.0}
+    untrained(store_uri, [NUMBER], 5.0, "second").write().overwrite().save(path)
+    second = TorchModel.load(path)
+    untrained(store_uri, [NUMBER], 7.0, "third").write().overwrite().save(path)
+    assert scores(TorchModel.load(path).transform(data)) == {0: 0.0, 1: 7.0, 2: 14.0}
+    # No worker has seen the second weights, and the third must not be taken for them.
+    with pytest.raises(Exception, match="CheckpointError: another model was saved here.*Hint"):
+        second.transform(data).collect()
+    with pytest.raises(CheckpointError, match="another model was saved here.*Hint"):
+        second.module()
+
+
+def test_a_deleted_run_is_named(spark: SparkSession, store_uri: str) -> None:
+    model = untrained(store_uri, [NUMBER])
+    plan = model.transform(spark.range(3).selectExpr("id", "double(id) AS x"))
+    Store(store_uri).delete("m")
+    with pytest.raises(Exception, match=r"is gone.*/store/m.*Hint.*model.save\(path\) makes a copy"):
+        plan.collect()
+    with pytest.raises(CheckpointError, match="is gone"):
+        model.module()
+
+
+# column, its second row, whether it is a vector, whether "keep" scores it
+INVALID = [
+    (NUMBER, "CAST(NULL AS double)", False, True),
+    (VECTOR, "CAST(NULL AS array<double>)", True, False),
+    (VECTOR, "CAST(array(1, double('NaN')) AS array<double>)", True, True),
+    (VECTOR, "CAST(array(1, NULL) AS array<double>)", False, True),
+    (IDS, f"CAST(array({BIG}L, NULL) AS array<bigint>)", False, False),
+]
+
+
+@pytest.mark.parametrize(("column", "second", "vector", "kept"), INVALID)
+def test_handle_invalid(
+    spark: SparkSession, store_uri: str, column: ColumnSpec, second: str, vector: bool, kept: bool
+) -> None:
+    model, data = untrained(store_uri, [column]), with_x(spark, second, vector=vector)
+    first = float(BIG % 1000) if column is IDS else 3.0
+    with pytest.raises(Exception, match="DataError: null.*in feature column 'x'.*Hint.*handleInvalid"):
+        model.transform(data).collect()
+    skipping = model.copy().setHandleInvalid("skip").transform(data)
+    assert scores(skipping) == {0: first}
+    keeping = model.copy().setHandleInvalid("keep").transform(data)
+    if kept:  # the module gets NaN; Spark takes the NaN that it returns for null
+        assert scores(keeping) == {0: first, 1: None}
+    else:
+        with pytest.raises(Exception, match="DataError: null in feature column 'x'.*Hint.*'skip'"):
+            keeping.collect()
+
+
+def test_what_is_invalid_in_fit_and_transform(spark: SparkSession) -> None:
+    cases = [
+        ("float", "float32", [("1", False), ("NULL", True), ("float('NaN')", True), ("float('inf')", False)]),
+        ("bigint", "int64", [("1", False), ("NULL", True)]),
+        ("array<float>", "float32", [("array(1, 2)", False), ("array()", False), ("NULL", True)]),
+        ("array<float>", "float32", [("array(NULL, 1)", True), ("array(1, float('NaN'))", True)]),
+        ("array<bigint>", "int64", [("array(1)", False), ("array()", False), ("array(1, NULL)", True), ("NULL", True)]),
+    ]
+    expected = [invalid for _, _, values in cases for _, invalid in values]
+    flat = [(f"CAST({value} AS {kind})", kind, dtype) for kind, dtype, values in cases for value, _ in values]
+    conditions = [
+        is_invalid(F.expr(sql), dtype, kind.startswith("array")).alias(f"c{k}")
+        for k, (sql, kind, dtype) in enumerate(flat)
+    ]
+    assert list(spark.range(1).select(*conditions).head() or []) == expected
+
+
+@pytest.mark.parametrize(
+    ("column", "expression", "message"),
+    [
+        (ID, "CAST(id AS double)", "trained with integers here: 'double'.*in x.*Hint"),
+        (IDS, "array(CAST(id AS float))", "trained with integers here: 'array<float>'.*in x.*Hint"),
+        (NUMBER, "CAST(id AS string)", "column type cannot be used: 'string'.*Hint.*StringIndexer"),
+        (VECTOR, "array(CAST(id AS string))", "column type cannot be used: 'array<string>'.*Hint"),
+        (NUMBER, "array(1.0)", r"trained with a number here: 'array<decimal\(2,1\)>'"),
+        (VECTOR, "1.0", "trained with an array or vector here"),
+    ],
+)
+def test_other_types_than_trained_are_refused(
+    spark: SparkSession, store_uri: str, column: ColumnSpec, expression: str, message: str
+) -> None:
+    with pytest.raises(SchemaError, match=message):
+        untrained(store_uri, [column]).transform(spark.range(2).selectExpr("id", f"{expression} AS x"))
