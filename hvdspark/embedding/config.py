@@ -22,6 +22,42 @@ OPTIMIZERS = ("sgd", "adagrad", "rowwise_adagrad", "adam", "ftrl")
 DISTRIBUTIONS = ("uniform", "normal", "zeros")
 
 
+def _one_of(field: str, value: Any, known: Sequence[str], where: str) -> None:
+    if value not in known:
+        close = difflib.get_close_matches(str(value), known, n=1)
+        guess = f"did you mean {close[0]!r}? " if close else ""
+        raise ConfigurationError(
+            f"unknown {field}", value=value, where=where, hint=f"{guess}known are {', '.join(known)}"
+        )
+
+
+def _number(
+    field: str,
+    value: Any,
+    where: str,
+    *,
+    above: float = -math.inf,
+    least: float = -math.inf,
+    below: float = math.inf,
+) -> None:
+    good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not good or value <= above or value < least or value >= below:
+        bounds = [f"> {above:g}"] * (above > -math.inf) + [f">= {least:g}"] * (least > -math.inf)
+        bounds += [f"< {below:g}"] * (below < math.inf)
+        raise ConfigurationError(
+            f"{field} is out of range", value=value, where=where, hint=f"a number {' and '.join(bounds)}"
+        )
+
+
+def _whole(field: str, value: Any, where: str, *, least: int, most: int | None = None) -> None:
+    good = isinstance(value, int) and not isinstance(value, bool)
+    if not good or value < least or (most is not None and value > most):
+        limit = f" and <= {most}" if most is not None else ""
+        raise ConfigurationError(
+            f"{field} is out of range", value=value, where=where, hint=f"a whole number >= {least}{limit}"
+        )
+
+
 @dataclass(frozen=True)
 class SparseOptimizer:
     """How the rows that a step touched are updated; rows that it did not touch stay as they are.
@@ -51,16 +87,16 @@ class SparseOptimizer:
 
     def __post_init__(self) -> None:
         where = "SparseOptimizer"
-        one_of("name", self.name, OPTIMIZERS, where)
-        number("learning_rate", self.learning_rate, where, above=0.0)
-        number("eps", self.eps, where, least=0.0)
-        number("initial_accumulator", self.initial_accumulator, where, least=0.0)
-        number("beta1", self.beta1, where, least=0.0, below=1.0)
-        number("beta2", self.beta2, where, least=0.0, below=1.0)
-        number("l1", self.l1, where, least=0.0)
-        number("l2", self.l2, where, least=0.0)
+        _one_of("name", self.name, OPTIMIZERS, where)
+        _number("learning_rate", self.learning_rate, where, above=0.0)
+        _number("eps", self.eps, where, least=0.0)
+        _number("initial_accumulator", self.initial_accumulator, where, least=0.0)
+        _number("beta1", self.beta1, where, least=0.0, below=1.0)
+        _number("beta2", self.beta2, where, least=0.0, below=1.0)
+        _number("l1", self.l1, where, least=0.0)
+        _number("l2", self.l2, where, least=0.0)
         if self.clip_norm is not None:
-            number("clip_norm", self.clip_norm, where, above=0.0)
+            _number("clip_norm", self.clip_norm, where, above=0.0)
         if self.name == "ftrl" and self.initial_accumulator <= 0:
             raise ConfigurationError(
                 "ftrl needs a positive initial_accumulator",
@@ -87,8 +123,8 @@ class Initialization:
     scale: float = 0.01
 
     def __post_init__(self) -> None:
-        one_of("distribution", self.distribution, DISTRIBUTIONS, "Initialization")
-        number("scale", self.scale, "Initialization", above=0.0)
+        _one_of("distribution", self.distribution, DISTRIBUTIONS, "Initialization")
+        _number("scale", self.scale, "Initialization", above=0.0)
 
 
 @dataclass(frozen=True)
@@ -104,7 +140,7 @@ class Admission:
     min_count: int = 1
 
     def __post_init__(self) -> None:
-        whole("min_count", self.min_count, "Admission", least=1)
+        _whole("min_count", self.min_count, "Admission", least=1)
 
 
 @dataclass(frozen=True)
@@ -123,15 +159,15 @@ class Eviction:
     min_count: int | None = None
 
     def __post_init__(self) -> None:
-        whole("every_steps", self.every_steps, "Eviction", least=1)
+        _whole("every_steps", self.every_steps, "Eviction", least=1)
         if self.max_age_steps is None and self.min_count is None:
             raise ConfigurationError(
                 "eviction without a rule", where="Eviction", hint="set max_age_steps, min_count or both"
             )
         if self.max_age_steps is not None:
-            whole("max_age_steps", self.max_age_steps, "Eviction", least=1)
+            _whole("max_age_steps", self.max_age_steps, "Eviction", least=1)
         if self.min_count is not None:
-            whole("min_count", self.min_count, "Eviction", least=1)
+            _whole("min_count", self.min_count, "Eviction", least=1)
 
 
 @dataclass(frozen=True)
@@ -167,12 +203,12 @@ class TableConfig:
         if not isinstance(self.name, str) or not self.name:
             raise ConfigurationError("a table needs a name", value=self.name, where="TableConfig")
         where = f"table {self.name!r}"
-        whole("dim", self.dim, where, least=1)
+        _whole("dim", self.dim, where, least=1)
         if self.num_embeddings is not None:
-            whole("num_embeddings", self.num_embeddings, where, least=1, most=MAX_BOUNDED_IDS)
-        one_of("pooling", self.pooling, POOLINGS, where)
-        one_of("dtype", self.dtype, tuple(DTYPES), where)
-        one_of("placement", self.placement, PLACEMENTS, where)
+            _whole("num_embeddings", self.num_embeddings, where, least=1, most=MAX_BOUNDED_IDS)
+        _one_of("pooling", self.pooling, POOLINGS, where)
+        _one_of("dtype", self.dtype, tuple(DTYPES), where)
+        _one_of("placement", self.placement, PLACEMENTS, where)
         if self.num_embeddings is None and self.placement == "replicated":
             raise ConfigurationError(
                 "an unbounded table cannot be replicated", where=where, hint="give num_embeddings, or placement='row'"
@@ -196,39 +232,3 @@ def check_unique_names(tables: Sequence[TableConfig]) -> None:
     for name in names:
         if names.count(name) > 1:
             raise ConfigurationError("two tables have the same name", value=name, hint="names key the stored rows")
-
-
-def one_of(field: str, value: Any, known: Sequence[str], where: str) -> None:
-    if value not in known:
-        close = difflib.get_close_matches(str(value), known, n=1)
-        guess = f"did you mean {close[0]!r}? " if close else ""
-        raise ConfigurationError(
-            f"unknown {field}", value=value, where=where, hint=f"{guess}known are {', '.join(known)}"
-        )
-
-
-def number(
-    field: str,
-    value: Any,
-    where: str,
-    *,
-    above: float = -math.inf,
-    least: float = -math.inf,
-    below: float = math.inf,
-) -> None:
-    good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if not good or value <= above or value < least or value >= below:
-        bounds = [f"> {above:g}"] * (above > -math.inf) + [f">= {least:g}"] * (least > -math.inf)
-        bounds += [f"< {below:g}"] * (below < math.inf)
-        raise ConfigurationError(
-            f"{field} is out of range", value=value, where=where, hint=f"a number {' and '.join(bounds)}"
-        )
-
-
-def whole(field: str, value: Any, where: str, *, least: int, most: int | None = None) -> None:
-    good = isinstance(value, int) and not isinstance(value, bool)
-    if not good or value < least or (most is not None and value > most):
-        limit = f" and <= {most}" if most is not None else ""
-        raise ConfigurationError(
-            f"{field} is out of range", value=value, where=where, hint=f"a whole number >= {least}{limit}"
-        )
