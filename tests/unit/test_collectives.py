@@ -73,6 +73,62 @@ def test_broadcast_parameters_overwrites_in_place() -> None:
     assert run_threaded(3, body) == [True] * 3
 
 
+def numbered(rank: int, splits: list[int], spare: int, dtype: torch.dtype) -> torch.Tensor:
+    """[sum(splits) + spare, 2]: rows that say where they come from and which of the rank's rows they are."""
+    numbers = torch.arange(sum(splits) + spare)
+    return torch.stack([torch.full_like(numbers, rank), numbers], dim=1).to(dtype)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("dtype", [torch.int64, torch.float32, torch.float16, torch.bfloat16])
+def test_alltoall(size: int, dtype: torch.dtype) -> None:
+    splits = [[(3 * giver + taker) % 4 for taker in range(size)] for giver in range(size)]
+    splits[-1] = [0] * size  # an empty rank
+
+    def body(collective: Collective) -> tuple[torch.Tensor, torch.Tensor]:
+        given = numbered(collective.rank, splits[collective.rank], 5, dtype)
+        mine = torch.tensor(splits[collective.rank], dtype=torch.int32)
+        received, received_splits = collective.alltoall(given, mine, "t")
+        before = received.clone()
+        given.zero_()
+        collective.allreduce_sum(torch.zeros(1), "barrier")
+        assert torch.equal(received, before)  # no memory is shared
+        return received, received_splits
+
+    for rank, (received, received_splits) in enumerate(on_ranks(size, body)):  # type: ignore[misc]
+        assert received_splits.dtype == torch.int32
+        assert received_splits.tolist() == [splits[giver][rank] for giver in range(size)]
+        assert received.dtype == dtype
+        expected = [
+            numbered(giver, splits[giver], 0, dtype)[sum(splits[giver][:rank]) : sum(splits[giver][: rank + 1])]
+            for giver in range(size)
+        ]
+        assert torch.equal(received, torch.cat(expected))
+
+
+@pytest.mark.parametrize("size", [1, 2])
+@pytest.mark.parametrize("splits", [torch.tensor([1]), torch.tensor([-1, 1], dtype=torch.int32)])
+def test_alltoall_refuses_splits_that_cannot_be(size: int, splits: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match="int32 splits"):
+        on_ranks(size, lambda c: c.alltoall(torch.zeros(3), splits, "t"))
+    too_many = torch.full((size,), 4, dtype=torch.int32)
+    with pytest.raises(ValueError, match="rows of a tensor of 3"):
+        on_ranks(size, lambda c: c.alltoall(torch.zeros(3), too_many, "t"))
+
+
+def test_threaded_ranks_count_what_they_call_and_send() -> None:
+    def body(collective: ThreadedCollective) -> tuple[dict[str, int], dict[str, int]]:
+        splits = torch.tensor([1, 2, 3], dtype=torch.int32)
+        for _ in range(2):
+            collective.alltoall(torch.zeros(7, 4, dtype=torch.float16), splits, "rows")
+        collective.allreduce_sum(torch.zeros(1), "sum")
+        return dict(collective.calls), dict(collective.sent_bytes)
+
+    others = [5, 4, 3]
+    expected = [({"rows": 2, "sum": 1}, {"rows": 2 * rows * 4 * 2}) for rows in others]
+    assert run_threaded(3, body) == expected
+
+
 def train(collective: Collective, steps: int, accumulation_steps: int = 1, clip: float | None = None) -> list[float]:
     """Plain SGD on two parameters whose gradients on rank r are r + 1 and, on rank 0 only, 100."""
     everywhere, rank_0_only = torch.nn.Parameter(torch.zeros(1)), torch.nn.Parameter(torch.zeros(1))
