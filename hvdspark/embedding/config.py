@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -22,17 +22,17 @@ OPTIMIZERS = ("sgd", "adagrad", "rowwise_adagrad", "adam", "ftrl")
 DISTRIBUTIONS = ("uniform", "normal", "zeros")
 
 
-def _one_of(field: str, value: Any, known: Sequence[str], where: str) -> None:
+def _one_of(what: str, value: Any, known: Sequence[str], where: str) -> None:
     if value not in known:
         close = difflib.get_close_matches(str(value), known, n=1)
         guess = f"did you mean {close[0]!r}? " if close else ""
         raise ConfigurationError(
-            f"unknown {field}", value=value, where=where, hint=f"{guess}known are {', '.join(known)}"
+            f"unknown {what}", value=value, where=where, hint=f"{guess}known are {', '.join(known)}"
         )
 
 
 def _number(
-    field: str,
+    what: str,
     value: Any,
     where: str,
     *,
@@ -45,16 +45,16 @@ def _number(
         bounds = [f"> {above:g}"] * (above > -math.inf) + [f">= {least:g}"] * (least > -math.inf)
         bounds += [f"< {below:g}"] * (below < math.inf)
         raise ConfigurationError(
-            f"{field} is out of range", value=value, where=where, hint=f"a number {' and '.join(bounds)}"
+            f"{what} is out of range", value=value, where=where, hint=f"a number {' and '.join(bounds)}"
         )
 
 
-def _whole(field: str, value: Any, where: str, *, least: int, most: int | None = None) -> None:
+def _whole(what: str, value: Any, where: str, *, least: int, most: int | None = None) -> None:
     good = isinstance(value, int) and not isinstance(value, bool)
     if not good or value < least or (most is not None and value > most):
         limit = f" and <= {most}" if most is not None else ""
         raise ConfigurationError(
-            f"{field} is out of range", value=value, where=where, hint=f"a whole number >= {least}{limit}"
+            f"{what} is out of range", value=value, where=where, hint=f"a whole number >= {least}{limit}"
         )
 
 
@@ -192,11 +192,11 @@ class TableConfig:
     dim: int
     num_embeddings: int | None = None
     pooling: str = "none"
-    optimizer: SparseOptimizer = SparseOptimizer()
-    init: Initialization = Initialization()
+    optimizer: SparseOptimizer = field(default_factory=SparseOptimizer)
+    init: Initialization = field(default_factory=Initialization)
     dtype: str = "float32"
     placement: str = "auto"
-    admission: Admission = Admission()
+    admission: Admission = field(default_factory=Admission)
     eviction: Eviction | None = None
 
     def __post_init__(self) -> None:

@@ -4,8 +4,9 @@
 
 Ids of a bounded table are spread by a permutation of [0, n) instead of a hash: `position = (id * a + b) mod n` with `a`
 next to n / golden ratio (Fibonacci hashing, Knuth 6.4), `bucket = position * 4096 // n`. A rank's ids are then one
-consecutive run of positions: the slot of an id is arithmetic, no index is stored, consecutive (by frequency sorted) ids
-are spread more evenly than by chance, and a checkpoint of some buckets is a slice. Ids of an unbounded table are hashed.
+consecutive run of positions: the slot of an id is arithmetic, no index is stored, consecutive ids (often sorted by
+frequency) are spread more evenly than by chance, and a checkpoint of some buckets is a slice. Ids of an unbounded table
+are hashed.
 """
 
 from __future__ import annotations
@@ -37,12 +38,12 @@ class KeySpace:
         home_buckets: for each table the bucket that all its ids live in (placement "table"), or -1 (spread over all).
 
     Attributes:
-        id_bits: bits of a key that hold the id: 63 - bits of the largest table index, so 63 for 1 table, 58 for 26.
+        id_bits: bits of a key that hold the id: 62 for 1 or 2 tables, 60 for up to 8, 58 for up to 32.
         id_limit: ids of unbounded tables must be in [0, id_limit).
     """
 
     def __init__(self, tables: Sequence[TableConfig], home_buckets: Sequence[int] | None = None) -> None:
-        self.id_bits = 63 - (len(tables) - 1).bit_length()
+        self.id_bits = 63 - max(1, (len(tables) - 1).bit_length())  # never 63: `id_limit` must be an int64, too
         self.id_limit = 1 << self.id_bits
         self.home_buckets = list(home_buckets) if home_buckets is not None else [-1] * len(tables)
         # 0 stands for an unbounded table; 1 keeps the modulo of its (unused) positions legal.
