@@ -22,7 +22,8 @@ OPTIMIZERS = ("sgd", "adagrad", "rowwise_adagrad", "adam", "ftrl")
 DISTRIBUTIONS = ("uniform", "normal", "zeros")
 
 
-def _one_of(what: str, value: Any, known: Sequence[str], where: str) -> None:
+def one_of(what: str, value: Any, known: Sequence[str], where: str) -> None:
+    """Raise ConfigurationError, with the nearest known name, unless `value` is a known one."""
     if value not in known:
         close = difflib.get_close_matches(str(value), known, n=1)
         guess = f"did you mean {close[0]!r}? " if close else ""
@@ -31,7 +32,7 @@ def _one_of(what: str, value: Any, known: Sequence[str], where: str) -> None:
         )
 
 
-def _number(
+def number(
     what: str,
     value: Any,
     where: str,
@@ -40,6 +41,7 @@ def _number(
     least: float = -math.inf,
     below: float = math.inf,
 ) -> None:
+    """Raise ConfigurationError unless `value` is a finite number inside the bounds."""
     good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     if not good or value <= above or value < least or value >= below:
         bounds = [f"> {above:g}"] * (above > -math.inf) + [f">= {least:g}"] * (least > -math.inf)
@@ -49,7 +51,8 @@ def _number(
         )
 
 
-def _whole(what: str, value: Any, where: str, *, least: int, most: int | None = None) -> None:
+def whole(what: str, value: Any, where: str, *, least: int, most: int | None = None) -> None:
+    """Raise ConfigurationError unless `value` is an int with least <= value <= most."""
     good = isinstance(value, int) and not isinstance(value, bool)
     if not good or value < least or (most is not None and value > most):
         limit = f" and <= {most}" if most is not None else ""
@@ -87,16 +90,16 @@ class SparseOptimizer:
 
     def __post_init__(self) -> None:
         where = "SparseOptimizer"
-        _one_of("name", self.name, OPTIMIZERS, where)
-        _number("learning_rate", self.learning_rate, where, above=0.0)
-        _number("eps", self.eps, where, least=0.0)
-        _number("initial_accumulator", self.initial_accumulator, where, least=0.0)
-        _number("beta1", self.beta1, where, least=0.0, below=1.0)
-        _number("beta2", self.beta2, where, least=0.0, below=1.0)
-        _number("l1", self.l1, where, least=0.0)
-        _number("l2", self.l2, where, least=0.0)
+        one_of("name", self.name, OPTIMIZERS, where)
+        number("learning_rate", self.learning_rate, where, above=0.0)
+        number("eps", self.eps, where, least=0.0)
+        number("initial_accumulator", self.initial_accumulator, where, least=0.0)
+        number("beta1", self.beta1, where, least=0.0, below=1.0)
+        number("beta2", self.beta2, where, least=0.0, below=1.0)
+        number("l1", self.l1, where, least=0.0)
+        number("l2", self.l2, where, least=0.0)
         if self.clip_norm is not None:
-            _number("clip_norm", self.clip_norm, where, above=0.0)
+            number("clip_norm", self.clip_norm, where, above=0.0)
         if self.name == "ftrl" and self.initial_accumulator <= 0:
             raise ConfigurationError(
                 "ftrl needs a positive initial_accumulator",
@@ -123,8 +126,8 @@ class Initialization:
     scale: float = 0.01
 
     def __post_init__(self) -> None:
-        _one_of("distribution", self.distribution, DISTRIBUTIONS, "Initialization")
-        _number("scale", self.scale, "Initialization", above=0.0)
+        one_of("distribution", self.distribution, DISTRIBUTIONS, "Initialization")
+        number("scale", self.scale, "Initialization", above=0.0)
 
 
 @dataclass(frozen=True)
@@ -140,7 +143,7 @@ class Admission:
     min_count: int = 1
 
     def __post_init__(self) -> None:
-        _whole("min_count", self.min_count, "Admission", least=1)
+        whole("min_count", self.min_count, "Admission", least=1)
 
 
 @dataclass(frozen=True)
@@ -159,15 +162,15 @@ class Eviction:
     min_count: int | None = None
 
     def __post_init__(self) -> None:
-        _whole("every_steps", self.every_steps, "Eviction", least=1)
+        whole("every_steps", self.every_steps, "Eviction", least=1)
         if self.max_age_steps is None and self.min_count is None:
             raise ConfigurationError(
                 "eviction without a rule", where="Eviction", hint="set max_age_steps, min_count or both"
             )
         if self.max_age_steps is not None:
-            _whole("max_age_steps", self.max_age_steps, "Eviction", least=1)
+            whole("max_age_steps", self.max_age_steps, "Eviction", least=1)
         if self.min_count is not None:
-            _whole("min_count", self.min_count, "Eviction", least=1)
+            whole("min_count", self.min_count, "Eviction", least=1)
 
 
 @dataclass(frozen=True)
@@ -203,12 +206,12 @@ class TableConfig:
         if not isinstance(self.name, str) or not self.name:
             raise ConfigurationError("a table needs a name", value=self.name, where="TableConfig")
         where = f"table {self.name!r}"
-        _whole("dim", self.dim, where, least=1)
+        whole("dim", self.dim, where, least=1)
         if self.num_embeddings is not None:
-            _whole("num_embeddings", self.num_embeddings, where, least=1, most=MAX_BOUNDED_IDS)
-        _one_of("pooling", self.pooling, POOLINGS, where)
-        _one_of("dtype", self.dtype, tuple(DTYPES), where)
-        _one_of("placement", self.placement, PLACEMENTS, where)
+            whole("num_embeddings", self.num_embeddings, where, least=1, most=MAX_BOUNDED_IDS)
+        one_of("pooling", self.pooling, POOLINGS, where)
+        one_of("dtype", self.dtype, tuple(DTYPES), where)
+        one_of("placement", self.placement, PLACEMENTS, where)
         if self.num_embeddings is None and self.placement == "replicated":
             raise ConfigurationError(
                 "an unbounded table cannot be replicated", where=where, hint="give num_embeddings, or placement='row'"

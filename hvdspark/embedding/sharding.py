@@ -113,7 +113,7 @@ class ShardingPlan:
         groups: of the sharded tables; each costs 3 collectives a step.
         world_size: ranks that the figures are for.
         rank_bytes: expected memory of each rank.
-        rank_ids: unique ids that each rank is expected to look up in one step, as their owner.
+        rank_ids: unique ids that each rank is expected to look up in one step as their owner.
     """
 
     tables: tuple[PlannedTable, ...]
@@ -191,7 +191,7 @@ def plan_sharding(
 
     A table with placement "auto" is replicated when it has at most REPLICATED_ROWS rows and a step asks for at least
     one id for every 4 of them; otherwise its rows are spread over all ranks. Placement "table" is never chosen by
-    itself: ids are deduplicated before they are sent, so that a whole table on one rank saves nothing and is a hot spot.
+    itself: ids are deduplicated before they are sent, so a whole table on one rank saves nothing and is a hot spot.
 
     Args:
         batch_size: rows of the global batch; the lookups in a step of a table that `traffic` does not name.
@@ -223,18 +223,14 @@ def plan_sharding(
         if item.placement != "replicated":
             members.setdefault((item.table.dim, item.table.dtype, item.table.optimizer), []).append(item)
     groups = tuple(Group(*key, tuple(items)) for key, items in members.items())
-    shares = [_rank_share(groups, rank, world_size) for rank in range(world_size)]
     replicated = sum(table_bytes(item, 1) for item in planned if item.placement == "replicated")
-    exchange = [_exchange_bytes(groups, ids, world_size) for _, _, ids in shares]
+    shares = [_rank_share(groups, rank, world_size, replicated) for rank in range(world_size)]
     return ShardingPlan(
         tables=tuple(planned),
         groups=groups,
         world_size=world_size,
-        rank_bytes=tuple(
-            RankBytes(rows, state, buffers, replicated)
-            for (rows, state, _), buffers in zip(shares, exchange, strict=True)
-        ),
-        rank_ids=tuple(sum(ids) for _, _, ids in shares),
+        rank_bytes=tuple(memory for memory, _ in shares),
+        rank_ids=tuple(ids for _, ids in shares),
     )
 
 
@@ -301,14 +297,12 @@ def _home_buckets(tables: Sequence[PlannedTable]) -> dict[str, int]:
     }
 
 
-def _rank_share(groups: Sequence[Group], rank: int, world_size: int) -> tuple[float, float, list[float]]:
-    """(row bytes, state bytes, unique ids of each group) of one rank."""
+def _rank_share(groups: Sequence[Group], rank: int, world_size: int, replicated: float) -> tuple[RankBytes, float]:
+    """(memory, ids to look up in a step) of one rank."""
     first, stop = bucket_range(rank, world_size)
-    row_bytes = state_bytes = 0.0
-    group_ids = []
+    rows = state = exchange = ids = 0.0
     for group in groups:
         keys = KeySpace(group.configs, group.home_buckets)
-        ids = 0.0
         for number, planned in enumerate(group.tables):
             if planned.home_bucket >= 0:
                 share = float(first <= planned.home_bucket < stop)
@@ -317,20 +311,14 @@ def _rank_share(groups: Sequence[Group], rank: int, world_size: int) -> tuple[fl
             else:
                 start, end = keys.position_range(number, first, stop)
                 share = (end - start) / planned.rows
-            row, state = planned.bytes_per_row()
-            row_bytes += share * planned.rows * row
-            state_bytes += share * planned.rows * state
+            row_bytes, state_bytes = planned.bytes_per_row()
+            rows += share * planned.rows * row_bytes
+            state += share * planned.rows * state_bytes
             ids += share * planned.unique_ids
-        group_ids.append(ids)
-    return row_bytes, state_bytes, group_ids
-
-
-def _exchange_bytes(groups: Sequence[Group], owned_ids: Sequence[float], world_size: int) -> float:
-    """Buffers of one rank, both as asker and as owner: ids, and rows and gradients in float32, sent and received."""
-    return sum(
-        (group.unique_ids / world_size + owned) * (2 * 8 + 4 * 4 * group.dim)
-        for group, owned in zip(groups, owned_ids, strict=True)
-    )
+            # Ids, and rows and gradients in float32, each in a buffer to send and one to receive; as asker and owner.
+            asked = min(planned.traffic.ids / world_size, planned.unique_ids)
+            exchange += (asked + share * world_size * asked) * (2 * 8 + 4 * 4 * group.dim)
+    return RankBytes(rows, state, exchange, replicated), ids
 
 
 def _peak(values: Sequence[float]) -> float:
