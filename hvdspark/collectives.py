@@ -11,6 +11,7 @@ be stable from step to step, because Horovod's response cache is keyed by it.
 from __future__ import annotations
 
 import contextlib
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -156,6 +157,12 @@ class HorovodCollective:
         if not sparse_gradients:
             _always_whole_groups(distributed)
         return distributed
+
+
+def current_collective() -> Collective:
+    """Horovod's ranks if Horovod is initialised in this process, else a world of one."""
+    horovod = sys.modules.get("horovod.torch")
+    return HorovodCollective() if horovod is not None and horovod.is_initialized() else LocalCollective()
 
 
 class ThreadedCollective:
