@@ -11,11 +11,11 @@ from torch.utils.hooks import RemovableHandle
 
 from hvdspark.collectives import Collective, current_collective
 from hvdspark.embedding.cells import Cells, cells_of, outputs, take
-from hvdspark.embedding.config import DTYPES, TableConfig
+from hvdspark.embedding.config import DTYPES, TableConfig, check_unique_names
 from hvdspark.embedding.exchange import BadId, BadIdError, GroupExchange, Lookup
 from hvdspark.embedding.hashing import salt_of
 from hvdspark.embedding.initializer import initial_rows
-from hvdspark.embedding.sharding import ShardingPlan, plan_sharding
+from hvdspark.embedding.placement import group_tables, home_buckets, is_replicated
 from hvdspark.embedding.table import TableShard
 from hvdspark.errors import ConfigurationError, DataError, PersistenceError
 
@@ -50,10 +50,10 @@ class ShardedEmbeddingCollection(nn.Module):
     their initial row in a bounded table, zeros in an unbounded one.
 
     Args:
-        tables: with unique names; each is used by some feature.
+        tables: with unique names; each is used by some feature. `ShardingPlan.configs` are tables whose placement is
+            decided by expected traffic; here "auto" looks at the size alone.
         features: feature -> name of its table. Several features may share one.
         seed: of the initial rows, which depend on (seed, table, id) alone.
-        plan: where the tables live, made from the same `tables`; None: what `plan_sharding` expects of a batch of 8192.
         collective: the ranks; None: Horovod's if it is initialised at the first forward pass, else this process alone.
         wire_dtype: of rows and gradients between ranks: "float32" | "bfloat16" | "float16".
         name: distinguishes two collections of one model.
@@ -68,16 +68,13 @@ class ShardedEmbeddingCollection(nn.Module):
         features: Mapping[str, str],
         *,
         seed: int = 0,
-        plan: ShardingPlan | None = None,
         collective: Collective | None = None,
         wire_dtype: str = "float32",
         name: str = "embedding",
     ) -> None:
         super().__init__()
-        self.plan = plan or plan_sharding(tables, world_size=1)
+        check_unique_names(tables)
         self.tables = {table.name: table for table in tables}
-        if [planned.table for planned in self.plan.tables] != list(tables):
-            raise ConfigurationError("the plan is of other tables", hint="make it with plan_sharding(tables, ...)")
         for feature, table in features.items():
             if table not in self.tables:
                 known = f"tables are {', '.join(self.tables)}"
@@ -89,10 +86,11 @@ class ShardedEmbeddingCollection(nn.Module):
             raise ConfigurationError("unknown wire_dtype", value=wire_dtype, hint=f"known are {', '.join(DTYPES)}")
         self.features, self.seed, self.name, self.wire_dtype = dict(features), seed, name, wire_dtype
         self.replicated = nn.ModuleDict(
-            {_state_key(table.name): self._replica(table) for table in self.plan.replicated}
+            {_state_key(table.name): self._replica(table) for table in tables if is_replicated(table)}
         )
+        self.groups = group_tables([table for table in tables if not is_replicated(table)])
         # For each group the place of every table in it, and the features that look something up there.
-        self._places = [{table.name: place for place, table in enumerate(group.configs)} for group in self.plan.groups]
+        self._places = [{table.name: place for place, table in enumerate(group)} for group in self.groups]
         self._features_of = [
             [feature for feature, table in features.items() if table in places] for places in self._places
         ]
@@ -103,7 +101,7 @@ class ShardedEmbeddingCollection(nn.Module):
 
     @property
     def shards(self) -> list[TableShard]:
-        """This rank's rows of each of `plan.groups`."""
+        """This rank's rows of each of `groups`."""
         return [exchange.shard for exchange in self._bound()]
 
     def forward(self, inputs: Mapping[str, Any] | Sequence[Any]) -> dict[str, Tensor]:
@@ -176,21 +174,22 @@ class ShardedEmbeddingCollection(nn.Module):
         """The exchange of each group; the first call makes the shards."""
         if self._exchanges is None:
             ranks = self._ranks()
+            homes = dict(zip(self.tables, home_buckets(list(self.tables.values())), strict=True))
             self._exchanges = [
                 GroupExchange(
                     f"{self.name}/{number}",
                     TableShard(
-                        group.configs,
+                        group,
                         rank=ranks.rank,
                         world_size=ranks.size,
                         seed=self.seed,
-                        home_buckets=group.home_buckets,
+                        home_buckets=[homes[table.name] for table in group],
                     ),
-                    group.dim,
+                    group[0].dim,
                     ranks,
                     DTYPES[self.wire_dtype],
                 )
-                for number, group in enumerate(self.plan.groups)
+                for number, group in enumerate(self.groups)
             ]
         return self._exchanges
 
