@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from hvdspark.collectives import Collective, LocalCollective, ThreadedCollective, run_threaded
+from hvdspark.collectives import Collective, LocalCollective, ThreadedCollective, current_collective, run_threaded
 
 SIZES = [1, 2, 3, 5]
 
@@ -212,9 +212,13 @@ def test_threaded_ranks_know_their_place() -> None:
     assert run_threaded(3, body) == [(0, 3), (1, 3), (2, 3)]
 
 
+def test_without_horovod_this_process_is_the_world() -> None:
+    assert isinstance(current_collective(), LocalCollective)
+
+
 HOROVOD_WORLD_OF_ONE = """
 import torch, horovod.torch as hvd
-from hvdspark.collectives import HorovodCollective, LocalCollective
+from hvdspark.collectives import HorovodCollective, LocalCollective, current_collective
 from tests.unit.test_collectives import train
 
 hvd.init()
@@ -224,6 +228,10 @@ mine = torch.tensor([1.0, 2.0])
 assert collective.allreduce_sum(mine, "t").tolist() == [1.0, 2.0]
 assert collective.allreduce_sum(torch.tensor([2**60 + 1]), "i").item() == 2**60 + 1
 assert collective.broadcast(mine, 0, "b").tolist() == [1.0, 2.0]
+assert isinstance(current_collective(), HorovodCollective)
+for dtype in (torch.int64, torch.bfloat16):
+    received, splits = collective.alltoall(mine.to(dtype), torch.tensor([1], dtype=torch.int32), "a")
+    assert (received.tolist(), received.dtype, splits.tolist()) == ([1], dtype, [1])
 module = torch.nn.Linear(2, 1)
 collective.broadcast_parameters(dict(module.named_parameters()))
 for arguments in ({"steps": 3}, {"steps": 2, "accumulation_steps": 3}, {"steps": 2, "clip": 1.0}):
