@@ -219,6 +219,29 @@ def test_eviction_by_age() -> None:
     assert torch.equal(train(shard, keys[:5], 21), expected_rows(table, keys[:5]))
 
 
+def test_the_age_of_a_row() -> None:
+    """It is evicted at exactly max_age_steps, counted from its last update or, without any, from when it was met."""
+    shard = TableShard([unbounded(eviction=Eviction(every_steps=10, max_age_steps=10))], seed=SEED)
+    train(shard, ids(1, 2), 10)
+    train(shard, ids(2), 11)
+    shard.slots(ids(3), insert=True)
+    assert shard.evict(20) == 1
+    assert shard.export(0)["ids"].sort().values.tolist() == [2, 3]
+    assert sorted(shard.export(0)["last_step"].tolist()) == [11, 11]
+
+
+def test_eviction_leaves_bounded_tables_alone() -> None:
+    shard = TableShard([bounded(), unbounded(eviction=Eviction(every_steps=2, max_age_steps=1))], seed=SEED)
+    keys = all_keys(shard)
+    train(shard, keys, 1)
+    dense = keys[shard.key_space.split(keys)[0] == 0]
+    rows = look_up(shard, dense)
+    assert shard.evict(2) == len(keys) - len(dense)
+    assert shard.row_counts() == [len(dense), 0]
+    assert torch.equal(look_up(shard, dense), rows)
+    assert rows.abs().sum() > 0
+
+
 def test_eviction_by_frequency_halves_the_counts() -> None:
     shard = TableShard([unbounded(eviction=Eviction(every_steps=4, min_count=2))], seed=SEED)
     for step in (1, 2, 3):
