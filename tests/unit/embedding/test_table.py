@@ -231,15 +231,17 @@ def test_the_age_of_a_row() -> None:
 
 
 def test_eviction_leaves_bounded_tables_alone() -> None:
-    shard = TableShard([bounded(), unbounded(eviction=Eviction(every_steps=2, max_age_steps=1))], seed=SEED)
+    shard = TableShard([bounded(), unbounded(eviction=Eviction(every_steps=4, max_age_steps=3))], seed=SEED)
     keys = all_keys(shard)
     train(shard, keys, 1)
-    dense = keys[shard.key_space.split(keys)[0] == 0]
-    rows = look_up(shard, dense)
-    assert shard.evict(2) == len(keys) - len(dense)
-    assert shard.row_counts() == [len(dense), 0]
-    assert torch.equal(look_up(shard, dense), rows)
-    assert rows.abs().sum() > 0
+    of_unbounded = shard.key_space.split(keys)[0] == 1
+    kept = keys[of_unbounded][::2]
+    train(shard, kept, 2)
+    left = torch.cat([keys[~of_unbounded], kept])
+    rows = look_up(shard, left)
+    assert shard.evict(4) == int(of_unbounded.sum()) - len(kept)
+    assert shard.row_counts() == [int((~of_unbounded).sum()), len(kept)]
+    assert torch.equal(look_up(shard, left), rows)
 
 
 def test_eviction_by_frequency_halves_the_counts() -> None:
