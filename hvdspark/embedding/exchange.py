@@ -88,18 +88,19 @@ class GroupExchange:
         self._gradients = _Buffer(wire_dtype, dim)
 
     def look_up(self, keys: Tensor, *, train: bool, bad: BadId | None = None) -> Lookup:
-        """Collective: two alltoall calls. The rows of int64 [L] keys.
+        """Collective: two alltoall calls. The rows of some keys.
 
         Args:
+            keys: of the shard's key space, valid, int64 [L], in any order and number.
             train: insert and count keys, and let autograd collect gradients in `rows.grad`.
-            bad: what is wrong with this rank's ids; the others hear of it in the exchange of the keys, so that all
-                ranks fail instead of waiting for this one.
+            bad: what is wrong with this rank's ids (then `keys` may as well be none); the others hear of it in the
+                exchange of the keys, so that all ranks fail instead of waiting for this one.
 
         Raises:
             BadIdError: on every rank, before any shard has changed.
         """
         size = self._collective.size
-        distinct = unique(keys if bad is None else keys[:0])
+        distinct = unique(keys)
         way = route(self.shard.key_space.owners(distinct.keys, size), size)
         asked_keys, splits = self._send_keys(distinct.keys[way.order], way.splits, bad)
         asked = unique(asked_keys)
