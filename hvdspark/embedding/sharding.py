@@ -1,12 +1,12 @@
-"""Which table lives where, and what that costs: pure planning, before anything is launched.
+"""What a set of tables costs each rank: pure planning, before anything is launched.
 
-What a plan places does not depend on the number of ranks; only the bytes for each rank do.
+Where a table is placed does not depend on the number of ranks; only the bytes of each rank do.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -14,11 +14,10 @@ from hvdspark.embedding.config import SparseOptimizer, TableConfig, check_unique
 from hvdspark.embedding.hashing import BUCKETS, bucket_range
 from hvdspark.embedding.keys import KeySpace
 from hvdspark.embedding.optimizers import state_shapes
+from hvdspark.embedding.placement import group_tables, home_buckets, is_replicated
 from hvdspark.errors import ConfigurationError
 
-# Below this, an allreduce of the whole table is cheaper than deduplicating, sending and looking up its ids, ...
-REPLICATED_ROWS = 1 << 15
-# ... as long as a step asks for a good part of its rows.
+# A replicated table is exchanged whole in every step: not worth it when a step asks for few of its rows.
 _ROWS_PER_ID = 4
 _COUNTS = 4 + 4  # count and last step of a row
 _KEYS = 8 + 4 / 0.45  # key and cells of the hash index, at its average load
@@ -42,11 +41,15 @@ class Traffic:
 
 @dataclass(frozen=True)
 class PlannedTable:
-    """Attributes: placement: "replicated" | "row" | "table"; home_bucket: of placement "table", else -1."""
+    """One table with what is expected of it.
+
+    Attributes:
+        table: its placement is decided, never "auto".
+        home_bucket: of placement "table", else -1.
+    """
 
     table: TableConfig
     traffic: Traffic
-    placement: str
     home_bucket: int = -1
 
     @property
@@ -123,8 +126,9 @@ class ShardingPlan:
     rank_ids: tuple[float, ...]
 
     @property
-    def replicated(self) -> tuple[TableConfig, ...]:
-        return tuple(planned.table for planned in self.tables if planned.placement == "replicated")
+    def configs(self) -> list[TableConfig]:
+        """The tables with their placement decided: what `ShardedEmbeddingCollection` takes."""
+        return [planned.table for planned in self.tables]
 
     @property
     def balance(self) -> tuple[float, float]:
@@ -139,7 +143,7 @@ class ShardingPlan:
             table = planned.table
             rows = f"{planned.rows:,}" if table.num_embeddings else f"~{planned.rows:,}"
             lines.append(
-                f"{table.name:<24}{rows:>14}{table.dim:>5}  {table.dtype:<9}{planned.placement:<12}"
+                f"{table.name:<24}{rows:>14}{table.dim:>5}  {table.dtype:<9}{planned.table.placement:<12}"
                 f"{planned.traffic.ids:>10,.0f}{format_bytes(table_bytes(planned, self.world_size)):>11}"
             )
         lines.append(f"{len(self.groups)} groups, {3 * len(self.groups)} collectives a step")
@@ -189,9 +193,10 @@ def plan_sharding(
 ) -> ShardingPlan:
     """Place tables, group them and add up what every rank needs.
 
-    A table with placement "auto" is replicated when it has at most REPLICATED_ROWS rows and a step asks for at least
-    one id for every 4 of them; otherwise its rows are spread over all ranks. Placement "table" is never chosen by
-    itself: ids are deduplicated before they are sent, so a whole table on one rank saves nothing and is a hot spot.
+    A table with placement "auto" is replicated when it is small (`placement.is_replicated`), unless `traffic` says that
+    a step asks for less than one id for every 4 of its rows; otherwise its rows are spread over all ranks. Placement
+    "table" is never chosen by itself: ids are deduplicated before they are sent, so a whole table on one rank saves
+    nothing and is a hot spot.
 
     Args:
         batch_size: rows of the global batch; the lookups in a step of a table that `traffic` does not name.
@@ -212,18 +217,17 @@ def plan_sharding(
             )
     if world_size < 1:
         raise ConfigurationError("world_size is out of range", value=world_size, hint="a whole number >= 1")
-    expected = {table.name: (traffic or {}).get(table.name, Traffic(batch_size)) for table in tables}
-    planned = [PlannedTable(table, expected[table.name], _placement(table, expected[table.name])) for table in tables]
-    homes = _home_buckets([item for item in planned if item.placement == "table"])
+    placed = [replace(table, placement=_placement(table, (traffic or {}).get(table.name))) for table in tables]
     planned = [
-        PlannedTable(item.table, item.traffic, item.placement, homes.get(item.table.name, -1)) for item in planned
+        PlannedTable(table, (traffic or {}).get(table.name, Traffic(batch_size)), home)
+        for table, home in zip(placed, home_buckets(placed), strict=True)
     ]
-    members: dict[tuple[int, str, SparseOptimizer], list[PlannedTable]] = {}
-    for item in planned:
-        if item.placement != "replicated":
-            members.setdefault((item.table.dim, item.table.dtype, item.table.optimizer), []).append(item)
-    groups = tuple(Group(*key, tuple(items)) for key, items in members.items())
-    replicated = sum(table_bytes(item, 1) for item in planned if item.placement == "replicated")
+    by_name = {item.table.name: item for item in planned}
+    groups = tuple(
+        Group(members[0].dim, members[0].dtype, members[0].optimizer, tuple(by_name[table.name] for table in members))
+        for members in group_tables([table for table in placed if table.placement != "replicated"])
+    )
+    replicated = sum(table_bytes(item, 1) for item in planned if item.table.placement == "replicated")
     shares = [_rank_share(groups, rank, world_size, replicated) for rank in range(world_size)]
     return ShardingPlan(
         tables=tuple(planned),
@@ -261,7 +265,7 @@ def reshard(old_world_size: int, new_world_size: int) -> list[list[BucketMove]]:
 
 def table_bytes(planned: PlannedTable, world_size: int) -> float:
     """Bytes of one table over all ranks: rows, state, keys; a replicated one has gradient and two moments (Adam)."""
-    if planned.placement == "replicated":
+    if planned.table.placement == "replicated":
         return 4.0 * planned.rows * planned.table.dim * 4 * world_size
     return planned.rows * sum(planned.bytes_per_row())
 
@@ -275,26 +279,11 @@ def format_bytes(count: float) -> str:
     return f"{count:.1f} TiB"
 
 
-def _placement(table: TableConfig, traffic: Traffic) -> str:
+def _placement(table: TableConfig, traffic: Traffic | None) -> str:
     if table.placement != "auto":
         return table.placement
-    if table.num_embeddings is None:
-        return "row"
-    small = table.num_embeddings <= min(REPLICATED_ROWS, _ROWS_PER_ID * traffic.ids)
-    return "replicated" if small else "row"
-
-
-def _home_buckets(tables: Sequence[PlannedTable]) -> dict[str, int]:
-    """Whole tables laid end to end by traffic over all buckets, each at home where its middle is.
-
-    For any number of ranks, consecutive shares of the buckets then hold about equal traffic.
-    """
-    loads = np.array([planned.unique_ids + 1e-9 for planned in tables])
-    middles = (np.cumsum(loads) - loads / 2) / max(loads.sum(), 1e-9)
-    return {
-        planned.table.name: min(BUCKETS - 1, int(middle * BUCKETS))
-        for planned, middle in zip(tables, middles, strict=True)
-    }
+    wanted = traffic is None or (table.num_embeddings or 0) <= _ROWS_PER_ID * traffic.ids
+    return "replicated" if is_replicated(table) and wanted else "row"
 
 
 def _rank_share(groups: Sequence[Group], rank: int, world_size: int, replicated: float) -> tuple[RankBytes, float]:

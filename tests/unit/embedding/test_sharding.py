@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from hvdspark.embedding.config import SparseOptimizer, TableConfig
 from hvdspark.embedding.hashing import BUCKETS, bucket_range
+from hvdspark.embedding.placement import group_tables, home_buckets, is_replicated
 from hvdspark.embedding.sharding import Traffic, format_bytes, plan_sharding, reshard
 from hvdspark.embedding.table import TableShard
 from hvdspark.errors import ConfigurationError
@@ -24,7 +25,7 @@ TABLES = [
 
 def test_placement_and_groups() -> None:
     plan = plan_sharding(TABLES, 4)
-    placements = {planned.table.name: planned.placement for planned in plan.tables}
+    placements = {planned.table.name: planned.table.placement for planned in plan.tables}
     assert placements == {
         "big": "row",
         "users": "row",
@@ -40,14 +41,23 @@ def test_placement_and_groups() -> None:
         ["narrow"],
         ["linear"],
     ]
-    assert [table.name for table in plan.replicated] == ["small"]
+    assert [table.placement for table in plan.configs] == list(placements.values())
     assert [planned.home_bucket >= 0 for planned in plan.tables] == [name == "whole" for name in placements]
+
+
+def test_the_plan_is_what_its_configurations_alone_lead_to() -> None:
+    plan = plan_sharding(TABLES, 4, traffic={"small": Traffic(1)})
+    assert not any(is_replicated(table) for table in plan.configs)
+    assert [list(group.configs) for group in plan.groups] == group_tables(plan.configs)
+    homes = dict(zip([table.name for table in TABLES], home_buckets(TABLES), strict=True))
+    for group in plan.groups:
+        assert list(group.home_buckets) == [homes[table.name] for table in group.configs]
 
 
 def test_size_and_traffic_decide_what_is_replicated() -> None:
     def placement(rows: int, ids: float, asked: str = "auto") -> str:
         table = TableConfig("t", 8, num_embeddings=rows, placement=asked)
-        return plan_sharding([table], 2, traffic={"t": Traffic(ids)}).tables[0].placement
+        return plan_sharding([table], 2, traffic={"t": Traffic(ids)}).tables[0].table.placement
 
     assert placement(32_768, 8192) == "replicated"
     assert placement(32_769, 8192) == "row"
@@ -85,7 +95,7 @@ def test_bytes_of_an_unbounded_table_are_about_those_of_the_shard() -> None:
         assert plan.rank_bytes[0].rows + plan.rank_bytes[0].state == pytest.approx(shard.bytes_used(), rel=0.15)
 
 
-def test_whole_tables_are_balanced_by_traffic() -> None:
+def test_balance_of_whole_tables() -> None:
     tables = [TableConfig(f"t{i}", 4, num_embeddings=100_000, placement="table") for i in range(64)]
     traffic = {f"t{i}": Traffic(1000 if i % 8 == 0 else 10) for i in range(64)}
     for world_size in (2, 4, 8):
