@@ -11,7 +11,9 @@ be stable from step to step, because Horovod's response cache is keyed by it.
 from __future__ import annotations
 
 import contextlib
+import sys
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol, TypeVar
 
@@ -33,6 +35,22 @@ class Collective(Protocol):
 
     def broadcast(self, tensor: Tensor, root: int, name: str) -> Tensor:
         """Collective. The root's tensor on every rank (same shape and dtype everywhere)."""
+        ...
+
+    def alltoall(self, tensor: Tensor, splits: Tensor, name: str) -> tuple[Tensor, Tensor]:
+        """Collective. Give every rank its own rows of a tensor.
+
+        Args:
+            tensor: [capacity, ...]; the first splits[0] rows go to rank 0, the next splits[1] to rank 1, and so on.
+                Rows beyond sum(splits) stay here. Keep the capacity from step to step, and at least 1: Horovod
+                remembers the negotiation of a name only while the shape is the same.
+            splits: int32 [size], on the CPU, >= 0, with a sum <= capacity.
+
+        Returns:
+            received: [sum(received_splits), ...], rows in the order of the ranks they come from; the input's dtype,
+                which may be bfloat16 too. It shares no memory with any rank's input.
+            received_splits: int32 [size].
+        """
         ...
 
     def broadcast_parameters(self, tensors: dict[str, Tensor], root: int = 0) -> None:
@@ -71,6 +89,10 @@ class LocalCollective:
     def broadcast(self, tensor: Tensor, root: int, name: str) -> Tensor:
         return tensor.clone()
 
+    def alltoall(self, tensor: Tensor, splits: Tensor, name: str) -> tuple[Tensor, Tensor]:
+        (mine,) = _parts(tensor, splits, self.size)
+        return mine.clone(), splits.clone()
+
     def broadcast_parameters(self, tensors: dict[str, Tensor], root: int = 0) -> None:
         return None
 
@@ -101,6 +123,14 @@ class HorovodCollective:
     def broadcast(self, tensor: Tensor, root: int, name: str) -> Tensor:
         return self._hvd.broadcast(tensor, root_rank=root, name=name)
 
+    def alltoall(self, tensor: Tensor, splits: Tensor, name: str) -> tuple[Tensor, Tensor]:
+        _parts(tensor, splits, self.size)
+        tensor = tensor.detach()
+        # Gloo knows no bfloat16 (GetAlgorithmsForType in Horovod's gloo_operations.cc); the bits travel as int16.
+        wire = tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor
+        received, received_splits = self._hvd.alltoall(wire, splits=splits, name=name)
+        return received.view(tensor.dtype), received_splits.cpu()
+
     def broadcast_parameters(self, tensors: dict[str, Tensor], root: int = 0) -> None:
         self._hvd.broadcast_parameters(tensors, root_rank=root)
 
@@ -129,22 +159,42 @@ class HorovodCollective:
         return distributed
 
 
+def current_collective() -> Collective:
+    """Horovod's ranks if Horovod is initialised in this process, else a world of one."""
+    horovod = sys.modules.get("horovod.torch")
+    return HorovodCollective() if horovod is not None and horovod.is_initialized() else LocalCollective()
+
+
 class ThreadedCollective:
-    """One of N ranks that are threads of this process. Made by `run_threaded`; for tests."""
+    """One of N ranks that are threads of this process. Made by `run_threaded`; for tests.
+
+    Attributes:
+        calls: how often this rank called each collective, by the name given to it.
+        sent_bytes: what this rank's alltoall calls gave to *other* ranks, in bytes, by name.
+    """
 
     def __init__(self, rank: int, size: int, board: _Board) -> None:
         self.rank, self.size, self._board = rank, size, board
+        self.calls: Counter[str] = Counter()
+        self.sent_bytes: Counter[str] = Counter()
 
     def allreduce_sum(self, tensor: Tensor, name: str) -> Tensor:
         # Every rank adds up in rank order, so all ranks get the same bits.
-        parts = self._board.exchange(self.rank, name, tensor.detach().clone())
+        parts = self._exchange(name, tensor.detach().clone())
         total = parts[0].clone()
         for part in parts[1:]:
             total += part
         return total
 
     def broadcast(self, tensor: Tensor, root: int, name: str) -> Tensor:
-        return self._board.exchange(self.rank, name, tensor.detach().clone())[root].clone()
+        return self._exchange(name, tensor.detach().clone())[root].clone()
+
+    def alltoall(self, tensor: Tensor, splits: Tensor, name: str) -> tuple[Tensor, Tensor]:
+        parts = [part.clone() for part in _parts(tensor.detach(), splits, self.size)]
+        others = [part for rank, part in enumerate(parts) if rank != self.rank]
+        self.sent_bytes[name] += sum(part.numel() * part.element_size() for part in others)
+        received = [given[self.rank] for given in self._exchange(name, parts)]
+        return torch.cat(received), torch.tensor([len(part) for part in received], dtype=torch.int32)
 
     def broadcast_parameters(self, tensors: dict[str, Tensor], root: int = 0) -> None:
         for name, tensor in tensors.items():
@@ -160,6 +210,10 @@ class ThreadedCollective:
         sparse_gradients: bool = False,
     ) -> torch.optim.Optimizer:
         return _summing_optimizer(optimizer, named_parameters, self)
+
+    def _exchange(self, name: str, item: Any) -> list[Any]:
+        self.calls[name] += 1
+        return self._board.exchange(self.rank, name, item)
 
 
 class _Board:
@@ -206,6 +260,15 @@ def run_threaded(size: int, fn: Callable[[ThreadedCollective], R], timeout_s: fl
     if own or errors:
         raise (own or errors)[0]
     return results
+
+
+def _parts(tensor: Tensor, splits: Tensor, size: int) -> list[Tensor]:
+    """Views of the rows that go to each rank; ValueError where `alltoall` was given splits that cannot be."""
+    if splits.dtype != torch.int32 or splits.shape != (size,) or bool((splits < 0).any()):
+        raise ValueError(f"alltoall takes {size} int32 splits >= 0: {splits}")
+    if int(splits.sum()) > len(tensor):
+        raise ValueError(f"alltoall was told to send {int(splits.sum())} rows of a tensor of {len(tensor)}")
+    return list(tensor[: int(splits.sum())].split(splits.tolist()))
 
 
 def _adoptable(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from hvdspark.collectives import Collective, LocalCollective, ThreadedCollective, run_threaded
+from hvdspark.collectives import Collective, LocalCollective, ThreadedCollective, current_collective, run_threaded
 
 SIZES = [1, 2, 3, 5]
 
@@ -71,6 +71,62 @@ def test_broadcast_parameters_overwrites_in_place() -> None:
         return module.weight is before and bool((module.weight == 1).all())
 
     assert run_threaded(3, body) == [True] * 3
+
+
+def numbered(rank: int, splits: list[int], spare: int, dtype: torch.dtype) -> torch.Tensor:
+    """[sum(splits) + spare, 2]: rows that say where they come from and which of the rank's rows they are."""
+    numbers = torch.arange(sum(splits) + spare)
+    return torch.stack([torch.full_like(numbers, rank), numbers], dim=1).to(dtype)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("dtype", [torch.int64, torch.float32, torch.float16, torch.bfloat16])
+def test_alltoall(size: int, dtype: torch.dtype) -> None:
+    splits = [[(3 * giver + taker) % 4 for taker in range(size)] for giver in range(size)]
+    splits[-1] = [0] * size  # an empty rank
+
+    def body(collective: Collective) -> tuple[torch.Tensor, torch.Tensor]:
+        given = numbered(collective.rank, splits[collective.rank], 5, dtype)
+        mine = torch.tensor(splits[collective.rank], dtype=torch.int32)
+        received, received_splits = collective.alltoall(given, mine, "t")
+        before = received.clone()
+        given.zero_()
+        collective.allreduce_sum(torch.zeros(1), "barrier")
+        assert torch.equal(received, before)  # no memory is shared
+        return received, received_splits
+
+    for rank, (received, received_splits) in enumerate(on_ranks(size, body)):  # type: ignore[misc]
+        assert received_splits.dtype == torch.int32
+        assert received_splits.tolist() == [splits[giver][rank] for giver in range(size)]
+        assert received.dtype == dtype
+        expected = [
+            numbered(giver, splits[giver], 0, dtype)[sum(splits[giver][:rank]) : sum(splits[giver][: rank + 1])]
+            for giver in range(size)
+        ]
+        assert torch.equal(received, torch.cat(expected))
+
+
+@pytest.mark.parametrize("size", [1, 2])
+@pytest.mark.parametrize("splits", [torch.tensor([1]), torch.tensor([-1, 1], dtype=torch.int32)])
+def test_alltoall_refuses_splits_that_cannot_be(size: int, splits: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match="int32 splits"):
+        on_ranks(size, lambda c: c.alltoall(torch.zeros(3), splits, "t"))
+    too_many = torch.full((size,), 4, dtype=torch.int32)
+    with pytest.raises(ValueError, match="rows of a tensor of 3"):
+        on_ranks(size, lambda c: c.alltoall(torch.zeros(3), too_many, "t"))
+
+
+def test_threaded_ranks_count_what_they_call_and_send() -> None:
+    def body(collective: ThreadedCollective) -> tuple[dict[str, int], dict[str, int]]:
+        splits = torch.tensor([1, 2, 3], dtype=torch.int32)
+        for _ in range(2):
+            collective.alltoall(torch.zeros(7, 4, dtype=torch.float16), splits, "rows")
+        collective.allreduce_sum(torch.zeros(1), "sum")
+        return dict(collective.calls), dict(collective.sent_bytes)
+
+    others = [5, 4, 3]
+    expected = [({"rows": 2, "sum": 1}, {"rows": 2 * rows * 4 * 2}) for rows in others]
+    assert run_threaded(3, body) == expected
 
 
 def train(collective: Collective, steps: int, accumulation_steps: int = 1, clip: float | None = None) -> list[float]:
@@ -156,9 +212,13 @@ def test_threaded_ranks_know_their_place() -> None:
     assert run_threaded(3, body) == [(0, 3), (1, 3), (2, 3)]
 
 
+def test_without_horovod_this_process_is_the_world() -> None:
+    assert isinstance(current_collective(), LocalCollective)
+
+
 HOROVOD_WORLD_OF_ONE = """
 import torch, horovod.torch as hvd
-from hvdspark.collectives import HorovodCollective, LocalCollective
+from hvdspark.collectives import HorovodCollective, LocalCollective, current_collective
 from tests.unit.test_collectives import train
 
 hvd.init()
@@ -168,6 +228,10 @@ mine = torch.tensor([1.0, 2.0])
 assert collective.allreduce_sum(mine, "t").tolist() == [1.0, 2.0]
 assert collective.allreduce_sum(torch.tensor([2**60 + 1]), "i").item() == 2**60 + 1
 assert collective.broadcast(mine, 0, "b").tolist() == [1.0, 2.0]
+assert isinstance(current_collective(), HorovodCollective)
+for dtype in (torch.int64, torch.bfloat16):
+    received, splits = collective.alltoall(mine.to(dtype), torch.tensor([1], dtype=torch.int32), "a")
+    assert (received.tolist(), received.dtype, splits.tolist()) == ([1], dtype, [1])
 module = torch.nn.Linear(2, 1)
 collective.broadcast_parameters(dict(module.named_parameters()))
 for arguments in ({"steps": 3}, {"steps": 2, "accumulation_steps": 3}, {"steps": 2, "clip": 1.0}):

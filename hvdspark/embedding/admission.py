@@ -1,0 +1,77 @@
+"""Ids that were met too rarely to have a row yet."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from hvdspark.embedding.key_index import Int64Array, KeyIndex
+from hvdspark.embedding.slab import Slab
+
+
+class WaitingKeys:
+    """Exact counts of sightings of keys that wait for admission: about 25 bytes for each."""
+
+    def __init__(self) -> None:
+        self._index = KeyIndex()
+        self._counts = Slab(0, (), torch.int32)  # 0: admitted meanwhile; the entry counts again if the row is evicted
+        self._seen_in = Slab(0, (), torch.int32)
+        self._period = 0
+
+    def sight(self, keys: Int64Array, least: Int64Array) -> Int64Array:
+        """Count one more sighting of unique keys.
+
+        Args:
+            least: for each key the count that admits it.
+
+        Returns: int64 [n], the count of keys that are admitted now (and wait no longer), 0 for all others.
+        """
+        places = self._places(keys)
+        counts = self._counts.memory[places].astype(np.int64) + 1
+        admitted = counts >= least
+        self._counts.memory[places] = np.where(admitted, 0, counts)
+        self._seen_in.memory[places] = self._period
+        return np.where(admitted, counts, 0)
+
+    def forget(self, keys: NDArray[np.bool_]) -> None:
+        """Drop those that were not sighted since the last call and whose entry of `keys` (as in `all_keys`) is True."""
+        size = len(self._index)
+        counts, seen_in = self._counts.memory[:size], self._seen_in.memory[:size]
+        kept = (counts > 0) & ((seen_in == self._period) | ~keys)
+        self._index.keep(kept)
+        for slab in (self._counts, self._seen_in):
+            slab.move_up(0, kept)
+            slab.resize(len(self._index))
+        self._period += 1
+
+    @property
+    def all_keys(self) -> Int64Array:
+        """Every key that has an entry, for `forget`; a view."""
+        return self._index.keys
+
+    def items(self) -> tuple[Int64Array, NDArray[np.int32]]:
+        """(keys, counts) of all that wait, as copies."""
+        counts = self._counts.memory[: len(self._index)]
+        return self._index.keys[counts > 0], counts[counts > 0]
+
+    def restore(self, keys: Int64Array, counts: NDArray[np.int32]) -> None:
+        """Set the counts of unique keys."""
+        places = self._places(keys)
+        self._counts.memory[places] = counts
+        self._seen_in.memory[places] = self._period
+
+    @property
+    def nbytes(self) -> int:
+        return self._index.nbytes + self._counts.nbytes + self._seen_in.nbytes
+
+    def _places(self, keys: Int64Array) -> Int64Array:
+        places = self._index.find(keys)
+        new = places < 0
+        if new.any():
+            places[new] = self._index.insert(keys[new])
+            needed = len(self._index)
+            if needed > len(self._counts):
+                for slab in (self._counts, self._seen_in):
+                    slab.resize(needed + needed // 8)
+        return places

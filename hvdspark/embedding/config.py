@@ -1,0 +1,237 @@
+"""What a user says about an embedding table: frozen, JSON-able values that are checked when they are made."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from hvdspark.errors import ConfigurationError
+
+# Up to this many ids, arithmetic modulo the table's size stays inside int64 (see keys.KeySpace).
+MAX_BOUNDED_IDS = 1 << 40
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+POOLINGS = ("none", "sum", "mean")
+PLACEMENTS = ("auto", "replicated", "row", "table")
+OPTIMIZERS = ("sgd", "adagrad", "rowwise_adagrad", "adam", "ftrl")
+DISTRIBUTIONS = ("uniform", "normal", "zeros")
+
+
+def one_of(what: str, value: Any, known: Sequence[str], where: str) -> None:
+    """Raise ConfigurationError, with the nearest known name, unless `value` is a known one."""
+    if value not in known:
+        close = difflib.get_close_matches(str(value), known, n=1)
+        guess = f"did you mean {close[0]!r}? " if close else ""
+        raise ConfigurationError(
+            f"unknown {what}", value=value, where=where, hint=f"{guess}known are {', '.join(known)}"
+        )
+
+
+def number(
+    what: str,
+    value: Any,
+    where: str,
+    *,
+    above: float = -math.inf,
+    least: float = -math.inf,
+    below: float = math.inf,
+) -> None:
+    """Raise ConfigurationError unless `value` is a finite number inside the bounds."""
+    good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not good or value <= above or value < least or value >= below:
+        bounds = [f"> {above:g}"] * (above > -math.inf) + [f">= {least:g}"] * (least > -math.inf)
+        bounds += [f"< {below:g}"] * (below < math.inf)
+        raise ConfigurationError(
+            f"{what} is out of range", value=value, where=where, hint=f"a number {' and '.join(bounds)}"
+        )
+
+
+def whole(what: str, value: Any, where: str, *, least: int, most: int | None = None) -> None:
+    """Raise ConfigurationError unless `value` is an int with least <= value <= most."""
+    good = isinstance(value, int) and not isinstance(value, bool)
+    if not good or value < least or (most is not None and value > most):
+        limit = f" and <= {most}" if most is not None else ""
+        raise ConfigurationError(
+            f"{what} is out of range", value=value, where=where, hint=f"a whole number >= {least}{limit}"
+        )
+
+
+@dataclass(frozen=True)
+class SparseOptimizer:
+    """How the rows that a step touched are updated; rows that it did not touch stay as they are.
+
+    Attributes:
+        name: "sgd" | "adagrad" | "rowwise_adagrad" | "adam" (lazy: moments and step count of touched rows only) |
+            "ftrl" (FTRL-proximal).
+        learning_rate: step size, > 0. Never rescaled by the number of ranks.
+        eps: added to the denominator of adagrad, rowwise_adagrad and adam.
+        initial_accumulator: where the sum of squared gradients of adagrad, rowwise_adagrad and ftrl begins; ftrl
+            divides by its root, and wants it > 0.
+        beta1, beta2: decay of adam's moments.
+        l1: ftrl's shrinkage towards exact zeros.
+        l2: weight decay, added to the gradient of touched rows (ftrl: its own L2 term).
+        clip_norm: largest L2 norm of one row's gradient (before l2 is added), or None.
+    """
+
+    name: str = "rowwise_adagrad"
+    learning_rate: float = 0.02
+    eps: float = 1e-8
+    initial_accumulator: float = 0.0
+    beta1: float = 0.9
+    beta2: float = 0.999
+    l1: float = 0.0
+    l2: float = 0.0
+    clip_norm: float | None = None
+
+    def __post_init__(self) -> None:
+        where = "SparseOptimizer"
+        one_of("name", self.name, OPTIMIZERS, where)
+        number("learning_rate", self.learning_rate, where, above=0.0)
+        number("eps", self.eps, where, least=0.0)
+        number("initial_accumulator", self.initial_accumulator, where, least=0.0)
+        number("beta1", self.beta1, where, least=0.0, below=1.0)
+        number("beta2", self.beta2, where, least=0.0, below=1.0)
+        number("l1", self.l1, where, least=0.0)
+        number("l2", self.l2, where, least=0.0)
+        if self.clip_norm is not None:
+            number("clip_norm", self.clip_norm, where, above=0.0)
+        if self.name == "ftrl" and self.initial_accumulator <= 0:
+            raise ConfigurationError(
+                "ftrl needs a positive initial_accumulator",
+                value=self.initial_accumulator,
+                where=where,
+                hint="0.1 is the usual value",
+            )
+        if self.l1 and self.name != "ftrl":
+            raise ConfigurationError(
+                "only ftrl has an l1 term", value=self.l1, where=f"{where}(name={self.name!r})", hint="leave l1 at 0"
+            )
+
+
+@dataclass(frozen=True)
+class Initialization:
+    """Where a row begins. Row values depend on (seed, table, id) alone, see `initializer.initial_rows`.
+
+    Attributes:
+        distribution: "uniform" in [-scale, scale) | "normal" with standard deviation scale | "zeros".
+        scale: > 0; ignored by "zeros".
+    """
+
+    distribution: str = "uniform"
+    scale: float = 0.01
+
+    def __post_init__(self) -> None:
+        one_of("distribution", self.distribution, DISTRIBUTIONS, "Initialization")
+        number("scale", self.scale, "Initialization", above=0.0)
+
+
+@dataclass(frozen=True)
+class Admission:
+    """When an id of an unbounded table gets a row.
+
+    Until then its row is zeros, and its gradients are dropped.
+
+    Attributes:
+        min_count: training steps that must have met the id, this one included; 1 admits at first sight.
+    """
+
+    min_count: int = 1
+
+    def __post_init__(self) -> None:
+        whole("min_count", self.min_count, "Admission", least=1)
+
+
+@dataclass(frozen=True)
+class Eviction:
+    """When an unbounded table gives rows up. An id that comes back begins anew.
+
+    Attributes:
+        every_steps: steps between two passes over the table.
+        max_age_steps: a row that was not updated during so many steps goes; None: age does not matter.
+        min_count: a row met in fewer steps than this goes, and the counts of all others are halved, so that a count
+            is a frequency in which the past fades; None: frequency does not matter.
+    """
+
+    every_steps: int
+    max_age_steps: int | None = None
+    min_count: int | None = None
+
+    def __post_init__(self) -> None:
+        whole("every_steps", self.every_steps, "Eviction", least=1)
+        if self.max_age_steps is None and self.min_count is None:
+            raise ConfigurationError(
+                "eviction without a rule", where="Eviction", hint="set max_age_steps, min_count or both"
+            )
+        if self.max_age_steps is not None:
+            whole("max_age_steps", self.max_age_steps, "Eviction", least=1)
+        if self.min_count is not None:
+            whole("min_count", self.min_count, "Eviction", least=1)
+
+
+@dataclass(frozen=True)
+class TableConfig:
+    """One embedding table.
+
+    Attributes:
+        name: unique in the model; placement and initial rows are keyed by it.
+        dim: columns of a row.
+        num_embeddings: ids are in [0, num_embeddings); None: any non-negative int64 id (`keys.KeySpace.id_limit` says
+            how large), and rows exist for the ids that training met.
+        pooling: how the ids of one cell become a vector: "none" (one id, or a matrix of them) | "sum" | "mean".
+        optimizer: of this table's rows.
+        init: where rows begin.
+        dtype: of stored rows: "float32" | "bfloat16" | "float16"; arithmetic and optimizer state are float32.
+        placement: "auto" | "replicated" (every rank has all of it, updated like a dense layer) | "row" (by hash over
+            all ranks) | "table" (whole, on one rank).
+        admission, eviction: for unbounded tables.
+    """
+
+    name: str
+    dim: int
+    num_embeddings: int | None = None
+    pooling: str = "none"
+    optimizer: SparseOptimizer = field(default_factory=SparseOptimizer)
+    init: Initialization = field(default_factory=Initialization)
+    dtype: str = "float32"
+    placement: str = "auto"
+    admission: Admission = field(default_factory=Admission)
+    eviction: Eviction | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not self.name:
+            raise ConfigurationError("a table needs a name", value=self.name, where="TableConfig")
+        where = f"table {self.name!r}"
+        whole("dim", self.dim, where, least=1)
+        if self.num_embeddings is not None:
+            whole("num_embeddings", self.num_embeddings, where, least=1, most=MAX_BOUNDED_IDS)
+        one_of("pooling", self.pooling, POOLINGS, where)
+        one_of("dtype", self.dtype, tuple(DTYPES), where)
+        one_of("placement", self.placement, PLACEMENTS, where)
+        if self.num_embeddings is None and self.placement == "replicated":
+            raise ConfigurationError(
+                "an unbounded table cannot be replicated", where=where, hint="give num_embeddings, or placement='row'"
+            )
+        if self.num_embeddings is not None and (self.admission.min_count > 1 or self.eviction is not None):
+            raise ConfigurationError(
+                "admission and eviction are for unbounded tables",
+                value=self.num_embeddings,
+                where=where,
+                hint="leave num_embeddings out, or these two",
+            )
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        return DTYPES[self.dtype]
+
+
+def check_unique_names(tables: Sequence[TableConfig]) -> None:
+    """Raise ConfigurationError when two tables have the same name."""
+    names = [table.name for table in tables]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigurationError("two tables have the same name", value=name, hint="names key the stored rows")

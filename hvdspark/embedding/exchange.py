@@ -1,0 +1,187 @@
+"""What the ranks do for one group of tables in a step: ids to their owners, rows back, gradients to the owners.
+
+Three alltoall calls for each group, step and forward pass, whatever the number of tables, named
+`<group>/ids`, `<group>/rows` and `<group>/gradients`. Every rank takes part with however few ids, also none. Bytes that
+leave a rank with U distinct keys of dimension D, b bytes an element, W ranks: U * (8 + 2 * D * b) * (W - 1) / W, and
+16 bytes of header for each other rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hvdspark.collectives import Collective
+from hvdspark.embedding.dedup import Route, Unique, route, sum_equal, unique
+from hvdspark.embedding.table import TableShard
+
+# Before the keys for each rank: 1 + the number of a feature with a bad id, or 0; and that id.
+_HEADER = 2
+_GROWTH = 1.5
+
+
+@dataclass(frozen=True)
+class BadId:
+    """The first id that a rank cannot look up.
+
+    Attributes:
+        feature: number of the feature, the same on all ranks.
+        id: what it is.
+        rank: where it was met.
+    """
+
+    feature: int
+    id: int
+    rank: int
+
+
+class BadIdError(Exception):
+    """Some rank met a bad id; raised on all ranks, with the same `bad` (that of the lowest such rank)."""
+
+    def __init__(self, bad: BadId) -> None:
+        super().__init__(bad)
+        self.bad = bad
+
+
+@dataclass(frozen=True)
+class Lookup:
+    """The rows of one forward pass, and what is needed to bring their gradients home.
+
+    Attributes:
+        distinct: this rank's keys, of L lookups.
+        rows: float32 [U, D], the row of every distinct key; the leaf of autograd if the pass is a training one.
+        route: how this rank's keys travelled.
+        splits: int32 [world size], how many keys each rank asked this one for, R in all.
+        asked: the keys among those R.
+        slots: int64 [G], where the shard keeps them; -1: nowhere.
+    """
+
+    distinct: Unique
+    rows: Tensor
+    route: Route
+    splits: Tensor
+    asked: Unique
+    slots: Tensor
+
+
+class GroupExchange:
+    """The exchange of one group.
+
+    Args:
+        name: of the group, the same on every rank and in every step.
+        shard: this rank's rows.
+        collective: of all ranks that hold the group.
+        wire_dtype: of rows and gradients on their way. float16 has no room for gradients below 6e-8, which a mean over
+            a large batch can reach; bfloat16 has.
+    """
+
+    def __init__(
+        self, name: str, shard: TableShard, dim: int, collective: Collective, wire_dtype: torch.dtype = torch.float32
+    ) -> None:
+        self.name, self.shard = name, shard
+        self._collective = collective
+        self._keys = _Buffer(torch.int64)
+        self._rows = _Buffer(wire_dtype, dim)
+        self._gradients = _Buffer(wire_dtype, dim)
+
+    def look_up(self, keys: Tensor, *, train: bool, bad: BadId | None = None) -> Lookup:
+        """Collective: two alltoall calls. The rows of some keys.
+
+        Args:
+            keys: of the shard's key space, valid, int64 [L], in any order and number.
+            train: insert and count keys, and let autograd collect gradients in `rows.grad`.
+            bad: what is wrong with this rank's ids (then `keys` may as well be none); the others hear of it in the
+                exchange of the keys, so that all ranks fail instead of waiting for this one.
+
+        Raises:
+            BadIdError: on every rank, before any shard has changed.
+        """
+        size = self._collective.size
+        distinct = unique(keys)
+        way = route(self.shard.key_space.owners(distinct.keys, size), size)
+        asked_keys, splits = self._send_keys(distinct.keys[way.order], way.splits, bad)
+        asked = unique(asked_keys)
+        slots = self.shard.slots(asked.keys, insert=train)
+        answer = self._rows.filled(self.shard.gather(slots), asked.inverse)
+        received, _ = self._collective.alltoall(answer, splits, f"{self.name}/rows")
+        rows = received.float().index_select(0, way.place).requires_grad_(train)
+        return Lookup(distinct, rows, way, splits, asked, slots)
+
+    def update(self, lookups: Sequence[Lookup], step: int) -> None:
+        """Collective: one alltoall for each lookup. Bring gradients to the owners, which update each row once.
+
+        The gradients of all ranks and all lookups are *summed*. Where the loss is this rank's sum divided by the weight
+        of the global batch, that is the gradient of the global mean. A rank whose `rows.grad` is None sends nothing;
+        rows for which no rank has a gradient are left as they are.
+
+        Args:
+            lookups: training ones since the last update, as many on every rank, in the same order.
+            step: number of the step.
+        """
+        slots, gradients = zip(*(self._send_gradients(lookup) for lookup in lookups), strict=True)
+        if len(lookups) == 1:
+            self.shard.update(slots[0], gradients[0], step)
+        else:
+            slot = torch.cat(slots)
+            kept = slot >= 0
+            distinct = unique(slot[kept])
+            self.shard.update(distinct.keys, sum_equal(torch.cat(gradients)[kept], distinct), step)
+        self.shard.evict(step)
+
+    def _send_keys(self, keys: Tensor, splits: Tensor, bad: BadId | None) -> tuple[Tensor, Tensor]:
+        """Collective. The keys that all ranks ask this one for, and how many each: int64 [R], int32 [world size]."""
+        header = torch.tensor([0, 0] if bad is None else [1 + bad.feature, bad.id])
+        parts = [part for mine in keys.split(splits.tolist()) for part in (header, mine)]
+        received, received_splits = self._collective.alltoall(
+            self._keys.filled(torch.cat(parts)), splits + _HEADER, f"{self.name}/ids"
+        )
+        asked = []
+        for rank, part in enumerate(received.split(received_splits.tolist())):
+            feature, value = part[:_HEADER].tolist()
+            if feature:
+                raise BadIdError(BadId(feature - 1, value, rank))
+            asked.append(part[_HEADER:])
+        return torch.cat(asked), received_splits - _HEADER
+
+    def _send_gradients(self, lookup: Lookup) -> tuple[Tensor, Tensor]:
+        """Collective. Slots with a gradient, and the sum of it over the ranks: int64 [G], float32 [G, D]."""
+        gradient, splits = lookup.rows.grad, lookup.route.splits
+        if gradient is None:
+            gradient, splits = lookup.rows.detach(), torch.zeros_like(splits)
+        buffer = self._gradients.filled(gradient, lookup.route.order)
+        received, received_splits = self._collective.alltoall(buffer, splits, f"{self.name}/gradients")
+        values = received.float()
+        if torch.equal(received_splits, lookup.splits):
+            return lookup.slots, sum_equal(values, lookup.asked)
+        came = torch.repeat_interleave(received_splits > 0, lookup.splits.long())
+        all_values = values.new_zeros(len(came), values.shape[1])
+        all_values[came] = values
+        touched = torch.zeros(len(lookup.slots), dtype=torch.bool)
+        touched[lookup.asked.inverse[came]] = True
+        return lookup.slots[touched], sum_equal(all_values, lookup.asked)[touched]
+
+
+class _Buffer:
+    """Memory to send from, of a constant shape: Horovod negotiates a name anew whenever its shape changes.
+
+    It grows where it must, on each rank by itself: Horovod asks only that the ranks agree on the other dimensions.
+    """
+
+    def __init__(self, dtype: torch.dtype, *shape: int) -> None:
+        self._memory = torch.empty(1, *shape, dtype=dtype)
+
+    def filled(self, values: Tensor, index: Tensor | None = None) -> Tensor:
+        """The whole buffer; its first rows are `values` (or values[index]), the rest is left over."""
+        count = len(values) if index is None else len(index)
+        if count > len(self._memory):
+            self._memory = self._memory.new_empty(int(count * _GROWTH), *self._memory.shape[1:])
+        if index is None:
+            self._memory[:count] = values
+        elif values.dtype == self._memory.dtype:
+            torch.index_select(values, 0, index, out=self._memory[:count])
+        else:
+            self._memory[:count] = values.to(self._memory.dtype).index_select(0, index)
+        return self._memory

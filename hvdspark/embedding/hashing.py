@@ -1,0 +1,63 @@
+"""Where a key lives: 64-bit mixing, virtual buckets, and which rank owns a bucket.
+
+Buckets, not ranks, are what ids are hashed to: another number of ranks only cuts the same 4096 buckets at other places.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+BUCKETS = 4096
+_BUCKET_SHIFT = np.uint64(64 - 12)
+
+
+def mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """splitmix64 of every element, in place: a bijection of 64 bits (Steele, Lea, Flood: OOPSLA 2014).
+
+    Returns `values` itself, so that calls can be nested.
+    """
+    values += np.uint64(0x9E3779B97F4A7C15)
+    values ^= values >> np.uint64(30)
+    values *= np.uint64(0xBF58476D1CE4E5B9)
+    values ^= values >> np.uint64(27)
+    values *= np.uint64(0x94D049BB133111EB)
+    values ^= values >> np.uint64(31)
+    return values
+
+
+def splitmix64(values: Tensor) -> Tensor:
+    """splitmix64 of an int64 CPU tensor of any shape, as a new int64 tensor; the bits are the unsigned result's."""
+    mixed = values.detach().numpy().astype(np.uint64, order="C", copy=True)
+    return torch.from_numpy(mix(mixed).view(np.int64))
+
+
+def salt_of(*parts: Any) -> int:
+    """64 bits that depend on every part (their str()), the same in every process: in [0, 2**64)."""
+    text = "\x1f".join(str(part) for part in parts)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+def bucket_of(keys: Tensor, salt: int) -> Tensor:
+    """Bucket in [0, BUCKETS) of every id of an unbounded table. int64 [n] -> int64 [n].
+
+    Args:
+        salt: of the table, from `salt_of(name)`, so that one id is not hot on the same rank in every table.
+    """
+    mixed = mix(keys.detach().numpy().astype(np.uint64) ^ np.uint64(salt))
+    return torch.from_numpy((mixed >> _BUCKET_SHIFT).view(np.int64))
+
+
+def owner_of(bucket: Tensor, world_size: int) -> Tensor:
+    """Rank that owns each bucket; a rank's buckets are consecutive. int64 [n] -> int64 [n]."""
+    return torch.div(bucket * world_size, BUCKETS, rounding_mode="floor")
+
+
+def bucket_range(rank: int, world_size: int) -> tuple[int, int]:
+    """First bucket of a rank and the one after its last: `owner_of(b) == rank` exactly for first <= b < stop."""
+    return -(-rank * BUCKETS // world_size), -(-(rank + 1) * BUCKETS // world_size)

@@ -1,0 +1,286 @@
+"""Embedding tables sharded over the ranks, as a module for any model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from hvdspark.collectives import Collective, current_collective
+from hvdspark.embedding.cells import Cells, cells_of, outputs, take
+from hvdspark.embedding.config import DTYPES, TableConfig, check_unique_names
+from hvdspark.embedding.exchange import BadId, BadIdError, GroupExchange, Lookup
+from hvdspark.embedding.hashing import salt_of
+from hvdspark.embedding.initializer import initial_rows
+from hvdspark.embedding.placement import group_tables, home_buckets, is_replicated
+from hvdspark.embedding.table import TableShard
+from hvdspark.errors import ConfigurationError, DataError, PersistenceError
+
+# Forward passes that may wait for one `apply_gradients`; more is a training loop that never calls it.
+_MAX_PENDING = 1024
+
+
+class ShardedEmbeddingCollection(nn.Module):
+    """Embedding tables of any size; each rank holds the rows whose bucket it owns.
+
+        embeddings = ShardedEmbeddingCollection(
+            [TableConfig("users", 16), TableConfig("pages", 16, num_embeddings=1000, pooling="mean")],
+            {"user": "users", "friend": "users", "history": "pages"},
+        )
+        vectors = embeddings({"user": user, "friend": friend, "history": (values, offsets)})  # each [rows, 16]
+
+    A training step, the same on every rank:
+
+        loss = f(embeddings(batch)).sum() / rows_of_the_global_batch
+        loss.backward()
+        optimizer.step()                  # the dense layers
+        embeddings.apply_gradients()      # the sharded rows; or once, before training: embeddings.step_with(optimizer)
+
+    Sharded rows are no Parameter: no optimizer, no `broadcast_parameters` and no `state_dict` sees them. Their own
+    optimizer is that of the `TableConfig`, and it gets the *sum* of the gradients of all ranks: divide the local loss
+    by the weight of the global batch. Replicated tables are `nn.Embedding`s with ordinary Parameters, in float32,
+    which the model's optimizer trains with the dense layers.
+
+    Promises that the ranks must keep: all of them call forward in the same order and mode, also with a batch without
+    rows, and `apply_gradients` after the same passes. Backward is not collective. Whether a pass trains is the same
+    question as in torch: `self.training` and gradients enabled. Other passes change nothing: ids never met before give
+    their initial row in a bounded table, zeros in an unbounded one.
+
+    Args:
+        tables: with unique names; each is used by some feature. `ShardingPlan.configs` are tables whose placement is
+            decided by expected traffic; here "auto" looks at the size alone.
+        features: feature -> name of its table. Several features may share one.
+        seed: of the initial rows, which depend on (seed, table, id) alone.
+        collective: the ranks; None: Horovod's if it is initialised at the first forward pass, else this process alone.
+        wire_dtype: of rows and gradients between ranks: "float32" | "bfloat16" | "float16".
+        name: distinguishes two collections of one model.
+
+    Raises:
+        ConfigurationError: names that do not fit together, an unknown dtype.
+    """
+
+    def __init__(
+        self,
+        tables: Sequence[TableConfig],
+        features: Mapping[str, str],
+        *,
+        seed: int = 0,
+        collective: Collective | None = None,
+        wire_dtype: str = "float32",
+        name: str = "embedding",
+    ) -> None:
+        super().__init__()
+        check_unique_names(tables)
+        self.tables = {table.name: table for table in tables}
+        for feature, table in features.items():
+            if table not in self.tables:
+                known = f"tables are {', '.join(self.tables)}"
+                raise ConfigurationError("unknown table", value=table, where=f"feature {feature!r}", hint=known)
+        for table in self.tables:
+            if table not in features.values():
+                raise ConfigurationError("no feature uses this table", value=table, where="features")
+        if wire_dtype not in DTYPES:
+            raise ConfigurationError("unknown wire_dtype", value=wire_dtype, hint=f"known are {', '.join(DTYPES)}")
+        self.features, self.seed, self.name, self.wire_dtype = dict(features), seed, name, wire_dtype
+        self.replicated = nn.ModuleDict(
+            {_state_key(table.name): self._replica(table) for table in tables if is_replicated(table)}
+        )
+        self.groups = group_tables([table for table in tables if not is_replicated(table)])
+        # For each group the place of every table in it, and the features that look something up there.
+        self._places = [{table.name: place for place, table in enumerate(group)} for group in self.groups]
+        self._features_of = [
+            [feature for feature, table in features.items() if table in places] for places in self._places
+        ]
+        self._steps = 0
+        self._collective = collective
+        self._exchanges: list[GroupExchange] | None = None
+        self._pending: list[list[Lookup]] = []
+
+    @property
+    def shards(self) -> list[TableShard]:
+        """This rank's rows of each of `groups`."""
+        return [exchange.shard for exchange in self._bound()]
+
+    def forward(self, inputs: Mapping[str, Any] | Sequence[Any]) -> dict[str, Tensor]:
+        """Collective. The vectors of every feature.
+
+        Args:
+            inputs: by feature, or in the order of `features`: integer tensors [rows] or [rows, k], or for tables with
+                pooling values [n] and offsets [rows + 1] (a tuple or a `Ragged`).
+
+        Returns:
+            By feature: float32 [rows, D], or [rows, k, D] without pooling; on the device of the ids.
+
+        Raises:
+            DataError: an id is out of range on some rank; the same error on every rank, and no row has changed.
+            SchemaError: a feature's tensor is not of integers or of the wrong shape.
+            ConfigurationError: a feature is missing.
+        """
+        by_feature = self._by_feature(inputs)
+        cells = {
+            feature: cells_of(by_feature[feature], self.tables[table].pooling, feature)
+            for feature, table in self.features.items()
+        }
+        train = self.training and torch.is_grad_enabled()
+        results: dict[str, Tensor] = {}
+        lookups = self._look_up(cells, train)
+        for features, lookup in zip(self._features_of, lookups, strict=True):
+            taken = take(lookup.rows, lookup.distinct, [cells[feature] for feature in features])
+            results.update(zip(features, taken, strict=True))
+        for feature, table in self.features.items():
+            if feature not in results:
+                weight = self.replicated.get_parameter(f"{_state_key(table)}.weight")
+                results[feature] = outputs(weight, cells[feature].ids.to(weight.device), cells[feature])
+        if train and lookups:
+            self._remember(lookups)
+        return {feature: results[feature].to(_device_of(by_feature[feature])) for feature in self.features}
+
+    def apply_gradients(self) -> None:
+        """Collective. Update the sharded rows with the gradients of all forward passes since the last call.
+
+        One call of the optimizer for each row, whatever the number of passes, lookups and ranks. Does nothing when no
+        pass came before. Rows that no rank has a gradient for are left as they are.
+        """
+        if not self._pending:
+            return
+        pending, self._pending = self._pending, []
+        self._steps += 1
+        for number, exchange in enumerate(self._bound()):
+            exchange.update([lookups[number] for lookups in pending], self._steps)
+
+    def discard_gradients(self) -> None:
+        """Forget the forward passes since the last `apply_gradients`: the counterpart of `zero_grad`. On every rank."""
+        self._pending = []
+
+    def step_with(self, optimizer: torch.optim.Optimizer) -> RemovableHandle:
+        """Call `apply_gradients` after each `optimizer.step()`, until the handle is removed."""
+        return optimizer.register_step_post_hook(lambda *_: self.apply_gradients())
+
+    def bind(self, collective: Collective) -> None:
+        """Use these ranks. Raises ConfigurationError when rows live on others already."""
+        if self._exchanges is not None:
+            raise ConfigurationError("the tables already have their ranks", hint="bind before the first forward pass")
+        self._collective = collective
+
+    def _ranks(self) -> Collective:
+        if self._collective is None:
+            self._collective = current_collective()
+        return self._collective
+
+    def _bound(self) -> list[GroupExchange]:
+        """The exchange of each group; the first call makes the shards."""
+        if self._exchanges is None:
+            ranks = self._ranks()
+            homes = dict(zip(self.tables, home_buckets(list(self.tables.values())), strict=True))
+            self._exchanges = [
+                GroupExchange(
+                    f"{self.name}/{number}",
+                    TableShard(
+                        group,
+                        rank=ranks.rank,
+                        world_size=ranks.size,
+                        seed=self.seed,
+                        home_buckets=[homes[table.name] for table in group],
+                    ),
+                    group[0].dim,
+                    ranks,
+                    DTYPES[self.wire_dtype],
+                )
+                for number, group in enumerate(self.groups)
+            ]
+        return self._exchanges
+
+    def _look_up(self, cells: Mapping[str, Cells], train: bool) -> list[Lookup]:
+        """Collective. One lookup for each group; DataError on every rank if some rank has a bad id."""
+        exchanges = self._bound()
+        bad = self._first_bad_id(cells)
+        if bad is not None and not exchanges:
+            raise self._error(bad)
+        lookups = []
+        for exchange, places, features in zip(exchanges, self._places, self._features_of, strict=True):
+            keys = torch.zeros(0, dtype=torch.int64)
+            if bad is None:
+                fuse = exchange.shard.key_space.fuse
+                keys = torch.cat([fuse(places[self.features[name]], cells[name].ids) for name in features])
+            try:
+                # The first exchange tells everybody of a bad id, so there is no second one after it.
+                lookups.append(exchange.look_up(keys, train=train, bad=bad))
+            except BadIdError as error:
+                raise self._error(error.bad) from None
+        return lookups
+
+    def _first_bad_id(self, cells: Mapping[str, Cells]) -> BadId | None:
+        limits = self._limits()
+        for number, (feature, table) in enumerate(self.features.items()):
+            ids, limit = cells[feature].ids, limits[table]
+            if len(ids) and (int(ids.min()) < 0 or int(ids.max()) >= limit):
+                return BadId(number, int(ids[(ids < 0) | (ids >= limit)][0]), self._ranks().rank)
+        return None
+
+    def _limits(self) -> dict[str, int]:
+        """Ids of each table are in [0, limit)."""
+        limits = {name: table.num_embeddings or 0 for name, table in self.tables.items()}
+        for exchange, places in zip(self._bound(), self._places, strict=True):
+            limits.update({table: exchange.shard.key_space.limit(place) for table, place in places.items()})
+        return limits
+
+    def _remember(self, lookups: list[Lookup]) -> None:
+        if len(self._pending) >= _MAX_PENDING:
+            raise ConfigurationError(
+                "too many forward passes without an update",
+                value=len(self._pending),
+                where="ShardedEmbeddingCollection",
+                hint="call apply_gradients() after each backward pass, or use eval() or no_grad() for other passes",
+            )
+        self._pending.append(lookups)
+
+    def _error(self, bad: BadId) -> DataError:
+        feature = list(self.features)[bad.feature]
+        table = self.tables[self.features[feature]]
+        return DataError(
+            f"an id is not in [0, {self._limits()[table.name]})",
+            value=bad.id,
+            where=f"feature {feature!r} of table {table.name!r}, rank {bad.rank}",
+            hint="hash ids of an unbounded table into this range"
+            if table.num_embeddings is None
+            else "raise num_embeddings, or leave it out for an unbounded table",
+        )
+
+    def _by_feature(self, inputs: Mapping[str, Any] | Sequence[Any]) -> Mapping[str, Any]:
+        if not isinstance(inputs, Mapping):
+            inputs = dict(zip(self.features, inputs, strict=len(inputs) == len(self.features)))
+        missing = [feature for feature in self.features if feature not in inputs]
+        if missing:
+            raise ConfigurationError(
+                "a feature is missing", value=missing[0], where="ShardedEmbeddingCollection.forward"
+            )
+        return inputs
+
+    def _replica(self, table: TableConfig) -> nn.Embedding:
+        rows = table.num_embeddings or 0
+        weight = initial_rows(torch.arange(rows), table.dim, self.seed, salt_of("table", table.name), table.init)
+        return nn.Embedding(rows, table.dim, _weight=weight)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Configuration and Parameters. Shards that were never updated are left out: the seed makes them anew."""
+        if self._steps:
+            raise PersistenceError(
+                "trained sharded rows cannot be pickled or copied",
+                where="ShardedEmbeddingCollection",
+                hint="save the shards (`shards`, `TableShard.export`)",
+            )
+        return {**self.__dict__, "_collective": None, "_exchanges": None, "_pending": []}
+
+
+def _state_key(table: str) -> str:
+    """A name that nn.ModuleDict takes for any table's: no dots, and none of the names of its own attributes."""
+    return "table " + table.replace("%", "%25").replace(".", "%2E")
+
+
+def _device_of(value: Any) -> torch.device:
+    if isinstance(value, Tensor):
+        return value.device
+    return value[0].device if isinstance(value, tuple) else value.values.device

@@ -1,0 +1,105 @@
+"""Sparse optimizers: pure updates of the rows that a step touched, each row once, in float32.
+
+State is one tensor for each name in `state_shapes`, its first dimension that of the rows. Duplicates must have been
+summed before: the optimizers are not linear in the gradient.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hvdspark.embedding.config import SparseOptimizer
+
+
+def state_shapes(optimizer: SparseOptimizer, dim: int) -> dict[str, tuple[int, ...]]:
+    """Shape of each state of one row; () is one float32."""
+    shapes: dict[str, dict[str, tuple[int, ...]]] = {
+        "sgd": {},
+        "adagrad": {"accumulator": (dim,)},
+        "rowwise_adagrad": {"accumulator": ()},
+        "adam": {"mean": (dim,), "variance": (dim,), "steps": ()},
+        "ftrl": {"accumulator": (dim,), "linear": (dim,)},
+    }
+    return shapes[optimizer.name]
+
+
+def initial_state(optimizer: SparseOptimizer, rows: Tensor) -> dict[str, Tensor]:
+    """State of rows that were never updated. float32 [n, D] -> each float32 [n, ...]."""
+    shapes = state_shapes(optimizer, rows.shape[1])
+    state = {name: torch.zeros((len(rows), *shape)) for name, shape in shapes.items()}
+    if "accumulator" in state:
+        state["accumulator"].fill_(optimizer.initial_accumulator)
+    if optimizer.name == "ftrl":
+        # What the closed form of `_ftrl` turns into the rows as they are; with zeros it would forget them at once.
+        strength = optimizer.initial_accumulator**0.5 / optimizer.learning_rate + optimizer.l2
+        state["linear"] = -rows * strength - rows.sign() * optimizer.l1
+    return state
+
+
+def update(optimizer: SparseOptimizer, rows: Tensor, state: dict[str, Tensor], gradients: Tensor) -> None:
+    """Update rows and state in place; `gradients` may be overwritten.
+
+    Args:
+        rows: gathered rows, float32 [n, D].
+        state: gathered state, see `state_shapes`; float32 [n, ...].
+        gradients: of the global mean loss, summed over duplicates, float32 [n, D].
+    """
+    if optimizer.clip_norm is not None:
+        norms = torch.linalg.vector_norm(gradients, dim=1, keepdim=True)
+        gradients = gradients * (optimizer.clip_norm / norms.clamp_min(optimizer.clip_norm))
+    if optimizer.l2 and optimizer.name != "ftrl":
+        gradients = gradients.add(rows, alpha=optimizer.l2)
+    _UPDATES[optimizer.name](optimizer, rows, state, gradients)
+
+
+def _sgd(optimizer: SparseOptimizer, rows: Tensor, state: dict[str, Tensor], gradients: Tensor) -> None:
+    rows.sub_(gradients, alpha=optimizer.learning_rate)
+
+
+def _adagrad(optimizer: SparseOptimizer, rows: Tensor, state: dict[str, Tensor], gradients: Tensor) -> None:
+    """Duchi, Hazan, Singer: JMLR 2011."""
+    accumulator = state["accumulator"].addcmul_(gradients, gradients)
+    rows.addcdiv_(gradients, accumulator.sqrt().add_(optimizer.eps), value=-optimizer.learning_rate)
+
+
+def _rowwise_adagrad(optimizer: SparseOptimizer, rows: Tensor, state: dict[str, Tensor], gradients: Tensor) -> None:
+    """One accumulator for each row, of the mean square of its gradient (Mudigere and others: arXiv 2104.05158)."""
+    accumulator = state["accumulator"].add_(gradients.square().mean(dim=1))
+    scale = accumulator.sqrt().add_(optimizer.eps)
+    rows.addcdiv_(gradients, scale.unsqueeze(1), value=-optimizer.learning_rate)
+
+
+def _adam(optimizer: SparseOptimizer, rows: Tensor, state: dict[str, Tensor], gradients: Tensor) -> None:
+    """Kingma, Ba: ICLR 2015; lazy: a row's moments and its step count rest while no gradient reaches it."""
+    mean, variance, steps = state["mean"], state["variance"], state["steps"]
+    steps.add_(1)
+    mean.lerp_(gradients, 1 - optimizer.beta1)
+    variance.mul_(optimizer.beta2).addcmul_(gradients, gradients, value=1 - optimizer.beta2)
+    # float64: float32 has no digits left of 1 - beta2**1
+    count = steps.double().unsqueeze(1)
+    mean_correction = (1 - optimizer.beta1**count).float()
+    variance_correction = (1 - optimizer.beta2**count).sqrt().float()
+    denominator = variance.sqrt().div_(variance_correction).add_(optimizer.eps).mul_(mean_correction)
+    rows.addcdiv_(mean, denominator, value=-optimizer.learning_rate)
+
+
+def _ftrl(optimizer: SparseOptimizer, rows: Tensor, state: dict[str, Tensor], gradients: Tensor) -> None:
+    """FTRL-proximal, McMahan and others: KDD 2013, algorithm 1; `initial_accumulator` has the role of its beta."""
+    accumulator, linear = state["accumulator"], state["linear"]
+    root = accumulator.sqrt()
+    accumulator.addcmul_(gradients, gradients)
+    new_root = accumulator.sqrt()
+    linear.add_(gradients).sub_((new_root - root).div_(optimizer.learning_rate).mul_(rows))
+    strength = new_root.div_(optimizer.learning_rate).add_(optimizer.l2)
+    # soft threshold: exact zeros where |linear| <= l1
+    rows.copy_(torch.nn.functional.softshrink(linear, optimizer.l1)).div_(strength).neg_()
+
+
+_UPDATES = {
+    "sgd": _sgd,
+    "adagrad": _adagrad,
+    "rowwise_adagrad": _rowwise_adagrad,
+    "adam": _adam,
+    "ftrl": _ftrl,
+}

@@ -1,0 +1,391 @@
+"""The rows of one group of tables that this rank owns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hvdspark.embedding import optimizers
+from hvdspark.embedding.admission import WaitingKeys
+from hvdspark.embedding.config import TableConfig
+from hvdspark.embedding.hashing import BUCKETS, bucket_range, salt_of
+from hvdspark.embedding.initializer import initial_rows
+from hvdspark.embedding.key_index import Int64Array, KeyIndex
+from hvdspark.embedding.keys import KeySpace
+from hvdspark.embedding.rounding import stochastic_round
+from hvdspark.embedding.slab import Slab
+from hvdspark.errors import CheckpointError, ConfigurationError
+
+_SPARE = 8  # slabs grow by 1/8
+_BLOCK_ROWS = 1 << 16  # rows that are initialised or loaded at a time: bounds the work memory
+
+
+class TableShard:
+    """Rows, optimizer state and counts of the keys that one rank owns, for all tables of one group.
+
+    A group is tables of one (dim, dtype, optimizer). They share one slab; a row of it is called a *slot*. Everything
+    is asked for by the fused int64 *keys* of `keys.KeySpace` (`shard.key_space`), which the exchange also sends.
+
+    Not thread-safe. Slots stay valid until `evict` or `load`; inserting never moves them.
+
+    One training step is
+
+        slots = shard.slots(keys, insert=True)       # once for each step: it counts the sighting of every key
+        rows = shard.gather(slots)                   # float32 [n, D]
+        shard.update(slots, gradients, step)         # gradients summed over the global batch
+        shard.evict(step)
+
+    The slots of bounded tables come first and are arithmetic on the key; those of unbounded tables follow in the order
+    of admission and are found by a hash index. Memory of a bounded table's row is first touched when its id is met.
+
+    Args:
+        tables: configurations of the group's tables, in the same order on every rank.
+        rank, world_size: decide which buckets are ours.
+        seed: of the initial rows.
+        home_buckets: from the plan, see `KeySpace`.
+
+    Raises:
+        ConfigurationError: the tables do not agree in dim, dtype and optimizer.
+    """
+
+    def __init__(
+        self,
+        tables: Sequence[TableConfig],
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        seed: int = 0,
+        home_buckets: Sequence[int] | None = None,
+    ) -> None:
+        self.tables = tuple(tables)
+        self.dim, self.dtype, self.optimizer = tables[0].dim, tables[0].torch_dtype, tables[0].optimizer
+        for table in tables:
+            if (table.dim, table.torch_dtype, table.optimizer) != (self.dim, self.dtype, self.optimizer):
+                raise ConfigurationError(
+                    "tables of one group differ",
+                    value=table.name,
+                    where="TableShard",
+                    hint=f"dim, dtype and optimizer must be those of {tables[0].name!r}",
+                )
+        self.key_space = KeySpace(tables, home_buckets)
+        self._seed, self._step = seed, 0
+        self._buckets = bucket_range(rank, world_size)
+        ranges = [
+            self.key_space.position_range(number, *self._buckets) if table.num_embeddings else (0, 0)
+            for number, table in enumerate(tables)
+        ]
+        self._first_positions = np.array([first for first, _ in ranges], dtype=np.int64)
+        # Slots of bounded table t: [_bases[t], _bases[t + 1]).
+        self._bases = np.cumsum([0] + [stop - first for first, stop in ranges], dtype=np.int64)
+        self._dense = int(self._bases[-1])
+        self._index = KeyIndex()
+        self._waiting = WaitingKeys()
+        self._least_counts = np.array([table.admission.min_count for table in tables], dtype=np.int64)
+        self._rows = Slab(self._dense, (self.dim,), self.dtype)
+        self._state = {
+            name: Slab(self._dense, shape, torch.float32)
+            for name, shape in optimizers.state_shapes(self.optimizer, self.dim).items()
+        }
+        self._counts = Slab(self._dense, (), torch.int32)  # bounded: 0 = never met, its memory says nothing
+        self._last_step = Slab(self._dense, (), torch.int32)
+
+    def slots(self, keys: Tensor, insert: bool) -> Tensor:
+        """Slot of every key, -1 where it has none (unknown and not inserted, or not admitted yet).
+
+        Args:
+            keys: unique fused keys, int64 [n], valid and owned by this rank (checked for bounded tables only); any
+                order, ascending is fastest.
+            insert: training: give new keys of unbounded tables a slot (if admitted) with their initial row, and count
+                the sighting of every key. False (evaluation, scoring) changes nothing at all.
+
+        Returns: int64 [n].
+        """
+        fused = keys.detach().numpy()
+        bounded = self.key_space.bounded
+        if bounded.all():
+            return torch.from_numpy(self._dense_slots(fused, insert))
+        if not bounded.any():
+            return torch.from_numpy(self._hashed_slots(fused, insert))
+        dense = bounded[fused >> self.key_space.id_bits]
+        found = np.empty(len(fused), dtype=np.int64)
+        found[dense] = self._dense_slots(fused[dense], insert)
+        found[~dense] = self._hashed_slots(fused[~dense], insert)
+        return torch.from_numpy(found)
+
+    def gather(self, slots: Tensor) -> Tensor:
+        """Rows as float32 [n, D] (a copy); zeros where the slot is -1. Changes nothing."""
+        index = slots.numpy()
+        unknown = index < 0
+        if not unknown.any():
+            rows = self._rows.take(index).float()
+        elif len(self._rows):
+            rows = self._rows.take(np.where(unknown, 0, index)).float()
+            rows[torch.from_numpy(unknown)] = 0
+        else:
+            rows = torch.zeros((len(index), self.dim))
+        # Bounded rows that evaluation asks for before training met them.
+        fresh = np.flatnonzero(~unknown & (index < self._dense))
+        fresh = fresh[self._counts.memory.take(index[fresh]) == 0]
+        if len(fresh):
+            rows[torch.from_numpy(fresh)] = self._initial(self._dense_keys(index[fresh])).to(self.dtype).float()
+        return rows
+
+    def update(self, slots: Tensor, gradients: Tensor, step: int) -> None:
+        """Apply the optimizer once to each slot.
+
+        Args:
+            slots: int64 [n] from `slots(..., insert=True)`, unique except for -1, whose gradients are dropped.
+            gradients: float32 [n, D], already summed over duplicates and ranks.
+            step: number of the training step, 0 <= step < 2**31; remembered for eviction and delta checkpoints.
+        """
+        known = slots >= 0
+        if not bool(known.all()):
+            slots, gradients = slots[known], gradients[known]
+        self._step = step
+        index = slots.numpy()
+        if not len(index):
+            return
+        rows = self._rows.take(index).float()
+        state = {name: slab.take(index) for name, slab in self._state.items()}
+        optimizers.update(self.optimizer, rows, state, gradients.detach())
+        self._rows.put(index, rows if self.dtype == torch.float32 else stochastic_round(rows, self.dtype, step))
+        for name, slab in self._state.items():
+            slab.put(index, state[name])
+        self._last_step.memory[index] = step
+
+    def evict(self, step: int) -> int:
+        """Drop the rows that the eviction rules of their tables give up now; all slots are invalid afterwards.
+
+        To be called after the update of every step: does nothing unless step > 0 is a multiple of `every_steps` of some
+        table. Ids of that table that wait for admission and were not met since the last call go, too.
+
+        Returns: rows dropped.
+        """
+        due = [
+            number
+            for number, table in enumerate(self.tables)
+            if table.eviction is not None and step > 0 and step % table.eviction.every_steps == 0
+        ]
+        if not due:
+            return 0
+        self._step = step
+        table_of = self._index.keys >> self.key_space.id_bits
+        counts = self._counts.memory[self._dense : self._dense + len(self._index)]
+        ages = step - self._last_step.memory[self._dense : self._dense + len(self._index)]
+        kept = np.ones(len(self._index), dtype=bool)
+        for number in due:
+            rule = self.tables[number].eviction
+            assert rule is not None
+            mine = table_of == number
+            if rule.max_age_steps is not None:
+                kept &= ~(mine & (ages >= rule.max_age_steps))
+            if rule.min_count is not None:
+                kept &= ~(mine & (counts < rule.min_count))
+                counts[mine] >>= 1
+        del counts
+        self._waiting.forget(np.isin(self._waiting.all_keys >> self.key_space.id_bits, due))
+        dropped = len(kept) - int(kept.sum())
+        if dropped:
+            self._index.keep(kept)
+            for slab in self._slabs():
+                slab.move_up(self._dense, kept)
+                slab.resize(self._dense + len(self._index))
+        return dropped
+
+    def export(self, table: int, first_bucket: int = 0, stop_bucket: int = BUCKETS) -> dict[str, Tensor]:
+        """Copies of the rows of one table in the buckets [first_bucket, stop_bucket) that were met in training.
+
+        Rows never met are not in it: they are what `initial_rows` says. Sorted by bucket. Keys of the dict:
+        "ids" int64 [n], "rows" [n, D] in the table's dtype, "counts" int32 [n] (steps that met the id), "last_step"
+        int32 [n] (of the last update; before the first one, the latest step when the id was first met),
+        "state.<name>" float32 [n, ...] for each of the optimizer's states, and for ids that wait for admission
+        "waiting_ids" int64 [m], "waiting_counts" int32 [m].
+        """
+        waiting_keys, waiting_counts = self._waiting.items()
+        waiting = self._within(waiting_keys, table, first_bucket, stop_bucket)
+        if self.tables[table].num_embeddings is not None:
+            keys, slots = self._export_dense(table, first_bucket, stop_bucket)
+        else:
+            places = np.flatnonzero(self._within(self._index.keys, table, first_bucket, stop_bucket))
+            keys = self._index.keys[places]
+            order = np.lexsort((keys, self.key_space.buckets(torch.from_numpy(keys)).numpy()))
+            keys, slots = keys[order], places[order] + self._dense
+        mask = self.key_space.id_limit - 1
+        return {
+            "ids": torch.from_numpy(keys & mask),
+            "rows": self._rows.take(slots),
+            "counts": self._counts.take(slots),
+            "last_step": self._last_step.take(slots),
+            **{f"state.{name}": slab.take(slots) for name, slab in self._state.items()},
+            "waiting_ids": torch.from_numpy(waiting_keys[waiting] & mask),
+            "waiting_counts": torch.from_numpy(waiting_counts[waiting]),
+        }
+
+    def load(self, table: int, tensors: dict[str, Tensor]) -> None:
+        """Take over what `export` gave, from any world size; ids that this rank does not own are left out.
+
+        May be called many times, with different parts. Rows that are there already are overwritten.
+
+        Raises:
+            CheckpointError: a tensor is missing or has the wrong shape or dtype, or an id is not one of this table.
+        """
+        self._check(table, tensors)
+        for start in range(0, len(tensors["ids"]), _BLOCK_ROWS):
+            part = {name: tensor[start : start + _BLOCK_ROWS] for name, tensor in tensors.items()}
+            keys = self.key_space.fuse(table, part["ids"]).numpy()
+            mine = self._within(keys, table, *self._buckets)
+            slots = self._place(keys[mine])
+            chosen = torch.from_numpy(mine)
+            self._rows.put(slots, part["rows"][chosen])
+            self._counts.put(slots, part["counts"][chosen])
+            self._last_step.put(slots, part["last_step"][chosen])
+            for name, slab in self._state.items():
+                slab.put(slots, part[f"state.{name}"][chosen])
+        waiting = self.key_space.fuse(table, tensors["waiting_ids"]).numpy()
+        mine = self._within(waiting, table, *self._buckets)
+        self._waiting.restore(waiting[mine], tensors["waiting_counts"].numpy()[mine])
+
+    def row_counts(self) -> list[int]:
+        """Rows of each table met in training, on this rank."""
+        hashed = np.bincount(self._index.keys >> self.key_space.id_bits, minlength=len(self.tables))
+        bases = self._bases
+        dense = [np.count_nonzero(self._counts.memory[bases[t] : bases[t + 1]]) for t in range(len(self.tables))]
+        return [int(number) for number in hashed + dense]
+
+    def bytes_used(self) -> int:
+        """Bytes of rows, state, counts, keys and index, as allocated; a bounded table's count whole from the start."""
+        return sum(slab.nbytes for slab in self._slabs()) + self._index.nbytes + self._waiting.nbytes
+
+    def _slabs(self) -> Iterator[Slab]:
+        yield from (self._rows, self._counts, self._last_step, *self._state.values())
+
+    def _dense_slots(self, keys: Int64Array, insert: bool) -> Int64Array:
+        tables = keys >> self.key_space.id_bits
+        local = self.key_space.positions(torch.from_numpy(keys)).numpy() - self._first_positions[tables]
+        slots = local + self._bases[tables]
+        foreign = (local < 0) | (slots >= self._bases[tables + 1])
+        if foreign.any():
+            first = int(np.flatnonzero(foreign)[0])
+            raise IndexError(
+                f"id {int(keys[first]) & (self.key_space.id_limit - 1)} of table "
+                f"{self.tables[int(tables[first])].name!r} is not on this rank (buckets {self._buckets})"
+            )
+        if insert:
+            counts = self._counts.memory.take(slots)
+            fresh = counts == 0
+            if fresh.any():
+                self._begin(slots[fresh], keys[fresh])
+            self._counts.memory[slots] = counts + 1
+        return slots
+
+    def _hashed_slots(self, keys: Int64Array, insert: bool) -> Int64Array:
+        places = self._index.find(keys)
+        if not insert:
+            return np.where(places >= 0, places + self._dense, -1)
+        known = places >= 0
+        self._counts.memory[places[known] + self._dense] += 1
+        new = np.flatnonzero(~known)
+        if len(new):
+            counts = np.ones(len(new), dtype=np.int64)
+            least = self._least_counts[keys[new] >> self.key_space.id_bits]
+            rare = least > 1
+            if rare.any():
+                counts[rare] = self._waiting.sight(keys[new[rare]], least[rare])
+                new, counts = new[counts > 0], counts[counts > 0]
+            slots = self._place(keys[new])
+            self._begin(slots, keys[new])
+            self._counts.memory[slots] = counts
+            places[new] = slots - self._dense
+        return np.where(places >= 0, places + self._dense, -1)
+
+    def _place(self, keys: Int64Array) -> Int64Array:
+        """Slots of keys of one kind, made where missing; nothing is written into them."""
+        if not len(keys):
+            return np.empty(0, dtype=np.int64)
+        if self.key_space.bounded[int(keys[0]) >> self.key_space.id_bits]:
+            return self._dense_slots(keys, insert=False)
+        places = self._index.find(keys)
+        new = places < 0
+        places[new] = self._index.insert(keys[new])
+        needed = self._dense + len(self._index)
+        if needed > len(self._rows):
+            for slab in self._slabs():
+                slab.resize(needed + len(self._index) // _SPARE)
+        return places + self._dense
+
+    def _begin(self, slots: Int64Array, keys: Int64Array) -> None:
+        """Write initial rows and state."""
+        for start in range(0, len(slots), _BLOCK_ROWS):
+            some = slots[start : start + _BLOCK_ROWS]
+            rows = self._initial(keys[start : start + _BLOCK_ROWS])
+            self._rows.put(some, rows.to(self.dtype))
+            for name, values in optimizers.initial_state(self.optimizer, rows).items():
+                self._state[name].put(some, values)
+            self._last_step.memory[some] = self._step
+
+    def _initial(self, keys: Int64Array) -> Tensor:
+        tables = keys >> self.key_space.id_bits
+        ids = torch.from_numpy(keys & (self.key_space.id_limit - 1))
+        rows = torch.empty((len(keys), self.dim))
+        for number in np.unique(tables):
+            table = self.tables[number]
+            chosen = torch.from_numpy(tables == number)
+            rows[chosen] = initial_rows(ids[chosen], self.dim, self._seed, salt_of("table", table.name), table.init)
+        return rows
+
+    def _dense_keys(self, slots: Int64Array) -> Int64Array:
+        tables = np.searchsorted(self._bases, slots, side="right") - 1
+        positions = slots - self._bases[tables] + self._first_positions[tables]
+        return self.key_space.keys_at(torch.from_numpy(tables), torch.from_numpy(positions)).numpy()
+
+    def _export_dense(self, table: int, first_bucket: int, stop_bucket: int) -> tuple[Int64Array, Int64Array]:
+        first, stop = self.key_space.position_range(table, first_bucket, stop_bucket)
+        offset = int(self._bases[table] - self._first_positions[table])
+        first, stop = max(first + offset, int(self._bases[table])), min(stop + offset, int(self._bases[table + 1]))
+        slots = first + np.flatnonzero(self._counts.memory[first : max(first, stop)])
+        return self._dense_keys(slots), slots
+
+    def _within(self, keys: Int64Array, table: int, first_bucket: int, stop_bucket: int) -> NDArray[np.bool_]:
+        """Which keys are of this table and in these buckets."""
+        chosen = (keys >> self.key_space.id_bits) == table
+        buckets = self.key_space.buckets(torch.from_numpy(keys[chosen])).numpy()
+        chosen[chosen] = (buckets >= first_bucket) & (buckets < stop_bucket)
+        return chosen
+
+    def _check(self, table: int, tensors: dict[str, Tensor]) -> None:
+        where = f"table {self.tables[table].name!r}"
+        rows, waiting = len(tensors.get("ids", ())), len(tensors.get("waiting_ids", ()))
+        expected: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
+            "ids": ((rows,), torch.int64),
+            "rows": ((rows, self.dim), self.dtype),
+            "counts": ((rows,), torch.int32),
+            "last_step": ((rows,), torch.int32),
+            **{f"state.{name}": ((rows, *slab.row_shape), torch.float32) for name, slab in self._state.items()},
+            "waiting_ids": ((waiting,), torch.int64),
+            "waiting_counts": ((waiting,), torch.int32),
+        }
+        for name, (shape, dtype) in expected.items():
+            if name not in tensors:
+                raise CheckpointError(
+                    "tensor missing", value=name, where=where, hint="saved with another optimizer? start without it"
+                )
+            found = (tuple(tensors[name].shape), tensors[name].dtype)
+            if found != (shape, dtype):
+                raise CheckpointError(
+                    f"tensor {name} has shape and dtype {found}, the table needs {(shape, dtype)}",
+                    where=where,
+                    hint="dim, dtype and optimizer must be those that were saved",
+                )
+        for name in ("ids", "waiting_ids"):
+            bad = (tensors[name] < 0) | (tensors[name] >= self.key_space.limit(table))
+            if bool(bad.any()):
+                raise CheckpointError(
+                    "id outside the table",
+                    value=int(tensors[name][bad][0]),
+                    where=where,
+                    hint=f"ids must be in [0, {self.key_space.limit(table)})",
+                )

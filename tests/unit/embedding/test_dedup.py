@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hvdspark.embedding.dedup import route, sum_equal, unique
+
+KEYS = st.lists(st.integers(0, 5) | st.integers(0, 2**63 - 1), max_size=40)
+
+
+def tensor(values: list[int]) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.int64)
+
+
+@given(KEYS)
+def test_unique_keys_lead_back_to_every_lookup(values: list[int]) -> None:
+    keys = tensor(values)
+    distinct = unique(keys)
+    assert distinct.keys.tolist() == sorted(set(values))
+    assert torch.equal(distinct.keys[distinct.inverse], keys)
+    assert sorted(distinct.order.tolist()) == list(range(len(values)))
+    bounds = [*distinct.offsets.tolist(), len(values)]
+    for number, key in enumerate(distinct.keys.tolist()):
+        places = [place for place, value in enumerate(values) if value == key]
+        assert distinct.order[bounds[number] : bounds[number + 1]].tolist() == places
+
+
+def test_keys_that_ascend_are_left_alone() -> None:
+    distinct = unique(tensor([1, 4, 2**62]))
+    assert distinct.keys.tolist() == [1, 4, 2**62]
+    assert distinct.inverse.tolist() == distinct.order.tolist() == distinct.offsets.tolist() == [0, 1, 2]
+    assert unique(tensor([1, 4, 4])).keys.tolist() == [1, 4]
+
+
+@given(st.integers(1, 9), st.data())
+def test_a_route_leads_there_and_back(world_size: int, data: st.DataObject) -> None:
+    owners = tensor(data.draw(st.lists(st.integers(0, world_size - 1), max_size=40)))
+    way = route(owners, world_size)
+    sent = owners[way.order]
+    assert sent.tolist() == sorted(owners.tolist())
+    assert torch.equal(sent[way.place], owners)
+    assert way.splits.dtype == torch.int32
+    assert way.splits.tolist() == [owners.tolist().count(rank) for rank in range(world_size)]
+    for rank in range(world_size):  # as they came within one owner
+        mine = way.order[sent == rank]
+        assert torch.equal(mine, mine.sort().values)
+
+
+def test_a_route_for_many_ranks() -> None:
+    owners = torch.arange(40_000).flip(0) % 4096
+    assert torch.equal(route(owners, 4096).splits, torch.bincount(owners).int())
+
+
+@given(KEYS)
+def test_sums_are_taken_in_the_order_of_arrival(values: list[int]) -> None:
+    rows = torch.rand(len(values), 3) * 1e4 - 5e3
+    total = sum_equal(rows, unique(tensor(values)))
+    assert total.shape == (len(set(values)), 3)
+    for key, row in zip(sorted(set(values)), total, strict=True):
+        expected = torch.zeros(3)
+        for value, mine in zip(values, rows, strict=True):
+            if value == key:
+                expected += mine
+        assert torch.equal(row, expected)  # bit for bit
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_few_keys(count: int) -> None:
+    distinct = unique(torch.full((count,), 7))
+    assert distinct.keys.tolist() == [7] * count
+    assert sum_equal(torch.ones(count, 2), distinct).tolist() == [[1.0, 1.0]] * count

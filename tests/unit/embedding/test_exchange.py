@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from hvdspark.collectives import LocalCollective, ThreadedCollective, run_threaded
+from hvdspark.embedding.config import Eviction, SparseOptimizer, TableConfig
+from hvdspark.embedding.exchange import BadId, BadIdError, GroupExchange, Lookup
+from hvdspark.embedding.table import TableShard
+
+TABLE = TableConfig("t", 4, optimizer=SparseOptimizer("sgd", 1.0))
+
+
+class Shapes(LocalCollective):
+    """Remembers the shape of everything that is sent, by name."""
+
+    def __init__(self) -> None:
+        self.shapes: dict[str, list[tuple[int, ...]]] = {}
+
+    def alltoall(self, tensor: Tensor, splits: Tensor, name: str) -> tuple[Tensor, Tensor]:
+        self.shapes.setdefault(name, []).append(tuple(tensor.shape))
+        return super().alltoall(tensor, splits, name)
+
+
+def on_one_rank(table: TableConfig = TABLE) -> GroupExchange:
+    return GroupExchange("g", TableShard([table]), table.dim, LocalCollective())
+
+
+def with_gradient(lookup: Lookup, value: float = 1.0) -> Lookup:
+    lookup.rows.grad = torch.full_like(lookup.rows, value)
+    return lookup
+
+
+def test_what_is_sent_keeps_its_shape_until_it_must_grow() -> None:
+    collective = Shapes()
+    exchange = GroupExchange("g", TableShard([TABLE]), 4, collective)
+    for step, count in enumerate((10, 7, 0, 12, 10, 40)):
+        lookup = exchange.look_up(torch.arange(count), train=True)
+        exchange.update([with_gradient(lookup)], step)
+    assert set(collective.shapes) == {"g/ids", "g/rows", "g/gradients"}
+    for name, shapes in collective.shapes.items():
+        assert len(set(shapes[:5])) == 1, name
+        assert shapes[5][0] >= 40
+        assert shapes[0][1:] == (() if name == "g/ids" else (4,))
+
+
+def test_no_ids_at_all() -> None:
+    def body(collective: ThreadedCollective) -> tuple[int, ...]:
+        shard = TableShard([TABLE], rank=collective.rank, world_size=collective.size)
+        exchange = GroupExchange("g", shard, 4, collective)
+        lookup = exchange.look_up(torch.zeros(0, dtype=torch.int64), train=True)
+        exchange.update([lookup], 1)
+        return tuple(lookup.rows.shape)
+
+    assert run_threaded(3, body) == [(0, 4)] * 3
+
+
+def test_the_bad_id_of_the_lowest_rank_is_told_to_all() -> None:
+    def body(collective: ThreadedCollective) -> tuple[BadId, dict[str, int]]:
+        shard = TableShard([TABLE], rank=collective.rank, world_size=collective.size)
+        exchange = GroupExchange("g", shard, 4, collective)
+        bad = BadId(10 + collective.rank, -collective.rank, collective.rank) if collective.rank in (1, 3) else None
+        with pytest.raises(BadIdError) as caught:
+            exchange.look_up(torch.arange(5), train=True, bad=bad)
+        assert shard.row_counts() == [0]
+        return caught.value.bad, dict(collective.calls)
+
+    assert run_threaded(4, body) == [(BadId(11, -1, 1), {"g/ids": 1})] * 4
+
+
+def test_gradients_of_equal_keys_are_one_update() -> None:
+    """Twice on rank 0, once on rank 1: SGD with rate 1 subtracts the sum."""
+
+    def body(collective: ThreadedCollective) -> Tensor:
+        shard = TableShard([TABLE], rank=collective.rank, world_size=collective.size)
+        exchange = GroupExchange("g", shard, 4, collective)
+        keys = torch.tensor([8, 8] if collective.rank == 0 else [8])
+        before = exchange.look_up(keys, train=True)
+        exchange.update([with_gradient(before, len(keys))], 1)
+        return before.rows.detach() - exchange.look_up(keys, train=False).rows
+
+    for difference in run_threaded(2, body):
+        torch.testing.assert_close(difference, torch.full((1, 4), 3.0))
+
+
+def test_rows_leave_by_the_rules_of_eviction() -> None:
+    exchange = on_one_rank(TableConfig("t", 4, eviction=Eviction(2, max_age_steps=1)))
+    for step in (1, 2):
+        exchange.update([with_gradient(exchange.look_up(torch.tensor([step]), train=True))], step)
+    assert exchange.shard.row_counts() == [1]
+
+
+def test_rows_are_copies_and_only_training_ones_collect_gradients() -> None:
+    exchange = on_one_rank()
+    lookup = exchange.look_up(torch.tensor([3, 1, 3]), train=True)
+    assert lookup.rows.requires_grad
+    assert lookup.rows.is_leaf
+    before = lookup.rows.detach().clone()
+    exchange.look_up(torch.arange(100), train=True)
+    exchange.update([with_gradient(lookup)], 1)
+    assert torch.equal(lookup.rows, before)
+    assert not exchange.look_up(torch.tensor([1]), train=False).rows.requires_grad

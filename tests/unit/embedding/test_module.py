@@ -1,0 +1,190 @@
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+
+from hvdspark.collectives import Collective, LocalCollective, ThreadedCollective, run_threaded
+from hvdspark.embedding.config import Admission, TableConfig
+from hvdspark.embedding.module import ShardedEmbeddingCollection
+from hvdspark.errors import ConfigurationError, DataError, PersistenceError, SchemaError
+
+
+def small(collective: Collective | None = None) -> ShardedEmbeddingCollection:
+    tables = [
+        TableConfig("open", 4, admission=Admission(2)),
+        TableConfig("wide", 4, 50, placement="row"),
+        TableConfig("tiny.x", 2, 10, pooling="sum"),
+    ]
+    return ShardedEmbeddingCollection(tables, {"o": "open", "w": "wide", "t": "tiny.x"}, collective=collective)
+
+
+def cells(**changes: object) -> dict[str, object]:
+    return {"o": torch.tensor([0, 7]), "w": torch.tensor([1, 49]), "t": torch.tensor([[3, 3], [9, 0]]), **changes}
+
+
+@pytest.mark.parametrize(
+    ("feature", "bad", "named"),
+    [
+        ("o", -1, "'o' of table 'open'"),
+        ("o", 2**63 - 1, "'o' of table 'open'"),
+        ("w", 50, "'w' of table 'wide'"),
+        ("w", -(2**63), "'w' of table 'wide'"),
+        ("t", 10, "'t' of table 'tiny.x'"),
+    ],
+)
+def test_a_bad_id_on_one_rank_is_the_same_error_on_all(feature: str, bad: int, named: str) -> None:
+    def body(collective: ThreadedCollective) -> str:
+        embeddings = small(collective)
+        embeddings(cells())
+        before = embeddings.shards[0].row_counts()
+        wrong = cells(**{feature: torch.tensor([0, bad])}) if collective.rank > 0 else cells()
+        with pytest.raises(DataError) as caught:
+            embeddings(wrong)
+        assert embeddings.shards[0].row_counts() == before
+        embeddings(cells())  # the ranks are in step, the next batch works
+        embeddings.apply_gradients()
+        return str(caught.value)
+
+    messages = set(run_threaded(3, body))
+    assert len(messages) == 1
+    message = messages.pop()
+    assert f"{bad} (in feature {named}, rank 1)" in message
+    assert "Hint: " in message
+
+
+def test_a_bad_id_without_sharded_tables() -> None:
+    embeddings = ShardedEmbeddingCollection([TableConfig("t", 2, 10)], {"f": "t"})
+    with pytest.raises(DataError, match=r"an id is not in \[0, 10\): 10"):
+        embeddings([torch.tensor([10])])
+    embeddings([torch.tensor([9])])
+    embeddings.apply_gradients()
+
+
+def test_evaluation_changes_nothing() -> None:
+    embeddings = small().eval()
+    out = embeddings(cells())
+    assert out["o"].abs().sum() == 0  # never met
+    assert out["w"].abs().sum() > 0  # where it will begin
+    assert embeddings.shards[0].row_counts() == [0, 0]
+    embeddings.train()
+    with torch.no_grad():
+        embeddings(cells())
+    assert embeddings.shards[0].row_counts() == [0, 0]
+    embeddings.apply_gradients()
+    assert not embeddings(cells())["o"].any()  # admitted at the second sight
+    assert embeddings(cells())["o"].any()
+
+
+def test_replicated_tables_are_parameters() -> None:
+    embeddings = small()
+    (weight,) = embeddings.parameters()
+    assert weight.shape == (10, 2)
+    assert list(embeddings.state_dict()) == ["replicated.table tiny%2Ex.weight"]
+    embeddings(cells())["t"].sum().backward()
+    assert weight.grad is not None
+    assert weight.grad[3].tolist() == [2.0, 2.0]
+    again = small()
+    assert torch.equal(next(iter(again.parameters())), weight)
+
+
+def test_a_replicated_table_begins_as_a_sharded_one() -> None:
+    ids = torch.arange(10)
+    first = [
+        ShardedEmbeddingCollection([TableConfig("t", 4, 10, placement=placement)], {"f": "t"}).eval()([ids])["f"]
+        for placement in ("replicated", "row", "table")
+    ]
+    assert torch.equal(first[0], first[1])
+    assert torch.equal(first[0], first[2])
+
+
+def test_steps_with_an_optimizer() -> None:
+    embeddings = small()
+    optimizer = torch.optim.SGD(embeddings.parameters(), lr=0.1)
+    handle = embeddings.step_with(optimizer)
+    before = embeddings(cells())["w"].detach()
+    embeddings.discard_gradients()
+    embeddings(cells())["w"].sum().backward()
+    optimizer.step()
+    assert not torch.equal(embeddings(cells())["w"], before)
+    handle.remove()
+    embeddings.discard_gradients()
+    before = embeddings(cells())["w"].detach()
+    optimizer.step()
+    assert torch.equal(embeddings(cells())["w"], before)
+
+
+def test_a_list_of_features_and_narrow_integers() -> None:
+    given = cells()
+    by_name = small().eval()(given)
+    by_place = small().eval()([value.to(torch.int32) for value in given.values()])  # type: ignore[attr-defined]
+    assert all(torch.equal(by_name[name], by_place[name]) for name in given)
+    assert [tuple(value.shape) for value in by_name.values()] == [(2, 4), (2, 4), (2, 2)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "match"),
+    [
+        ({"o": torch.tensor([0.0])}, SchemaError, "ids must be integers: .*float32.*feature 'o'.*Hint"),
+        ({"o": [1, 2]}, SchemaError, "neither a tensor nor values and offsets.*feature 'o'"),
+        ({"o": torch.zeros(2, 2, 2, dtype=torch.int64)}, SchemaError, "feature 'o'"),
+        ({"o": (torch.tensor([1]), torch.tensor([0, 1]))}, SchemaError, "need pooling.*pooling='sum'"),
+        ({"t": (torch.tensor([1, 2]), torch.tensor([0, 1]))}, DataError, "offsets must rise"),
+        ({"t": (torch.tensor([1, 2]), torch.tensor([0, 3, 2]))}, DataError, "offsets must rise"),
+        ({"t": (torch.tensor([1]), torch.tensor([], dtype=torch.int64))}, DataError, "offsets must rise"),
+        ({"t": (torch.tensor([1]), torch.tensor([0.0, 1.0]))}, SchemaError, "offsets of feature 't'"),
+        ({"t": (torch.tensor([[1]]), torch.tensor([0, 1]))}, SchemaError, "vectors"),
+    ],
+)
+def test_inputs_that_cannot_be(changes: dict[str, object], error: type[Exception], match: str) -> None:
+    with pytest.raises(error, match=match):
+        small()(cells(**changes))
+
+
+def test_missing_features() -> None:
+    with pytest.raises(ConfigurationError, match="a feature is missing: 'w'"):
+        small()({"o": torch.tensor([1]), "t": torch.tensor([1])})
+    with pytest.raises(ConfigurationError, match="a feature is missing: 't'"):
+        small()([torch.tensor([1]), torch.tensor([1])])
+
+
+def test_configurations_that_cannot_be() -> None:
+    table = TableConfig("t", 2)
+    with pytest.raises(ConfigurationError, match="unknown table: 'u'.*tables are t"):
+        ShardedEmbeddingCollection([table], {"f": "u"})
+    with pytest.raises(ConfigurationError, match="no feature uses this table: 't'"):
+        ShardedEmbeddingCollection([table], {})
+    with pytest.raises(ConfigurationError, match="same name"):
+        ShardedEmbeddingCollection([table, table], {"f": "t"})
+    with pytest.raises(ConfigurationError, match="unknown wire_dtype: 'int8'"):
+        ShardedEmbeddingCollection([table], {"f": "t"}, wire_dtype="int8")
+
+
+def test_copies_before_training_begin_alike_and_later_ones_are_refused() -> None:
+    embeddings = small(LocalCollective())
+    embeddings(cells())
+    for twin in (copy.deepcopy(embeddings), pickle.loads(pickle.dumps(embeddings))):
+        assert twin.shards[0].row_counts() == [0, 0]  # no rows travel: the seed makes them
+        assert torch.equal(twin.eval()(cells())["w"], embeddings(cells())["w"])
+    embeddings.apply_gradients()
+    with pytest.raises(PersistenceError, match="cannot be pickled"):
+        pickle.dumps(embeddings)
+
+
+def test_ranks_are_bound_once() -> None:
+    embeddings = small()
+    embeddings.bind(LocalCollective())
+    embeddings(cells())
+    with pytest.raises(ConfigurationError, match="already have their ranks"):
+        embeddings.bind(LocalCollective())
+
+
+def test_training_that_never_applies_gradients_is_named() -> None:
+    embeddings = ShardedEmbeddingCollection([TableConfig("t", 1)], {"f": "t"})
+    none = torch.zeros(0, dtype=torch.int64)
+    for _ in range(1024):
+        embeddings([none])
+    with pytest.raises(ConfigurationError, match="too many forward passes"):
+        embeddings([none])
