@@ -49,9 +49,13 @@ class HvdSparkWriter(MLWriter):
         super().__init__()
         self._instance = instance
 
+    def save(self, path: str) -> None:
+        # Before Spark deletes what is to be overwritten: the object may refuse to be saved, or read its weights there.
+        self._saved = self._instance._to_saved()
+        super().save(path)
+
     def saveImpl(self, path: str) -> None:
-        saved = self._instance._to_saved()  # first: what cannot be saved leaves nothing behind
-        store = Store(path)
+        saved, store = self._saved, Store(path)
         DefaultParamsWriter.saveMetadata(self._instance, store.uri, self.sparkSession)
         for name, content in saved.files.items():
             store.write_bytes(f"{DATA}/{name}", content)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -102,6 +104,51 @@ def test_a_class_without_an_import_path_needs_an_opt_in(spark: SparkSession, sto
     finally:
         spark.conf.unset("spark.hvdspark.allowPickle")
     assert scores(loaded.transform(separable(spark))) == scores(allowed.transform(separable(spark)))
+
+
+def test_a_loaded_model_can_overwrite_what_it_was_loaded_from(
+    spark: SparkSession, fitted: TorchModel, tmp_path: Path
+) -> None:
+    path, weight = str(tmp_path / "m"), fitted.module().state_dict()["0.weight"]
+    fitted.save(path)
+    TorchModel.load(path).setPredictionCol("p").write().overwrite().save(path)
+    assert TorchModel.load(path).getPredictionCol() == "p"
+    assert torch.equal(TorchModel.load(path).module().state_dict()["0.weight"], weight)
+
+    pipeline = str(tmp_path / "pipeline")
+    PipelineModel(stages=[fitted]).save(pipeline)
+    PipelineModel.load(pipeline).write().overwrite().save(pipeline)
+    stage = PipelineModel.load(pipeline).stages[0]
+    assert isinstance(stage, TorchModel)
+    assert torch.equal(stage.module().state_dict()["0.weight"], weight)
+
+
+def test_what_cannot_be_saved_does_not_delete_what_was(spark: SparkSession, tmp_path: Path) -> None:
+    path, net = str(tmp_path / "e"), type("Net", (nn.Linear,), {"__module__": "__main__"})
+    linear().save(path)
+    with pytest.raises(PersistenceError, match="no import path.*Hint.*allowPickle"):
+        linear(model=net(3, 1)).write().overwrite().save(path)
+    assert isinstance(TorchEstimator.load(path).getModel(), nn.Sequential)
+
+
+def test_a_pipeline_is_loaded_in_a_new_process(spark: SparkSession, fitted: TorchModel, tmp_path: Path) -> None:
+    path = str(tmp_path / "pipeline")
+    PipelineModel(stages=[fitted]).save(path)
+    program = """
+import sys
+from pyspark.ml import PipelineModel
+from pyspark.ml.linalg import Vectors
+from pyspark.sql import SparkSession
+spark = SparkSession.builder.master("local[1]").config("spark.ui.enabled", "false").getOrCreate()
+data = spark.createDataFrame([(Vectors.dense([1.0, 0.5, 0.0]),)], ["x"])
+print(repr(PipelineModel.load(sys.argv[1]).transform(data).head()["prediction"]))
+"""
+    finished = subprocess.run(
+        [sys.executable, "-c", program, path], capture_output=True, text=True, timeout=100, check=False
+    )
+    assert finished.returncode == 0, finished.stderr
+    expected = fitted.module()(torch.tensor([[1.0, 0.5, 0.0]])).item()
+    assert float(finished.stdout.split()[-1]) == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize(
