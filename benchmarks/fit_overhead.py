@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import os
 import statistics
 import sys
@@ -22,6 +23,7 @@ from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 from torch import nn
 
+import hvdspark
 import hvdspark.estimators.fit as fit_module
 from hvdspark import launch
 from hvdspark.estimators import TorchEstimator
@@ -53,12 +55,27 @@ def main() -> None:
             started = time.perf_counter()
             model = estimator.fit(rows)
             phases["fit"].append(time.perf_counter() - started)
-            phases["  of the launch: training loop"].append(sum(model.summary.seconds.values()))
+            phases["  of it: training loop"].append(sum(model.summary.seconds.values()))
+            started = time.perf_counter()
+            (imports, *_) = hvdspark.run(import_what_training_needs, num_workers=2, spark=spark)
+            phases["a launch without training"].append(time.perf_counter() - started - sum(imports.values()))
+            for name, seconds in imports.items():
+                phases[f"imports on a rank: {name}"].append(seconds)
     for name, seconds in phases.items():
         print(
             f"{name:32} {statistics.median(seconds[1:]):6.2f} s   (all: {', '.join(f'{s:.2f}' for s in seconds[1:])})"
         )
     spark.stop()
+
+
+def import_what_training_needs() -> dict[str, float]:
+    """Seconds that a rank spends on imports between launch and training."""
+    seconds = {}
+    for name in ("hvdspark.train.on_rank", "torch._dynamo"):  # torch's optimizers import the latter
+        started = time.perf_counter()
+        importlib.import_module(name)
+        seconds[name] = time.perf_counter() - started
+    return seconds
 
 
 def measure_phases(phases: dict[str, list[float]]) -> None:

@@ -43,7 +43,9 @@ class Misleading(nn.Module):
 
 MODULES = [
     nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.BatchNorm1d(8), nn.Dropout(0.3), nn.Linear(8, 1, bias=False)),
-    nn.Sequential(nn.Embedding(10, 4, padding_idx=0), nn.Flatten(), nn.LayerNorm((4,)), nn.GELU(), nn.Sigmoid(), nn.Identity()),
+    nn.Sequential(
+        nn.Embedding(10, 4, padding_idx=0), nn.Flatten(), nn.LayerNorm((4,)), nn.GELU(), nn.Sigmoid(), nn.Identity()
+    ),
     nn.ModuleDict({"a": nn.Linear(2, 2), "b": nn.ModuleList([nn.Conv1d(2, 3, 3, padding=1), nn.PReLU()])}),
     nn.EmbeddingBag(10, 4, mode="sum", include_last_offset=True),
     Tower(4, [3, 2], activation="tanh", head=nn.Linear(2, 1)),
