@@ -61,10 +61,11 @@ def write(store: Store, files: list[int], group: int = 64) -> DatasetSpec:
 
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[Store]:
+    before = set(threading.enumerate())  # a Spark session of other tests has workers too
     yield Store(str(tmp_path / "my store"))
     ours = [
         thread.name
-        for thread in threading.enumerate()
+        for thread in set(threading.enumerate()) - before
         if "hvdspark" in thread.name or "Worker" in type(thread).__name__
     ]
     assert not ours, "no thread outlives its loader"
