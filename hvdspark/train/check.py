@@ -6,7 +6,7 @@ from hvdspark.collectives import LocalCollective
 from hvdspark.specs import TrainSpec
 from hvdspark.train.history import resolve_monitor
 from hvdspark.train.loss import RowLoss
-from hvdspark.train.optimizer import check_parameters, make_optimizer
+from hvdspark.train.optimizer import check_optimizer
 from hvdspark.train.program import Program
 from hvdspark.train.schedule import make_schedule
 from hvdspark.train.validate import Validation
@@ -20,8 +20,7 @@ def check_program(spec: TrainSpec, program: Program) -> None:
         spec: as the ranks will get it, but only whether it has validation rows is asked of its dataset.
     """
     check_saveable(program.module)
-    check_parameters(program.module)
-    make_optimizer(program.optimizer, program.module, spec.learning_rate)
+    check_optimizer(program.optimizer, program.module)
     if program.schedule is None and spec.schedule is not None:
         make_schedule(spec.schedule, spec.schedule_args, total_steps=1)
     loss = RowLoss(program.loss, spec.labels, program.loss_weights, "cpu")

@@ -39,21 +39,36 @@ def make_optimizer(optimizer: Any, module: nn.Module, learning_rate: float) -> t
     if isinstance(optimizer, torch.optim.Optimizer):
         made = optimizer
     else:
-        factory: Callable[..., Any]
-        if isinstance(optimizer, str):
-            factory = _named(optimizer, module)
-        elif callable(optimizer):
-            factory = optimizer
-        else:
-            raise ConfigurationError(
-                "the optimizer must be a name, an Optimizer, an Optimizer class or a callable taking the parameters",
-                value=type(optimizer).__name__,
-                where="optimizer",
-            )
+        factory = _factory(optimizer, module)
         parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
         made = factory(parameters, lr=learning_rate) if _takes_learning_rate(factory) else factory(parameters)
     _check_optimizer(made, module)
     return made
+
+
+def check_optimizer(optimizer: Any, module: nn.Module) -> None:
+    """Raise what `make_optimizer` would, as far as that is known without making one.
+
+    With the first optimizer that a process makes, torch imports its compiler: a second, and an environment variable.
+    The driver is spared both.
+    """
+    check_parameters(module)
+    if isinstance(optimizer, torch.optim.Optimizer):
+        _check_optimizer(optimizer, module)
+    else:
+        _factory(optimizer, module)
+
+
+def _factory(optimizer: Any, module: nn.Module) -> Callable[..., Any]:
+    if isinstance(optimizer, str):
+        return _named(optimizer, module)
+    if not callable(optimizer):
+        raise ConfigurationError(
+            "the optimizer must be a name, an Optimizer, an Optimizer class or a callable taking the parameters",
+            value=type(optimizer).__name__,
+            where="optimizer",
+        )
+    return optimizer
 
 
 def sparse_parameters(module: nn.Module) -> set[int]:

@@ -1,0 +1,62 @@
+"""What the driver refuses before a row is written, and what it does not do to find out."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from hvdspark.errors import ConfigurationError
+from hvdspark.specs import DatasetSpec, RowGroup, TrainSpec
+from hvdspark.train.check import check_program
+from hvdspark.train.program import Program
+
+_SOME_ROWS = (RowGroup("", 0, 1, 1),)
+
+
+def check(loss: Any = "mse", optimizer: Any = "adam", **spec: Any) -> None:
+    data = DatasetSpec("", (), _SOME_ROWS, _SOME_ROWS)
+    module = nn.Linear(1, 1)
+    check_program(TrainSpec("r", "file:///tmp", data, ("x",), ("y",), **spec), Program(module, loss, optimizer))
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", torch.optim.Adam, lambda parameters: torch.optim.SGD(parameters, lr=1.0)])
+def test_what_can_work_passes(optimizer: Any) -> None:
+    check(optimizer=optimizer, metrics=("mse",), monitor="val_mse", schedule="cosine")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"loss": "msee"}, "unknown loss"),
+        ({"optimizer": "adamm"}, "optimizer"),
+        ({"optimizer": 3}, "optimizer must be"),
+        ({"metrics": ("auk",)}, "metric"),
+        ({"monitor": "val_auk", "patience": 1}, "monitor"),
+        ({"schedule": "zigzag"}, "schedule"),
+    ],
+)
+def test_what_cannot_work_is_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        check(**settings)
+
+
+def test_an_optimizer_of_another_module_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="optimizer"):
+        check(optimizer=torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=1.0))
+
+
+def test_the_driver_does_not_import_torchs_compiler() -> None:
+    code = """
+import os, sys
+from tests.unit.train.test_check import check
+before = dict(os.environ)
+check(optimizer="adam")
+print("torch._dynamo" in sys.modules, dict(os.environ) == before)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == "False True", done.stderr
