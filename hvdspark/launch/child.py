@@ -20,6 +20,7 @@ from hvdspark.launch import frames
 
 TAIL_LINES = 40
 _LONGEST_LINE = 2000
+_PR_SET_CHILD_SUBREAPER = 36
 # How long a rank that has answered may take to leave (atexit handlers, freeing memory) before it is killed.
 _LEAVE_S = 10.0
 
@@ -133,7 +134,8 @@ class RankProcess:
         me = psutil.Process()
         for process in me.children(recursive=True):
             if process.pid not in self._older_children:
-                with contextlib.suppress(psutil.NoSuchProcess):
+                # One that the kernel cannot end yet must not take the rank's outcome with it.
+                with contextlib.suppress(psutil.NoSuchProcess, psutil.TimeoutExpired):
                     process.kill()
                     process.wait(timeout=1)  # they are ours to reap
 
@@ -185,7 +187,7 @@ class RankProcess:
 def set_child_subreaper() -> None:
     """Make orphans among this process's descendants its children (PR_SET_CHILD_SUBREAPER, Linux), not init's."""
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def describe_signal(number: int) -> str:

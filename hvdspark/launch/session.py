@@ -42,7 +42,7 @@ def is_local(spark: SparkSession) -> bool:
     if is_connect(spark):
         return False
     master = spark.sparkContext.master or ""
-    return master == "local" or (master.startswith("local[") and "cluster" not in master)
+    return master == "local" or master.startswith("local[")
 
 
 def total_slots(spark: SparkSession) -> int | None:

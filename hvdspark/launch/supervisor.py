@@ -12,6 +12,7 @@ import logging
 import secrets
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from hvdspark.errors import ClusterError, ConfigurationError, HvdSparkError, RankFailedError, StartTimeoutError
@@ -216,8 +217,6 @@ def _collect(spark: SparkSession, spec: LaunchSpec) -> list[Any]:
 @contextlib.contextmanager
 def _channel(spark: SparkSession, spec: LaunchSpec, watch: _StartWatch) -> Iterator[LaunchSpec]:
     """Open the driver's end of the channel, where executors can reach the driver."""
-    from dataclasses import replace
-
     addresses = session.driver_address(spark)
     if addresses is None:
         yield spec
