@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -9,7 +7,8 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from hvdspark.collectives import Collective, LocalCollective, ThreadedCollective, current_collective, run_threaded
+from hvdspark.collectives import Collective, LocalCollective, ThreadedCollective, run_threaded
+from tests.unit.collectives.toys import train
 
 SIZES = [1, 2, 3, 5]
 
@@ -129,33 +128,6 @@ def test_threaded_ranks_count_what_they_call_and_send() -> None:
     assert run_threaded(3, body) == expected
 
 
-def train(collective: Collective, steps: int, accumulation_steps: int = 1, clip: float | None = None) -> list[float]:
-    """Plain SGD on two parameters whose gradients on rank r are r + 1 and, on rank 0 only, 100."""
-    everywhere, rank_0_only = torch.nn.Parameter(torch.zeros(1)), torch.nn.Parameter(torch.zeros(1))
-    optimizer = collective.distributed_optimizer(
-        torch.optim.SGD([everywhere, rank_0_only], lr=1.0),
-        [("everywhere", everywhere), ("rank_0_only", rank_0_only)],
-        accumulation_steps=accumulation_steps,
-    )
-    for _ in range(steps):
-        optimizer.zero_grad()
-        for _ in range(accumulation_steps):
-            loss = everywhere.sum() * (collective.rank + 1)
-            if collective.rank == 0:
-                loss = loss + rank_0_only.sum() * 100
-            loss.backward()
-        if rank_0_only.grad is None:  # the promise of every caller: see `distributed_optimizer`
-            rank_0_only.grad = torch.zeros_like(rank_0_only)
-        if clip is None:
-            optimizer.step()
-        else:
-            optimizer.synchronize()  # type: ignore[attr-defined]
-            torch.nn.utils.clip_grad_norm_([everywhere, rank_0_only], clip)
-            with optimizer.skip_synchronize():  # type: ignore[attr-defined]
-                optimizer.step()
-    return [everywhere.item(), rank_0_only.item()]
-
-
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("accumulation_steps", [1, 3])
 def test_optimizer_steps_with_the_sum_of_all_gradients(size: int, accumulation_steps: int) -> None:
@@ -210,38 +182,3 @@ def test_threaded_ranks_know_their_place() -> None:
         return collective.rank, collective.size
 
     assert run_threaded(3, body) == [(0, 3), (1, 3), (2, 3)]
-
-
-def test_without_horovod_this_process_is_the_world() -> None:
-    assert isinstance(current_collective(), LocalCollective)
-
-
-HOROVOD_WORLD_OF_ONE = """
-import torch, horovod.torch as hvd
-from hvdspark.collectives import HorovodCollective, LocalCollective, current_collective
-from tests.unit.test_collectives import train
-
-hvd.init()
-collective = HorovodCollective()
-assert (collective.rank, collective.size) == (0, 1)
-mine = torch.tensor([1.0, 2.0])
-assert collective.allreduce_sum(mine, "t").tolist() == [1.0, 2.0]
-assert collective.allreduce_sum(torch.tensor([2**60 + 1]), "i").item() == 2**60 + 1
-assert collective.broadcast(mine, 0, "b").tolist() == [1.0, 2.0]
-assert isinstance(current_collective(), HorovodCollective)
-for dtype in (torch.int64, torch.bfloat16):
-    received, splits = collective.alltoall(mine.to(dtype), torch.tensor([1], dtype=torch.int32), "a")
-    assert (received.tolist(), received.dtype, splits.tolist()) == ([1], dtype, [1])
-module = torch.nn.Linear(2, 1)
-collective.broadcast_parameters(dict(module.named_parameters()))
-for arguments in ({"steps": 3}, {"steps": 2, "accumulation_steps": 3}, {"steps": 2, "clip": 1.0}):
-    assert train(collective, **arguments) == train(LocalCollective(), **arguments), arguments
-print("same as LocalCollective")
-"""
-
-
-def test_horovod_in_a_world_of_one() -> None:
-    # In a process of its own: Horovod starts threads and cannot be taken back.
-    result = subprocess.run([sys.executable, "-c", HOROVOD_WORLD_OF_ONE], capture_output=True, text=True, timeout=100)
-    assert result.returncode == 0, result.stderr
-    assert "same as LocalCollective" in result.stdout

@@ -1,0 +1,126 @@
+"""Ranks of Horovod."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hvdspark.collectives.protocol import rows_by_rank
+
+
+class HorovodCollective:
+    """Horovod, already initialised in this process (ring-AllReduce over Gloo, MPI or NCCL)."""
+
+    def __init__(self) -> None:
+        import horovod.torch as hvd
+
+        self._hvd = hvd
+        self.rank: int = hvd.rank()
+        self.size: int = hvd.size()
+
+    def allreduce_sum(self, tensor: Tensor, name: str) -> Tensor:
+        return self._hvd.allreduce(tensor, name=name, op=self._hvd.Sum)
+
+    def broadcast(self, tensor: Tensor, root: int, name: str) -> Tensor:
+        return self._hvd.broadcast(tensor, root_rank=root, name=name)
+
+    def alltoall(self, tensor: Tensor, splits: Tensor, name: str) -> tuple[Tensor, Tensor]:
+        rows_by_rank(tensor, splits, self.size)
+        tensor = tensor.detach()
+        # Gloo knows no bfloat16 (GetAlgorithmsForType in Horovod's gloo_operations.cc); the bits travel as int16.
+        wire = tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor
+        received, received_splits = self._hvd.alltoall(wire, splits=splits, name=name)
+        return received.view(tensor.dtype), received_splits.cpu()
+
+    def broadcast_parameters(self, tensors: dict[str, Tensor], root: int = 0) -> None:
+        self._hvd.broadcast_parameters(tensors, root_rank=root)
+
+    def distributed_optimizer(
+        self,
+        optimizer: torch.optim.Optimizer,
+        named_parameters: Iterable[tuple[str, torch.nn.Parameter]],
+        compression: str = "none",
+        accumulation_steps: int = 1,
+        sparse_gradients: bool = False,
+    ) -> torch.optim.Optimizer:
+        names = {parameter: f"gradients/{name}" for name, parameter in named_parameters}
+        trained = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
+        distributed = self._hvd.DistributedOptimizer(
+            _adoptable(optimizer),
+            named_parameters=[(name, parameter) for parameter, name in names.items()],
+            compression={"none": self._hvd.Compression.none, "fp16": self._hvd.Compression.fp16}[compression],
+            backward_passes_per_step=accumulation_steps,
+            op=self._hvd.Sum,
+            groups=None if sparse_gradients else _exchange_groups(trained),
+        )
+        # torch wraps `step` to run its hooks. Wrapping Horovod's `step` too would run them twice.
+        type(distributed).step.hooked = True
+        if not sparse_gradients:
+            _always_whole_groups(distributed)
+        return distributed
+
+
+def _adoptable(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """`optimizer` in a form that Horovod can copy without loss.
+
+    Horovod's DistributedOptimizer makes a subclass and constructs it from the parameter groups alone. Constructor
+    arguments that are not options of the groups are lost (Adagrad's initial_accumulator_value, any required argument
+    of a user's class), and so is state. The subclass made here takes everything over instead of constructing it.
+    """
+    kind: Any = type(optimizer)
+
+    class Adopted(kind):
+        def __init__(self, params: Any) -> None:
+            self.__dict__.update(optimizer.__dict__)
+
+    Adopted.__name__ = kind.__name__
+    adopted = Adopted.__new__(Adopted)
+    Adopted.__init__(adopted, None)
+    return adopted
+
+
+# Horovod fuses what is ready until a buffer of 128 MiB (HOROVOD_FUSION_THRESHOLD) is full.
+_LEAST_GROUP_BYTES = 65 << 20
+
+
+def _exchange_groups(parameters: Sequence[torch.nn.Parameter]) -> list[list[torch.nn.Parameter]]:
+    """Cut parameters, last first (the order in which gradients become ready), into groups that are exchanged whole.
+
+    Left alone, Horovod fuses whatever gradients happen to be ready, and a number's place in the fused buffer decides in
+    which order the ring adds up the ranks' parts: with 3 ranks or more, two runs differ in the last bits, and an
+    optimizer that normalises (Adam) blows that up wherever a gradient is nothing but rounding. Groups always have the
+    same content, and two of them never fit into one buffer.
+    """
+    groups: list[list[torch.nn.Parameter]] = [[]]
+    size = 0
+    for parameter in reversed(parameters):
+        if size >= _LEAST_GROUP_BYTES:
+            groups.append([])
+            size = 0
+        groups[-1].append(parameter)
+        size += parameter.numel() * parameter.element_size()
+    if len(groups) > 1 and size < _LEAST_GROUP_BYTES:
+        last = groups.pop()
+        groups[-1].extend(last)
+    return groups
+
+
+def _always_whole_groups(distributed: Any) -> None:
+    """Let a Horovod optimizer exchange groups also where this rank's backward did not reach all of a group.
+
+    Horovod 0.28.1 then exchanges the members one by one, and waits forever for the ranks that exchange the group.
+    """
+    wait = distributed.synchronize
+
+    def synchronize() -> None:
+        for group in dict.fromkeys(distributed._p_to_group.values()):
+            if group not in distributed._handles:
+                for parameter in group:
+                    distributed._handles.pop(parameter, None)
+                distributed._handles[group] = distributed._grouped_allreduce_grad_async(group)
+        wait()
+
+    distributed.synchronize = synchronize

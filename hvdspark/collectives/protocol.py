@@ -1,0 +1,72 @@
+"""What ranks can do together: the interface that hides the communication library."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class Collective(Protocol):
+    """The operations hvdspark needs from a communication library."""
+
+    rank: int
+    size: int
+
+    def allreduce_sum(self, tensor: Tensor, name: str) -> Tensor:
+        """Collective. Element-wise sum over the ranks; same shape and dtype; the input is left as it is."""
+        ...
+
+    def broadcast(self, tensor: Tensor, root: int, name: str) -> Tensor:
+        """Collective. The root's tensor on every rank (same shape and dtype everywhere)."""
+        ...
+
+    def alltoall(self, tensor: Tensor, splits: Tensor, name: str) -> tuple[Tensor, Tensor]:
+        """Collective. Give every rank its own rows of a tensor.
+
+        Args:
+            tensor: [capacity, ...]; the first splits[0] rows go to rank 0, the next splits[1] to rank 1, and so on.
+                Rows beyond sum(splits) stay here. Keep the capacity from step to step, and at least 1: Horovod
+                remembers the negotiation of a name only while the shape is the same.
+            splits: int32 [size], on the CPU, >= 0, with a sum <= capacity.
+
+        Returns:
+            received: [sum(received_splits), ...], rows in the order of the ranks they come from; the input's dtype,
+                which may be bfloat16 too. It shares no memory with any rank's input.
+            received_splits: int32 [size].
+        """
+        ...
+
+    def broadcast_parameters(self, tensors: dict[str, Tensor], root: int = 0) -> None:
+        """Collective. Overwrite, in place, every tensor of the dict with the root's."""
+        ...
+
+    def distributed_optimizer(
+        self,
+        optimizer: torch.optim.Optimizer,
+        named_parameters: Iterable[tuple[str, torch.nn.Parameter]],
+        compression: str = "none",
+        accumulation_steps: int = 1,
+        sparse_gradients: bool = False,
+    ) -> torch.optim.Optimizer:
+        """An optimizer whose `step()` is collective and sees gradients *summed* over the ranks.
+
+        The caller scales its local loss so that this sum is the gradient of the global mean. With
+        `accumulation_steps` n, gradients of n backward passes are added up locally before they are exchanged;
+        nothing divides by n. `synchronize()` may come earlier (an incomplete last group) and waits for the exchange,
+        so that gradients can be clipped before `step()`, which must then run inside `skip_synchronize()`. Parameters
+        that no gradient reached on some rank must be given a zero gradient before `synchronize()`. With
+        `sparse_gradients`, gradients may be sparse tensors, for the same parameters on every rank.
+        """
+        ...
+
+
+def rows_by_rank(tensor: Tensor, splits: Tensor, size: int) -> list[Tensor]:
+    """Views of the rows that go to each rank; ValueError where `alltoall` was given splits that cannot be."""
+    if splits.dtype != torch.int32 or splits.shape != (size,) or bool((splits < 0).any()):
+        raise ValueError(f"alltoall takes {size} int32 splits >= 0: {splits}")
+    if int(splits.sum()) > len(tensor):
+        raise ValueError(f"alltoall was told to send {int(splits.sum())} rows of a tensor of {len(tensor)}")
+    return list(tensor[: int(splits.sum())].split(splits.tolist()))
