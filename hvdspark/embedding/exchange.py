@@ -67,6 +67,22 @@ class Lookup:
     slots: Tensor
 
 
+@dataclass(frozen=True)
+class Reduced:
+    """Gradients of the global batch for the rows that this rank owns.
+
+    Attributes:
+        slots: int64 [G], unique except for -1, whose gradients are dropped.
+        gradients: float32 [G, D], summed over the ranks. May be scaled in place before the update.
+        diverged: ranks that have a gradient that is not finite: the same on every rank. If there is one, no gradients
+            were exchanged.
+    """
+
+    slots: Tensor
+    gradients: Tensor
+    diverged: tuple[int, ...]
+
+
 class GroupExchange:
     """The exchange of one group.
 
@@ -82,7 +98,7 @@ class GroupExchange:
         self, name: str, shard: TableShard, dim: int, collective: Collective, wire_dtype: torch.dtype = torch.float32
     ) -> None:
         self.name, self.shard = name, shard
-        self._collective = collective
+        self.collective = collective
         self._keys = _Buffer(torch.int64)
         self._rows = _Buffer(wire_dtype, dim)
         self._gradients = _Buffer(wire_dtype, dim)
@@ -99,43 +115,52 @@ class GroupExchange:
         Raises:
             BadIdError: on every rank, before any shard has changed.
         """
-        size = self._collective.size
+        size = self.collective.size
         distinct = unique(keys)
         way = route(self.shard.key_space.owners(distinct.keys, size), size)
         asked_keys, splits = self._send_keys(distinct.keys[way.order], way.splits, bad)
         asked = unique(asked_keys)
         slots = self.shard.slots(asked.keys, insert=train)
         answer = self._rows.filled(self.shard.gather(slots), asked.inverse)
-        received, _ = self._collective.alltoall(answer, splits, f"{self.name}/rows")
+        received, _ = self.collective.alltoall(answer, splits, f"{self.name}/rows")
         rows = received.float().index_select(0, way.place).requires_grad_(train)
         return Lookup(distinct, rows, way, splits, asked, slots)
 
-    def update(self, lookups: Sequence[Lookup], step: int) -> None:
-        """Collective: one alltoall for each lookup. Bring gradients to the owners, which update each row once.
+    def reduce(self, lookups: Sequence[Lookup]) -> Reduced:
+        """Collective: one alltoall for each lookup. Bring gradients to the owners, and add them up.
 
         The gradients of all ranks and all lookups are *summed*. Where the loss is this rank's sum divided by the weight
         of the global batch, that is the gradient of the global mean. A rank whose `rows.grad` is None sends nothing;
-        rows for which no rank has a gradient are left as they are.
+        rows for which no rank has a gradient are left out.
 
         Args:
             lookups: training ones since the last update, as many on every rank, in the same order.
-            step: number of the step.
         """
-        slots, gradients = zip(*(self._send_gradients(lookup) for lookup in lookups), strict=True)
-        if len(lookups) == 1:
-            self.shard.update(slots[0], gradients[0], step)
-        else:
-            slot = torch.cat(slots)
-            kept = slot >= 0
-            distinct = unique(slot[kept])
-            self.shard.update(distinct.keys, sum_equal(torch.cat(gradients)[kept], distinct), step)
+        parts = [self._send_gradients(lookup) for lookup in lookups]
+        diverged = tuple(sorted({rank for part in parts for rank in part.diverged}))
+        if len(parts) == 1 or diverged:
+            return Reduced(parts[0].slots, parts[0].gradients, diverged)
+        slots = torch.cat([part.slots for part in parts])
+        kept = slots >= 0
+        distinct = unique(slots[kept])
+        return Reduced(distinct.keys, sum_equal(torch.cat([part.gradients for part in parts])[kept], distinct), ())
+
+    def update(self, reduced: Reduced, step: int, learning_rate_factor: float = 1.0) -> None:
+        """Update each row once with what `reduce` brought, and evict what is due. Not collective.
+
+        Args:
+            step: number of the step.
+            learning_rate_factor: of the optimizer's learning rate, in this step; 0 leaves rows and state as they are.
+        """
+        if learning_rate_factor > 0:
+            self.shard.update(reduced.slots, reduced.gradients, step, learning_rate_factor)
         self.shard.evict(step)
 
     def _send_keys(self, keys: Tensor, splits: Tensor, bad: BadId | None) -> tuple[Tensor, Tensor]:
         """Collective. The keys that all ranks ask this one for, and how many each: int64 [R], int32 [world size]."""
         header = torch.tensor([0, 0] if bad is None else [1 + bad.feature, bad.id])
         parts = [part for mine in keys.split(splits.tolist()) for part in (header, mine)]
-        received, received_splits = self._collective.alltoall(
+        received, received_splits = self.collective.alltoall(
             self._keys.filled(torch.cat(parts)), splits + _HEADER, f"{self.name}/ids"
         )
         asked = []
@@ -146,22 +171,35 @@ class GroupExchange:
             asked.append(part[_HEADER:])
         return torch.cat(asked), received_splits - _HEADER
 
-    def _send_gradients(self, lookup: Lookup) -> tuple[Tensor, Tensor]:
-        """Collective. Slots with a gradient, and the sum of it over the ranks: int64 [G], float32 [G, D]."""
+    def _send_gradients(self, lookup: Lookup) -> Reduced:
+        """Collective. The slots with a gradient of one lookup, and the sum of it over the ranks."""
         gradient, splits = lookup.rows.grad, lookup.route.splits
         if gradient is None:
             gradient, splits = lookup.rows.detach(), torch.zeros_like(splits)
         buffer = self._gradients.filled(gradient, lookup.route.order)
-        received, received_splits = self._collective.alltoall(buffer, splits, f"{self.name}/gradients")
+        count = int(splits.sum())
+        if not _is_finite(buffer[:count]):
+            # One row too many tells every rank, in the exchange that happens anyway.
+            splits = splits + 1
+            buffer = self._gradients.filled(buffer.new_full((count + len(splits), buffer.shape[1]), torch.nan))
+        received, received_splits = self.collective.alltoall(buffer, splits, f"{self.name}/gradients")
+        diverged = (received_splits > lookup.splits).nonzero().squeeze(1).tolist()
+        if diverged:
+            return Reduced(lookup.slots[:0], buffer.new_zeros(0, buffer.shape[1]), tuple(diverged))
         values = received.float()
         if torch.equal(received_splits, lookup.splits):
-            return lookup.slots, sum_equal(values, lookup.asked)
+            return Reduced(lookup.slots, sum_equal(values, lookup.asked), ())
         came = torch.repeat_interleave(received_splits > 0, lookup.splits.long())
         all_values = values.new_zeros(len(came), values.shape[1])
         all_values[came] = values
         touched = torch.zeros(len(lookup.slots), dtype=torch.bool)
         touched[lookup.asked.inverse[came]] = True
-        return lookup.slots[touched], sum_equal(all_values, lookup.asked)[touched]
+        return Reduced(lookup.slots[touched], sum_equal(all_values, lookup.asked)[touched], ())
+
+
+def _is_finite(values: Tensor) -> bool:
+    # A sum reads each number once and keeps every NaN and infinity; only its own overflow needs a second look.
+    return bool(torch.isfinite(values.sum(dtype=torch.float32))) or bool(torch.isfinite(values).all())
 
 
 class _Buffer:

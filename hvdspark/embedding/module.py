@@ -12,12 +12,12 @@ from torch.utils.hooks import RemovableHandle
 from hvdspark.collectives import Collective, current_collective
 from hvdspark.embedding.cells import Cells, cells_of, outputs, take
 from hvdspark.embedding.config import DTYPES, TableConfig, check_unique_names
-from hvdspark.embedding.exchange import BadId, BadIdError, GroupExchange, Lookup
+from hvdspark.embedding.exchange import BadId, BadIdError, GroupExchange, Lookup, Reduced
 from hvdspark.embedding.hashing import salt_of
 from hvdspark.embedding.initializer import initial_rows
 from hvdspark.embedding.placement import group_tables, home_buckets, is_replicated
 from hvdspark.embedding.table import TableShard
-from hvdspark.errors import ConfigurationError, DataError, PersistenceError
+from hvdspark.errors import ConfigurationError, DataError, PersistenceError, TrainingDivergedError
 
 # Forward passes that may wait for one `apply_gradients`; more is a training loop that never calls it.
 _MAX_PENDING = 1024
@@ -98,6 +98,7 @@ class ShardedEmbeddingCollection(nn.Module):
         self._collective = collective
         self._exchanges: list[GroupExchange] | None = None
         self._pending: list[list[Lookup]] = []
+        self._reduced: list[Reduced] = []
 
     @property
     def shards(self) -> list[TableShard]:
@@ -138,22 +139,62 @@ class ShardedEmbeddingCollection(nn.Module):
             self._remember(lookups)
         return {feature: results[feature].to(_device_of(by_feature[feature])) for feature in self.features}
 
-    def apply_gradients(self) -> None:
+    @property
+    def steps(self) -> int:
+        """Updates so far, by `apply_gradients`."""
+        return self._steps
+
+    def synchronize(self) -> tuple[int, ...]:
+        """Collective. Bring the gradients of all forward passes since the last update to the ranks that own the rows.
+
+        `apply_gradients` does it where it was not done. Comes before it where `reduced_gradients` are to be looked at
+        or scaled in between.
+
+        Returns: the ranks that have a gradient that is not finite, the same on every rank. If there are any, nothing
+            can be applied.
+        """
+        if self._pending:
+            pending, self._pending = self._pending, []
+            self._reduced = [
+                exchange.reduce([lookups[number] for lookups in pending])
+                for number, exchange in enumerate(self._bound())
+            ]
+        return tuple(sorted({rank for reduced in self._reduced for rank in reduced.diverged}))
+
+    @property
+    def reduced_gradients(self) -> list[Tensor]:
+        """What `synchronize` brought, summed over the ranks, for the rows that this rank owns: float32 [G, D] each."""
+        return [reduced.gradients for reduced in self._reduced]
+
+    def apply_gradients(self, learning_rate_factor: float = 1.0) -> None:
         """Collective. Update the sharded rows with the gradients of all forward passes since the last call.
 
         One call of the optimizer for each row, whatever the number of passes, lookups and ranks. Does nothing when no
         pass came before. Rows that no rank has a gradient for are left as they are.
+
+        Args:
+            learning_rate_factor: of all tables' learning rates, in this step, >= 0: for schedules.
+
+        Raises:
+            TrainingDivergedError: a gradient is NaN or infinite; on every rank, and no row has changed.
         """
-        if not self._pending:
-            return
-        pending, self._pending = self._pending, []
-        self._steps += 1
-        for number, exchange in enumerate(self._bound()):
-            exchange.update([lookups[number] for lookups in pending], self._steps)
+        diverged = self.synchronize()
+        if diverged:
+            self.discard_gradients()
+            raise TrainingDivergedError(
+                "a gradient of an embedding became NaN or infinite",
+                where=f"{self.name}, ranks {', '.join(map(str, diverged))}, step {self._steps + 1}",
+                hint="lower the learning rates, and look for NaN among the inputs",
+            )
+        if self._reduced:
+            reduced, self._reduced = self._reduced, []
+            self._steps += 1
+            for exchange, gradients in zip(self._bound(), reduced, strict=True):
+                exchange.update(gradients, self._steps, learning_rate_factor)
 
     def discard_gradients(self) -> None:
         """Forget the forward passes since the last `apply_gradients`: the counterpart of `zero_grad`. On every rank."""
-        self._pending = []
+        self._pending, self._reduced = [], []
 
     def step_with(self, optimizer: torch.optim.Optimizer) -> RemovableHandle:
         """Call `apply_gradients` after each `optimizer.step()`, until the handle is removed."""
@@ -161,9 +202,20 @@ class ShardedEmbeddingCollection(nn.Module):
 
     def bind(self, collective: Collective) -> None:
         """Use these ranks. Raises ConfigurationError when rows live on others already."""
-        if self._exchanges is not None:
+        bound = self._collective
+        if (
+            self._exchanges is not None
+            and bound is not None
+            and (bound.rank, bound.size)
+            != (
+                collective.rank,
+                collective.size,
+            )
+        ):
             raise ConfigurationError("the tables already have their ranks", hint="bind before the first forward pass")
         self._collective = collective
+        for exchange in self._exchanges or []:
+            exchange.collective = collective
 
     def _ranks(self) -> Collective:
         if self._collective is None:
@@ -272,7 +324,7 @@ class ShardedEmbeddingCollection(nn.Module):
                 where="ShardedEmbeddingCollection",
                 hint="save the shards (`shards`, `TableShard.export`)",
             )
-        return {**self.__dict__, "_collective": None, "_exchanges": None, "_pending": []}
+        return {**self.__dict__, "_collective": None, "_exchanges": None, "_pending": [], "_reduced": []}
 
 
 def _state_key(table: str) -> str:

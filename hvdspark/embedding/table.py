@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -134,13 +135,14 @@ class TableShard:
             rows[torch.from_numpy(fresh)] = self._initial(self._dense_keys(index[fresh])).to(self.dtype).float()
         return rows
 
-    def update(self, slots: Tensor, gradients: Tensor, step: int) -> None:
+    def update(self, slots: Tensor, gradients: Tensor, step: int, learning_rate_factor: float = 1.0) -> None:
         """Apply the optimizer once to each slot.
 
         Args:
             slots: int64 [n] from `slots(..., insert=True)`, unique except for -1, whose gradients are dropped.
             gradients: float32 [n, D], already summed over duplicates and ranks.
             step: number of the training step, 0 <= step < 2**31; remembered for eviction and delta checkpoints.
+            learning_rate_factor: of the optimizer's learning rate, from a schedule; > 0.
         """
         known = slots >= 0
         if not bool(known.all()):
@@ -151,7 +153,8 @@ class TableShard:
             return
         rows = self._rows.take(index).float()
         state = {name: slab.take(index) for name, slab in self._state.items()}
-        optimizers.update(self.optimizer, rows, state, gradients.detach())
+        optimizer = replace(self.optimizer, learning_rate=self.optimizer.learning_rate * learning_rate_factor)
+        optimizers.update(optimizer, rows, state, gradients.detach())
         self._rows.put(index, rows if self.dtype == torch.float32 else stochastic_round(rows, self.dtype, step))
         for name, slab in self._state.items():
             slab.put(index, state[name])

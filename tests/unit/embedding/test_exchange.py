@@ -37,7 +37,7 @@ def test_what_is_sent_keeps_its_shape_until_it_must_grow() -> None:
     exchange = GroupExchange("g", TableShard([TABLE]), 4, collective)
     for step, count in enumerate((10, 7, 0, 12, 10, 40)):
         lookup = exchange.look_up(torch.arange(count), train=True)
-        exchange.update([with_gradient(lookup)], step)
+        exchange.update(exchange.reduce([with_gradient(lookup)]), step)
     assert set(collective.shapes) == {"g/ids", "g/rows", "g/gradients"}
     for name, shapes in collective.shapes.items():
         assert len(set(shapes[:5])) == 1, name
@@ -50,7 +50,7 @@ def test_no_ids_at_all() -> None:
         shard = TableShard([TABLE], rank=collective.rank, world_size=collective.size)
         exchange = GroupExchange("g", shard, 4, collective)
         lookup = exchange.look_up(torch.zeros(0, dtype=torch.int64), train=True)
-        exchange.update([lookup], 1)
+        exchange.update(exchange.reduce([lookup]), 1)
         return tuple(lookup.rows.shape)
 
     assert run_threaded(3, body) == [(0, 4)] * 3
@@ -77,7 +77,7 @@ def test_gradients_of_equal_keys_are_one_update() -> None:
         exchange = GroupExchange("g", shard, 4, collective)
         keys = torch.tensor([8, 8] if collective.rank == 0 else [8])
         before = exchange.look_up(keys, train=True)
-        exchange.update([with_gradient(before, len(keys))], 1)
+        exchange.update(exchange.reduce([with_gradient(before, len(keys))]), 1)
         return before.rows.detach() - exchange.look_up(keys, train=False).rows
 
     for difference in run_threaded(2, body):
@@ -87,7 +87,7 @@ def test_gradients_of_equal_keys_are_one_update() -> None:
 def test_rows_leave_by_the_rules_of_eviction() -> None:
     exchange = on_one_rank(TableConfig("t", 4, eviction=Eviction(2, max_age_steps=1)))
     for step in (1, 2):
-        exchange.update([with_gradient(exchange.look_up(torch.tensor([step]), train=True))], step)
+        exchange.update(exchange.reduce([with_gradient(exchange.look_up(torch.tensor([step]), train=True))]), step)
     assert exchange.shard.row_counts() == [1]
 
 
@@ -98,6 +98,6 @@ def test_rows_are_copies_and_only_training_ones_collect_gradients() -> None:
     assert lookup.rows.is_leaf
     before = lookup.rows.detach().clone()
     exchange.look_up(torch.arange(100), train=True)
-    exchange.update([with_gradient(lookup)], 1)
+    exchange.update(exchange.reduce([with_gradient(lookup)]), 1)
     assert torch.equal(lookup.rows, before)
     assert not exchange.look_up(torch.tensor([1]), train=False).rows.requires_grad

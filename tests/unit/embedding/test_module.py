@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from hvdspark.collectives import Collective, LocalCollective, ThreadedCollective, run_threaded
-from hvdspark.embedding.config import Admission, TableConfig
+from hvdspark.embedding.config import Admission, Initialization, SparseOptimizer, TableConfig
 from hvdspark.embedding.module import ShardedEmbeddingCollection
-from hvdspark.errors import ConfigurationError, DataError, PersistenceError, SchemaError
+from hvdspark.errors import ConfigurationError, DataError, PersistenceError, SchemaError, TrainingDivergedError
 
 
 def small(collective: Collective | None = None) -> ShardedEmbeddingCollection:
@@ -174,11 +174,65 @@ def test_copies_before_training_begin_alike_and_later_ones_are_refused() -> None
 
 
 def test_ranks_are_bound_once() -> None:
-    embeddings = small()
-    embeddings.bind(LocalCollective())
-    embeddings(cells())
+    def body(collective: ThreadedCollective) -> ShardedEmbeddingCollection:
+        embeddings = ShardedEmbeddingCollection([TableConfig("t", 2)], {"f": "t"}, collective=collective)
+        embeddings({"f": torch.tensor([1])})
+        return embeddings
+
+    first, second = run_threaded(2, body)
     with pytest.raises(ConfigurationError, match="already have their ranks"):
-        embeddings.bind(LocalCollective())
+        first.bind(LocalCollective())
+    (alone,) = run_threaded(1, body)
+    alone.bind(LocalCollective())  # the same place in a world of the same size
+    alone({"f": torch.tensor([2])})
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_gradient_that_is_not_finite_on_one_rank_changes_no_row_on_any(bad: float) -> None:
+    def body(collective: ThreadedCollective) -> tuple[tuple[int, ...], str, bool]:
+        table = TableConfig("t", 2, 100_000, optimizer=SparseOptimizer("sgd", 1.0))
+        embeddings = ShardedEmbeddingCollection([table], {"f": "t"}, collective=collective)
+        ids = {"f": torch.arange(40)}
+        before = embeddings(ids)["f"].detach().clone()
+        embeddings.discard_gradients()
+        for factor in (1.0, bad if collective.rank == 1 else 1.0):  # two passes for one update
+            (embeddings(ids)["f"].sum() * factor).backward()
+        diverged = embeddings.synchronize()
+        message = ""
+        try:
+            embeddings.apply_gradients()
+        except TrainingDivergedError as error:
+            message = str(error)
+        with torch.no_grad():
+            return diverged, message, torch.equal(embeddings(ids)["f"], before)
+
+    outcomes = run_threaded(3, body)
+    assert outcomes == [outcomes[0]] * 3
+    diverged, message, unchanged = outcomes[0]
+    assert diverged == (1,)
+    assert "ranks 1, step 1" in message
+    assert unchanged
+
+
+def test_gradients_may_be_scaled_between_exchange_and_update_and_rates_in_a_step() -> None:
+    table = TableConfig("t", 2, optimizer=SparseOptimizer("sgd", 1.0), init=Initialization("zeros"))
+    embeddings = ShardedEmbeddingCollection([table], {"f": "t"}, collective=LocalCollective())
+    ids = {"f": torch.tensor([5, 5, 9])}
+
+    def step(scale: float, rate: float) -> list[float]:
+        embeddings(ids)["f"].sum().backward()
+        assert embeddings.synchronize() == ()
+        (gradients,) = embeddings.reduced_gradients
+        gradients.mul_(scale)
+        embeddings.apply_gradients(rate)
+        with torch.no_grad():
+            return embeddings(ids)["f"][:, 0].tolist()
+
+    assert step(1.0, 1.0) == [-2.0, -2.0, -1.0]
+    assert step(0.5, 1.0) == [-3.0, -3.0, -1.5]
+    assert step(1.0, 0.25) == [-3.5, -3.5, -1.75]
+    assert step(1.0, 0.0) == [-3.5, -3.5, -1.75]
+    assert embeddings.steps == 4
 
 
 def test_training_that_never_applies_gradients_is_named() -> None:
