@@ -3,8 +3,10 @@
     runs/<run_id>/checkpoints/epoch-00003/weights.safetensors
                                           optimizer.safetensors    tensors of the optimizer's state
                                           optimizer.json           everything else of it, as a tree
+                                          tables/...               sharded embedding rows, written by all ranks
                                           manifest.json            last: progress, history, checksums
-    runs/<run_id>/model/weights.safetensors, manifest.json         the best epoch's weights, when training is over
+    runs/<run_id>/model/weights.safetensors, tables/..., manifest.json
+                                                                   the best epoch's weights, when training is over
 
 Random state is not stored: every rank seeds its generators from (seed, epoch, rank) when an epoch begins, so an epoch
 that is run again sees the same numbers. Only the best and the newest epoch are kept.
@@ -24,9 +26,10 @@ from torch import Tensor, nn
 from hvdspark.collectives import Collective
 from hvdspark.errors import CheckpointError
 from hvdspark.store import MANIFEST, Store
-from hvdspark.train.agreement import broadcast_json, raise_together
+from hvdspark.train.agreement import broadcast_json, raise_together, ranks_where
 from hvdspark.train.history import BestEpoch
-from hvdspark.train.weights import FORMAT, WEIGHTS, checksum, load_weights, pack, read_manifest, read_tensors, verify
+from hvdspark.train.tables import TABLES, read_tables, write_tables
+from hvdspark.train.weights import FORMAT, WEIGHTS, checksum, load_weights, pack, read_tensors
 
 _OPTIMIZER_TENSORS = "optimizer.safetensors"
 _OPTIMIZER_TREE = "optimizer.json"
@@ -54,7 +57,7 @@ class TrainProgress:
 
 
 class Checkpoints:
-    """The checkpoint directories of one run. All methods are collective; only rank 0 writes."""
+    """The checkpoint directories of one run. All methods are collective; rank 0 writes all but sharded tables."""
 
     def __init__(self, store: Store, run_id: str, collective: Collective) -> None:
         self._store, self._collective = store, collective
@@ -77,7 +80,11 @@ class Checkpoints:
         Raises:
             CheckpointError: rank 0 could not write (there it is the store's own error); raised on every rank.
         """
-        self._on_rank_0("checkpoint", lambda: self._write(module, optimizer, progress))
+        directory = self._directory(progress.epochs - 1)
+        # What a lost attempt at the same epoch left goes before any rank writes.
+        self._on_rank_0("clearing a checkpoint", lambda: self._store.delete(directory))
+        tables = write_tables(self._store, directory, module, self._collective, state=True)
+        self._on_rank_0("checkpoint", lambda: self._write(module, optimizer, progress, tables))
 
     def resume(
         self, module: nn.Module, optimizer: torch.optim.Optimizer
@@ -88,50 +95,70 @@ class Checkpoints:
             Its progress (None if the run has no complete epoch yet), and warnings about damaged ones.
 
         Raises:
-            CheckpointError: there are complete epochs and all are damaged, or a rank cannot read the chosen one.
+            CheckpointError: there are complete epochs and all are damaged.
         """
-        chosen: tuple[int | None, list[str]] = (None, [])
-        error: Exception | None = None
-        if self._collective.rank == 0:
+        complete: list[int] = []
+
+        def look() -> None:
+            names = sorted(self._store.list(self._root), reverse=True)
+            complete.extend(int(n[-5:]) for n in names if self._store.exists(f"{self._root}/{n}/{MANIFEST}"))
+
+        self._on_rank_0("choosing a checkpoint", look)
+        damaged: list[str] = []
+        for epoch in broadcast_json(self._collective, complete, 0, "checkpoint/complete"):
+            progress, error = None, None
             try:
-                chosen = self._newest_undamaged()
-            except Exception as caught:  # raised on every rank below
+                progress = self._load(epoch, module, optimizer)
+            except Exception as caught:  # on every rank below
                 error = caught
-        raise_together(self._collective, error, CheckpointError, "choosing a checkpoint")
-        epoch, warnings = broadcast_json(self._collective, chosen, 0, "checkpoint/chosen")
-        progress = None
-        try:
-            progress = self._load(epoch, module, optimizer) if epoch is not None else None
-        except Exception as caught:  # raised on every rank below
-            error = caught
-        raise_together(self._collective, error, CheckpointError, "loading a checkpoint")
-        return progress, tuple(warnings)
+            unexpected = None if isinstance(error, CheckpointError) else error
+            raise_together(self._collective, unexpected, CheckpointError, "loading a checkpoint")
+            failed = ranks_where(self._collective, error is not None, "checkpoint/damaged")
+            if not failed:
+                return progress, tuple(f"passed over a damaged checkpoint: {words}" for words in damaged)
+            damaged.append(broadcast_json(self._collective, str(error), failed[0], "checkpoint/damage"))
+        if damaged:
+            raise CheckpointError(
+                "every checkpoint of the run is damaged",
+                value=damaged[0],
+                where=self._store.spark_uri(self._root),
+                hint="start a new run",
+            )
+        return None, ()
 
     def restore_weights(self, epoch: int, module: nn.Module) -> None:
         """Collective. Load the weights of a kept epoch into the module on every rank."""
         error: Exception | None = None
+        directory = self._directory(epoch)
         try:
-            load_weights(self._store, self._directory(epoch), module)
+            read_tables(self._store, directory, module, load_weights(self._store, directory, module))
         except Exception as caught:  # raised on every rank below
             error = caught
         raise_together(self._collective, error, CheckpointError, "restoring the best epoch")
 
     def write_model(self, module: nn.Module, manifest: dict[str, Any]) -> None:
         """Collective. Write the module's weights as the run's model; `manifest` is put beside the checksums."""
+        self._on_rank_0("clearing the model", lambda: self._store.delete(self.model_path))
+        tables = write_tables(self._store, self.model_path, module, self._collective, state=False)
 
         def write() -> None:
             data, aliases = pack(module.state_dict())
             self._store.write_bytes(f"{self.model_path}/{WEIGHTS}", data)
             files = {WEIGHTS: checksum(data)}
-            known = {"format": FORMAT, "run_id": self._run_id, "files": files, "aliases": aliases}
+            known = {"format": FORMAT, "run_id": self._run_id, "files": files, "aliases": aliases, TABLES: tables}
             self._store.commit(self.model_path, {**manifest, **known})
 
         self._on_rank_0("model", write)
 
-    def _write(self, module: nn.Module, optimizer: torch.optim.Optimizer, progress: TrainProgress) -> None:
+    def _write(
+        self,
+        module: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        progress: TrainProgress,
+        tables: list[dict[str, Any]],
+    ) -> None:
         newest = progress.epochs - 1
         directory = self._directory(newest)
-        self._store.delete(directory)  # what a lost attempt at the same epoch left
         weights, aliases = pack(module.state_dict())
         tensors, tree = flatten_state(optimizer.state_dict())
         contents = {
@@ -149,34 +176,13 @@ class Checkpoints:
             "progress": asdict(progress),
             "aliases": aliases,
             "files": {name: checksum(data) for name, data in contents.items()},
+            TABLES: tables,
         }
         self._store.commit(directory, manifest)
         keep = {f"epoch-{newest:05d}", f"epoch-{progress.best.epoch:05d}"}
         for name in set(self._store.list(self._root)) - keep:
             self._store.delete(f"{self._root}/{name}/{MANIFEST}")  # first, so that it never looks complete
             self._store.delete(f"{self._root}/{name}")
-
-    def _newest_undamaged(self) -> tuple[int | None, list[str]]:
-        damaged: list[CheckpointError] = []
-        for name in sorted(self._store.list(self._root), reverse=True):
-            directory = f"{self._root}/{name}"
-            if not self._store.exists(f"{directory}/{MANIFEST}"):
-                continue
-            try:
-                manifest = read_manifest(self._store, directory)
-                verify(self._store, directory, manifest)
-            except CheckpointError as error:
-                damaged.append(error)
-                continue
-            return manifest["epoch"], [f"passed over a damaged checkpoint: {error}" for error in damaged]
-        if damaged:
-            raise CheckpointError(
-                "every checkpoint of the run is damaged",
-                value=str(damaged[0]),
-                where=self._store.spark_uri(self._root),
-                hint="start a new run",
-            ) from damaged[0]
-        return None, []
 
     def _load(self, epoch: int, module: nn.Module, optimizer: torch.optim.Optimizer) -> TrainProgress:
         directory = self._directory(epoch)
@@ -189,6 +195,7 @@ class Checkpoints:
             raise CheckpointError(
                 "the optimizer's state does not fit the optimizer", value=str(error), where=directory
             ) from error
+        read_tables(self._store, directory, module, manifest)
         progress = manifest["progress"]
         return TrainProgress(**{**progress, "best": BestEpoch(**progress["best"])})
 

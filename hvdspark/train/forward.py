@@ -111,11 +111,11 @@ def as_prediction(output: Tensor) -> Tensor:
 
 @contextlib.contextmanager
 def batch_statistics(module: nn.Module, rows: int) -> Iterator[None]:
-    """Let batch normalisation use its running statistics for a batch of one row.
+    """Let batch normalisation use its running statistics for a batch of one row or none.
 
-    A rank's share of a short last batch can be a single row, which has no variance: torch refuses it in training mode.
+    A rank's share of a short last batch can be that, which has no variance: torch refuses it in training mode.
     """
-    layers = [layer for layer in module.modules() if isinstance(layer, _BatchNorm) and layer.training and rows == 1]
+    layers = [layer for layer in module.modules() if isinstance(layer, _BatchNorm) and layer.training and rows <= 1]
     for layer in layers:
         layer.eval()
     try:

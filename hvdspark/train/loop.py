@@ -27,6 +27,7 @@ from hvdspark.train.program import OutputSpec, Program, TrainResult
 from hvdspark.train.replicas import agree_on_buffers, make_contiguous, seed_generators
 from hvdspark.train.schedule import make_schedule
 from hvdspark.train.step import GradientStep
+from hvdspark.train.tables import bind_tables
 from hvdspark.train.validate import Validation
 from hvdspark.train.weights import check_saveable
 
@@ -62,6 +63,7 @@ def train(
     callbacks = CallbackList(program.callbacks)
     module = program.module.to(device)
     check_saveable(module)
+    bind_tables(module, collective)
     loss = RowLoss(program.loss, spec.labels, program.loss_weights, device)
     validation = Validation(spec, program, loss, collective, device)
     available = ("train_loss", *validation.keys)

@@ -9,6 +9,7 @@ shares.)
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +26,7 @@ from hvdspark.train.loss import RowLoss
 from hvdspark.train.optimizer import sparse_parameters
 from hvdspark.train.precision import training_arithmetic
 from hvdspark.train.schedule import Schedule
+from hvdspark.train.tables import collections_of
 
 
 @dataclass
@@ -61,6 +63,7 @@ class GradientStep:
         self._optimizer, self._collective, self._device, self._precision = optimizer, collective, device, precision
         self._schedule = schedule
         self._rates = [float(group["lr"]) if "lr" in group else None for group in optimizer.param_groups]
+        self._collections = collections_of(module)
         sparse = sparse_parameters(module)
         self._trained = self._parameters_to_train()
         self._sparse = {id(p) for p in self._trained} & sparse
@@ -92,6 +95,9 @@ class GradientStep:
     def backward(self, batch: Batch, total_weight: float, batches_in_step: int, step: int) -> tuple[float, float]:
         """Add this rank's part of a global batch to the gradients.
 
+        Collective where the module has sharded embeddings: it is then called also with a batch without rows, because
+        the other ranks wait for this one's part in the exchange.
+
         Args:
             batch: this rank's rows; may be none.
             total_weight: of the global batch, from `batch_weight`.
@@ -102,7 +108,8 @@ class GradientStep:
             sum_i w_i l_i and sum_i w_i over this rank's rows.
         """
         self._group_weight += total_weight
-        if batch.rows == 0 or total_weight == 0.0 or self._diverged is not None:
+        has_rows = batch.rows > 0 and self._diverged is None
+        if total_weight == 0.0 or not (has_rows or self._collections):
             return 0.0, 0.0
         batch = on_device(batch, self._device)
         inputs = inputs_of(batch.columns, self._spec.features, self._device)
@@ -110,7 +117,10 @@ class GradientStep:
         used = dict(zip((*self._spec.features, *self._spec.labels), (*inputs, *labels), strict=True))
         self._group_columns.append((step, used))
         with batch_statistics(self._module, batch.rows), training_arithmetic(self._precision, self._device):
-            self.outputs = forward(self._module, inputs, batch.rows, self._spec.features)
+            outputs = forward(self._module, inputs, batch.rows, self._spec.features)
+        if not has_rows:
+            return 0.0, 0.0
+        self.outputs = outputs
         rows = self._loss(self.outputs.tensors, labels, weighted=self._spec.weight is not None)
         local_weight = float(batch.rows)
         if self._spec.weight is not None:
@@ -146,14 +156,18 @@ class GradientStep:
         self._fill_missing_gradients()
         self._optimizer.synchronize()  # type: ignore[attr-defined]
         gradients = [parameter.grad for parameter in self._trained if parameter.grad is not None]
+        # A rank that has diverged has told so through the dense gradients: no rank gets to exchange the sharded ones.
+        if not _all_finite(gradients) or any([collection.synchronize() for collection in self._collections]):
+            self._raise_diverged(epoch, step)
         clip = self._spec.gradient_clip_norm
-        finite = math.isfinite(clip_gradients(gradients, clip)) if clip is not None else _all_finite(gradients)
-        if not finite:
+        if clip is not None and not math.isfinite(self._clip(gradients, clip)):
             self._raise_diverged(epoch, step)
         if rate is not None:
             self._set_rate(rate)
         with self._optimizer.skip_synchronize():  # type: ignore[attr-defined]
             self._optimizer.step()
+        for collection in self._collections:
+            collection.apply_gradients(1.0 if rate is None else rate)
         self._optimizer.zero_grad()
         self._group_columns.clear()
 
@@ -170,6 +184,20 @@ class GradientStep:
             )
         if not _all_finite([parameter.detach() for parameter in self._trained]):
             raise _diverged("the weights are not finite", None, f"epoch {epoch}, step {step}", self._spec, [])
+
+    def _clip(self, gradients: list[Tensor], max_norm: float) -> float:
+        """Collective if there are sharded rows, of which each rank has its own: scale all gradients together so that
+        their L2 norm is at most `max_norm`; returns the norm before, the same on every rank."""
+        sharded = [part for collection in self._collections for part in collection.reduced_gradients]
+        square = squared_norm(gradients)
+        if self._collections:
+            total = torch.tensor([squared_norm(sharded)], dtype=torch.float64)
+            square += self._collective.allreduce_sum(total, "train/clip").item()
+        norm = math.sqrt(square)
+        if norm > max_norm:
+            for gradient in (*gradients, *sharded):
+                gradient.mul_(max_norm / norm)
+        return norm
 
     def _fill_missing_gradients(self) -> None:
         """Give every parameter a gradient: 0 where this rank's rows did not reach it, NaN where its loss diverged.
@@ -232,14 +260,10 @@ def tensor_column(batch: Batch, name: str) -> Tensor:
     return column
 
 
-def clip_gradients(gradients: list[Tensor], max_norm: float) -> float:
-    """Scale all gradients together so that their L2 norm is at most `max_norm`; returns the norm before."""
-    norms = [torch.linalg.vector_norm(_values(gradient)).float() for gradient in gradients]
-    norm = torch.linalg.vector_norm(torch.stack(norms)).item()
-    if norm > max_norm:
-        for gradient in gradients:
-            gradient.mul_(max_norm / norm)
-    return norm
+def squared_norm(tensors: Sequence[Tensor]) -> float:
+    """Square of the L2 norm of all tensors together."""
+    norms = [torch.linalg.vector_norm(_values(tensor)).double() for tensor in tensors]
+    return torch.stack(norms).square().sum().item() if norms else 0.0
 
 
 def _all_finite(tensors: list[Tensor]) -> bool:

@@ -15,6 +15,7 @@ from hvdspark.train.loss import RowLoss
 from hvdspark.train.metrics import Metric, WeightedMean, make_metric, metric_names
 from hvdspark.train.program import Program
 from hvdspark.train.step import tensor_column
+from hvdspark.train.tables import collections_of
 
 
 class Validation:
@@ -52,7 +53,10 @@ class Validation:
         self.keys = ("val_loss", *(key for key, _, _ in self._names)) if dataset.validation_rows else ()
 
     def run(self, module: nn.Module) -> Tensor:
-        """This rank's sums, float64 [n], on CPU: to be added over the ranks."""
+        """This rank's sums, float64 [n], on CPU: to be added over the ranks.
+
+        Collective where the module has sharded embeddings: it is then called with batches without rows, too.
+        """
         self._loss_mean = WeightedMean(lambda rows, _: rows)
         self._metrics = self._fresh_metrics()
         if not self.keys:
@@ -70,15 +74,19 @@ class Validation:
             epoch=0,
             shuffle=False,
         )
+        sharded = bool(collections_of(module))
         module.eval()
         try:
             with torch.no_grad(), batches as iterator:
                 for batch in iterator:
-                    if batch.rows == 0:
+                    if batch.rows == 0 and not sharded:
                         continue
                     batch = on_device(batch, self._device)
                     inputs = inputs_of(batch.columns, spec.features, self._device)
-                    self.outputs = forward(module, inputs, batch.rows, spec.features)
+                    outputs = forward(module, inputs, batch.rows, spec.features)
+                    if batch.rows == 0:
+                        continue
+                    self.outputs = outputs
                     labels = [tensor_column(batch, name) for name in spec.labels]
                     weight = torch.ones(batch.rows, device=self._device)
                     if spec.weight is not None:

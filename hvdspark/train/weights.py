@@ -7,6 +7,7 @@ file) and `aliases` (names of tied tensors, which safetensors does not store twi
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -91,8 +92,9 @@ def read_manifest(store: Store, directory: str) -> dict[str, Any]:
 
 
 def fingerprint(manifest: Mapping[str, Any]) -> str:
-    """What tells the weights of a committed directory from all others: their sha256."""
-    return str(manifest["files"][WEIGHTS]["sha256"])
+    """What tells the weights of a committed directory from all others: a sha256 of the files' checksums."""
+    files = [manifest["files"][WEIGHTS], manifest.get("tables", [])]
+    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
 
 
 def check_unchanged(store: Store, directory: str, manifest: Mapping[str, Any], expected: str) -> None:
