@@ -50,16 +50,19 @@ class WaitingKeys:
         """Every key that has an entry, for `forget`; a view."""
         return self._index.keys
 
-    def items(self) -> tuple[Int64Array, NDArray[np.int32]]:
-        """(keys, counts) of all that wait, as copies."""
-        counts = self._counts.memory[: len(self._index)]
-        return self._index.keys[counts > 0], counts[counts > 0]
+    def waits(self, places: Int64Array) -> NDArray[np.bool_]:
+        """Which of the keys `all_keys[places]` wait; the others were admitted."""
+        return self._counts.memory[places] > 0
 
-    def restore(self, keys: Int64Array, counts: NDArray[np.int32]) -> None:
-        """Set the counts of unique keys."""
+    def entries(self, places: Int64Array) -> tuple[Int64Array, NDArray[np.int32], NDArray[np.int32]]:
+        """(keys, counts, calls of `forget` since the last sighting) as copies."""
+        return self._index.keys[places], self._counts.memory[places], self._period - self._seen_in.memory[places]
+
+    def restore(self, keys: Int64Array, counts: NDArray[np.int32], ages: NDArray[np.int32]) -> None:
+        """Put back unique keys, as `entries` gave them."""
         places = self._places(keys)
         self._counts.memory[places] = counts
-        self._seen_in.memory[places] = self._period
+        self._seen_in.memory[places] = self._period - ages
 
     @property
     def nbytes(self) -> int:

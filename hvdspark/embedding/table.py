@@ -7,19 +7,18 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from hvdspark.embedding import optimizers
+from hvdspark.embedding import contents, optimizers
 from hvdspark.embedding.admission import WaitingKeys
 from hvdspark.embedding.config import TableConfig
-from hvdspark.embedding.hashing import BUCKETS, bucket_range, salt_of
+from hvdspark.embedding.hashing import bucket_range, salt_of
 from hvdspark.embedding.initializer import initial_rows
 from hvdspark.embedding.key_index import Int64Array, KeyIndex
 from hvdspark.embedding.keys import KeySpace
 from hvdspark.embedding.rounding import stochastic_round
 from hvdspark.embedding.slab import Slab
-from hvdspark.errors import CheckpointError, ConfigurationError
+from hvdspark.errors import ConfigurationError
 
 _SPARE = 8  # slabs grow by 1/8
 _BLOCK_ROWS = 1 << 16  # rows that are initialised or loaded at a time: bounds the work memory
@@ -49,6 +48,9 @@ class TableShard:
         seed: of the initial rows.
         home_buckets: from the plan, see `KeySpace`.
 
+    Attributes:
+        buckets: those that are ours: [first, stop).
+
     Raises:
         ConfigurationError: the tables do not agree in dim, dtype and optimizer.
     """
@@ -74,9 +76,9 @@ class TableShard:
                 )
         self.key_space = KeySpace(tables, home_buckets)
         self._seed, self._step = seed, 0
-        self._buckets = bucket_range(rank, world_size)
+        self.buckets = bucket_range(rank, world_size)
         ranges = [
-            self.key_space.position_range(number, *self._buckets) if table.num_embeddings else (0, 0)
+            self.key_space.position_range(number, *self.buckets) if table.num_embeddings else (0, 0)
             for number, table in enumerate(tables)
         ]
         self._first_positions = np.array([first for first, _ in ranges], dtype=np.int64)
@@ -199,34 +201,21 @@ class TableShard:
                 slab.resize(self._dense + len(self._index))
         return dropped
 
-    def export(self, table: int, first_bucket: int = 0, stop_bucket: int = BUCKETS) -> dict[str, Tensor]:
-        """Copies of the rows of one table in the buckets [first_bucket, stop_bucket) that were met in training.
+    def parts(self, ranges: Sequence[tuple[int, int]]) -> Iterator[contents.Part]:
+        """The rows met in training, by ranges [first, stop) of buckets that do not overlap; see `contents.parts`."""
+        return contents.parts(self, ranges)
 
-        Rows never met are not in it: they are what `initial_rows` says. Sorted by bucket. Keys of the dict:
-        "ids" int64 [n], "rows" [n, D] in the table's dtype, "counts" int32 [n] (steps that met the id), "last_step"
-        int32 [n] (of the last update; before the first one, the latest step when the id was first met),
-        "state.<name>" float32 [n, ...] for each of the optimizer's states, and for ids that wait for admission
-        "waiting_ids" int64 [m], "waiting_counts" int32 [m].
+    def export(self, table: int) -> dict[str, Tensor]:
+        """Copies of the rows of one table that were met in training; a bounded table's others are its initial rows.
+
+        Keys of the dict: "ids" int64 [n], ascending, "rows" [n, D] in the table's dtype, "counts" int32 [n] (steps that
+        met the id), "last_step" int32 [n] (of the last update; before the first one, the latest step when the id was
+        first met), "state.<name>" float32 [n, ...] for each of the optimizer's states, and for ids that wait for
+        admission "waiting_ids" int64 [m], ascending, "waiting_counts" int32 [m] and "waiting_ages" int32 [m] (passes of
+        `evict` since the last sighting).
         """
-        waiting_keys, waiting_counts = self._waiting.items()
-        waiting = self._within(waiting_keys, table, first_bucket, stop_bucket)
-        if self.tables[table].num_embeddings is not None:
-            keys, slots = self._export_dense(table, first_bucket, stop_bucket)
-        else:
-            places = np.flatnonzero(self._within(self._index.keys, table, first_bucket, stop_bucket))
-            keys = self._index.keys[places]
-            order = np.lexsort((keys, self.key_space.buckets(torch.from_numpy(keys)).numpy()))
-            keys, slots = keys[order], places[order] + self._dense
-        mask = self.key_space.id_limit - 1
-        return {
-            "ids": torch.from_numpy(keys & mask),
-            "rows": self._rows.take(slots),
-            "counts": self._counts.take(slots),
-            "last_step": self._last_step.take(slots),
-            **{f"state.{name}": slab.take(slots) for name, slab in self._state.items()},
-            "waiting_ids": torch.from_numpy(waiting_keys[waiting] & mask),
-            "waiting_counts": torch.from_numpy(waiting_counts[waiting]),
-        }
+        (part,) = self.parts([self.buckets])
+        return {column.name: torch.cat(list(column.blocks())) for column in part.columns(table, state=True)}
 
     def load(self, table: int, tensors: dict[str, Tensor]) -> None:
         """Take over what `export` gave, from any world size; ids that this rank does not own are left out.
@@ -236,21 +225,11 @@ class TableShard:
         Raises:
             CheckpointError: a tensor is missing or has the wrong shape or dtype, or an id is not one of this table.
         """
-        self._check(table, tensors)
-        for start in range(0, len(tensors["ids"]), _BLOCK_ROWS):
-            part = {name: tensor[start : start + _BLOCK_ROWS] for name, tensor in tensors.items()}
-            keys = self.key_space.fuse(table, part["ids"]).numpy()
-            mine = self._within(keys, table, *self._buckets)
-            slots = self._place(keys[mine])
-            chosen = torch.from_numpy(mine)
-            self._rows.put(slots, part["rows"][chosen])
-            self._counts.put(slots, part["counts"][chosen])
-            self._last_step.put(slots, part["last_step"][chosen])
-            for name, slab in self._state.items():
-                slab.put(slots, part[f"state.{name}"][chosen])
-        waiting = self.key_space.fuse(table, tensors["waiting_ids"]).numpy()
-        mine = self._within(waiting, table, *self._buckets)
-        self._waiting.restore(waiting[mine], tensors["waiting_counts"].numpy()[mine])
+        contents.load(self, table, tensors)
+
+    def resume(self, step: int) -> None:
+        """After `load`: go on as if the last update had been that of this step."""
+        self._step = step
 
     def row_counts(self) -> list[int]:
         """Rows of each table met in training, on this rank."""
@@ -275,7 +254,7 @@ class TableShard:
             first = int(np.flatnonzero(foreign)[0])
             raise IndexError(
                 f"id {int(keys[first]) & (self.key_space.id_limit - 1)} of table "
-                f"{self.tables[int(tables[first])].name!r} is not on this rank (buckets {self._buckets})"
+                f"{self.tables[int(tables[first])].name!r} is not on this rank (buckets {self.buckets})"
             )
         if insert:
             counts = self._counts.memory.take(slots)
@@ -344,51 +323,3 @@ class TableShard:
         tables = np.searchsorted(self._bases, slots, side="right") - 1
         positions = slots - self._bases[tables] + self._first_positions[tables]
         return self.key_space.keys_at(torch.from_numpy(tables), torch.from_numpy(positions)).numpy()
-
-    def _export_dense(self, table: int, first_bucket: int, stop_bucket: int) -> tuple[Int64Array, Int64Array]:
-        first, stop = self.key_space.position_range(table, first_bucket, stop_bucket)
-        offset = int(self._bases[table] - self._first_positions[table])
-        first, stop = max(first + offset, int(self._bases[table])), min(stop + offset, int(self._bases[table + 1]))
-        slots = first + np.flatnonzero(self._counts.memory[first : max(first, stop)])
-        return self._dense_keys(slots), slots
-
-    def _within(self, keys: Int64Array, table: int, first_bucket: int, stop_bucket: int) -> NDArray[np.bool_]:
-        """Which keys are of this table and in these buckets."""
-        chosen = (keys >> self.key_space.id_bits) == table
-        buckets = self.key_space.buckets(torch.from_numpy(keys[chosen])).numpy()
-        chosen[chosen] = (buckets >= first_bucket) & (buckets < stop_bucket)
-        return chosen
-
-    def _check(self, table: int, tensors: dict[str, Tensor]) -> None:
-        where = f"table {self.tables[table].name!r}"
-        rows, waiting = len(tensors.get("ids", ())), len(tensors.get("waiting_ids", ()))
-        expected: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
-            "ids": ((rows,), torch.int64),
-            "rows": ((rows, self.dim), self.dtype),
-            "counts": ((rows,), torch.int32),
-            "last_step": ((rows,), torch.int32),
-            **{f"state.{name}": ((rows, *slab.row_shape), torch.float32) for name, slab in self._state.items()},
-            "waiting_ids": ((waiting,), torch.int64),
-            "waiting_counts": ((waiting,), torch.int32),
-        }
-        for name, (shape, dtype) in expected.items():
-            if name not in tensors:
-                raise CheckpointError(
-                    "tensor missing", value=name, where=where, hint="saved with another optimizer? start without it"
-                )
-            found = (tuple(tensors[name].shape), tensors[name].dtype)
-            if found != (shape, dtype):
-                raise CheckpointError(
-                    f"tensor {name} has shape and dtype {found}, the table needs {(shape, dtype)}",
-                    where=where,
-                    hint="dim, dtype and optimizer must be those that were saved",
-                )
-        for name in ("ids", "waiting_ids"):
-            bad = (tensors[name] < 0) | (tensors[name] >= self.key_space.limit(table))
-            if bool(bad.any()):
-                raise CheckpointError(
-                    "id outside the table",
-                    value=int(tensors[name][bad][0]),
-                    where=where,
-                    hint=f"ids must be in [0, {self.key_space.limit(table)})",
-                )

@@ -1,0 +1,132 @@
+"""Safetensors files larger than one would hold in memory: written in blocks, read in place.
+
+The format is that of https://github.com/huggingface/safetensors: 8 bytes with the length of a JSON header, the header,
+the tensors one after the other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor
+
+from hvdspark.errors import CheckpointError
+
+_DTYPES = {
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+}
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+_MAX_HEADER = 100_000_000  # what safetensors itself allows
+
+
+@dataclass(frozen=True)
+class Column:
+    """A tensor that is made block by block.
+
+    Attributes:
+        shape: [n, ...].
+        blocks: makes tensors of `dtype` that are the whole one when concatenated.
+    """
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    blocks: Callable[[], Iterable[Tensor]]
+
+
+@dataclass(frozen=True)
+class Extent:
+    """Where a tensor lies: bytes [start, stop) of the file."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+
+def write_columns(file: BinaryIO, columns: Sequence[Column]) -> dict[str, Any]:
+    """Write a safetensors file; its tensors lie in the order given. Returns its "sha256" and "bytes"."""
+    header: dict[str, Any] = {}
+    end = 0
+    for column in columns:
+        start, end = end, end + column.dtype.itemsize * math.prod(column.shape)
+        header[column.name] = {
+            "dtype": _NAMES[column.dtype],
+            "shape": list(column.shape),
+            "data_offsets": [start, end],
+        }
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    digest = hashlib.sha256()
+    written = 0
+    for block in (len(text).to_bytes(8, "little"), text):
+        file.write(block)
+        digest.update(block)
+        written += len(block)
+    for column in columns:
+        for tensor in column.blocks():
+            if not tensor.numel():
+                continue
+            data = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
+            file.write(data)
+            digest.update(data)
+            written += len(data)
+    if written != 8 + len(text) + end:
+        raise AssertionError(f"blocks of {written - 8 - len(text)} bytes, announced were {end}")
+    return {"sha256": digest.hexdigest(), "bytes": written}
+
+
+def extents(data: Any, where: str) -> dict[str, Extent]:
+    """The tensors of a safetensors file by name.
+
+    Args:
+        data: the bytes of the file: anything with a length whose slices are buffers.
+        where: for the error.
+
+    Raises:
+        CheckpointError: it is not such a file, or a tensor is of a dtype that tables do not have.
+    """
+    try:
+        length = int.from_bytes(bytes(data[:8]), "little")
+        if len(data) < 8 or length > min(_MAX_HEADER, len(data) - 8):
+            raise ValueError(f"a header of {length} bytes in a file of {len(data)}")
+        header = json.loads(bytes(data[8 : 8 + length]))
+        header.pop("__metadata__", None)
+        found = {}
+        for name, item in header.items():
+            start, stop = (8 + length + offset for offset in item["data_offsets"])
+            extent = Extent(_DTYPES[item["dtype"]], tuple(item["shape"]), start, stop)
+            inside = 8 + length <= start <= stop <= len(data)
+            if not inside or extent.dtype.itemsize * math.prod(extent.shape) != stop - start:
+                raise ValueError(f"tensor {name} of shape {extent.shape} in bytes [{start}, {stop})")
+            found[name] = extent
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            "not a file of tensors that can be read",
+            value=f"{type(error).__name__}: {error}",
+            where=where,
+            hint="the file is damaged, or was not written by hvdspark",
+        ) from error
+    return found
+
+
+def tensors_of(data: bytearray, where: str) -> dict[str, Tensor]:
+    """The tensors of a safetensors file in memory, without a copy. Raises CheckpointError as `extents` does."""
+    return {
+        name: torch.frombuffer(data, dtype=extent.dtype, count=math.prod(extent.shape), offset=extent.start).reshape(
+            extent.shape
+        )
+        if extent.start < extent.stop
+        else torch.empty(extent.shape, dtype=extent.dtype)
+        for name, extent in extents(data, where).items()
+    }
