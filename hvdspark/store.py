@@ -24,6 +24,7 @@ import json
 import os
 import re
 import shutil
+import tempfile
 import urllib.parse
 import uuid
 from collections.abc import Iterator
@@ -38,6 +39,7 @@ _SPARK_SCHEME = {"s3": "s3a", "s3n": "s3a", "gcs": "gs"}
 _FSSPEC_SCHEME = {"s3a": "s3", "abfss": "abfs", "viewfs": "hdfs"}
 # Rename is one step there; elsewhere a single write is.
 _RENAMING = {"hdfs", "webhdfs", "viewfs"}
+_COPIED_BYTES = 1 << 22
 _PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "abfs": "adlfs"}
 
 
@@ -159,26 +161,46 @@ class Store:
 
     def write_bytes(self, path: str, data: bytes) -> None:
         """Write a whole file; readers see the old content or the new, never a part. Parents are created."""
-        parent, _, name = _checked(path).rpartition("/")
-        self.make_directory(parent)
-        temporary = f"{parent}/.{name}.{uuid.uuid4().hex}.tmp".lstrip("/")
+        if self.local_path() is not None:
+            with self.open_write(path) as file:
+                file.write(data)
+            return
+        with self._publishing(path) as target:
+            self.filesystem().pipe_file(target, data)
+
+    @contextlib.contextmanager
+    def open_write(self, path: str) -> Iterator[BinaryIO]:
+        """A binary file to write piece by piece, which appears under its name when the block ends without an error.
+
+        Readers see the old content or the new, never a part. Parents are created. Where the store is not a local file
+        system the pieces are collected in the temporary directory first.
+        """
+        local = self.local_path(path)
+        if local is None:
+            with tempfile.NamedTemporaryFile(prefix="hvdspark-") as spool:
+                yield cast(BinaryIO, spool)
+                with self._named("write", path):
+                    spool.flush()
+                with self._publishing(path) as target:
+                    self.filesystem().put_file(spool.name, target)
+            return
+        self.make_directory(_checked(path).rpartition("/")[0])
+        temporary = local.with_name(_temporary(local.name))
         with self._named("write", path):
-            local = self.local_path(temporary)
-            if local is not None:
-                try:
-                    with open(local, "xb") as file:
-                        file.write(data)
-                        file.flush()
-                        os.fsync(file.fileno())
-                    os.replace(local, cast(Path, self.local_path(path)))
-                finally:
-                    local.unlink(missing_ok=True)
-            elif self._fsspec_uri.split(":", 1)[0] in _RENAMING:
-                filesystem = self.filesystem()
-                filesystem.pipe_file(self.path(temporary), data)
-                filesystem.mv(self.path(temporary), self.path(path))
-            else:
-                self.filesystem().pipe_file(self.path(path), data)
+            try:
+                with open(temporary, "xb") as file:
+                    yield file
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.replace(temporary, local)
+            finally:
+                temporary.unlink(missing_ok=True)
+
+    def copy_from(self, source: Store, source_path: str, path: str) -> None:
+        """Write a file with the content of one of another store (or of this one), in memory that does not grow."""
+        with source.open_read(source_path) as file, self.open_write(path) as copy:
+            while chunk := source._read_chunk(file, source_path):
+                copy.write(chunk)
 
     def write_text(self, path: str, text: str) -> None:
         self.write_bytes(path, text.encode("utf-8"))
@@ -226,6 +248,23 @@ class Store:
             return cast("dict[str, Any]", json.loads(self.read_text(manifest)))
         except ValueError as error:
             raise StoreError("a manifest cannot be parsed", value=_join(self.uri, manifest)) from error
+
+    @contextlib.contextmanager
+    def _publishing(self, path: str) -> Iterator[str]:
+        """The key to write a whole file to, on a file system that is not local; what is there then becomes `path`."""
+        parent, _, name = _checked(path).rpartition("/")
+        self.make_directory(parent)
+        with self._named("write", path):
+            if self._fsspec_uri.split(":", 1)[0] in _RENAMING:
+                temporary = self.path(f"{parent}/{_temporary(name)}".lstrip("/"))
+                yield temporary
+                self.filesystem().mv(temporary, self.path(path))
+            else:
+                yield self.path(path)
+
+    def _read_chunk(self, file: BinaryIO, path: str) -> bytes:
+        with self._named("read", path):
+            return file.read(_COPIED_BYTES)
 
     @contextlib.contextmanager
     def _named(self, verb: str, path: str) -> Iterator[None]:
@@ -309,6 +348,10 @@ def _checked(path: str) -> str:
 def _join(base: str, path: str) -> str:
     path = _checked(path)
     return f"{base.rstrip('/')}/{path}" if path else base
+
+
+def _temporary(name: str) -> str:
+    return f".{name}.{uuid.uuid4().hex}.tmp"
 
 
 def _cause(error: BaseException) -> str:

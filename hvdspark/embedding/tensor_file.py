@@ -34,6 +34,7 @@ class Column:
     """A tensor that is made block by block.
 
     Attributes:
+        name: among the tensors of one table.
         shape: [n, ...].
         blocks: makes tensors of `dtype` that are the whole one when concatenated.
     """
@@ -54,13 +55,13 @@ class Extent:
     stop: int
 
 
-def write_columns(file: BinaryIO, columns: Sequence[Column]) -> dict[str, Any]:
-    """Write a safetensors file; its tensors lie in the order given. Returns its "sha256" and "bytes"."""
+def write_columns(file: BinaryIO, columns: Sequence[tuple[str, Column]]) -> dict[str, Any]:
+    """Write a safetensors file of tensors and their names in it, in this order. Returns its "sha256" and "bytes"."""
     header: dict[str, Any] = {}
     end = 0
-    for column in columns:
+    for name, column in columns:
         start, end = end, end + column.dtype.itemsize * math.prod(column.shape)
-        header[column.name] = {
+        header[name] = {
             "dtype": _NAMES[column.dtype],
             "shape": list(column.shape),
             "data_offsets": [start, end],
@@ -73,7 +74,7 @@ def write_columns(file: BinaryIO, columns: Sequence[Column]) -> dict[str, Any]:
         file.write(block)
         digest.update(block)
         written += len(block)
-    for column in columns:
+    for _, column in columns:
         for tensor in column.blocks():
             if not tensor.numel():
                 continue

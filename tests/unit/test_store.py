@@ -6,6 +6,7 @@ import os
 import pickle
 import stat
 import threading
+import tracemalloc
 import uuid
 from pathlib import Path
 
@@ -127,6 +128,51 @@ def test_write_read_list_delete(store: Store) -> None:
     store.delete("runs")
     store.delete("runs")
     assert store.list() == []
+
+
+def test_a_file_written_in_pieces_appears_when_it_is_whole(store: Store) -> None:
+    with store.open_write("runs/1/a") as file:
+        file.write(b"one, ")
+        assert not store.exists("runs/1/a")
+        file.write(b"two")
+    assert store.read_bytes("runs/1/a") == b"one, two"
+    with pytest.raises(ZeroDivisionError), store.open_write("runs/1/a") as file:
+        file.writelines(b"%d" % (1 // divisor) for divisor in (1, 0))
+    assert store.read_bytes("runs/1/a") == b"one, two"
+    assert store.list("runs/1") == ["a"], "no temporary file is left"
+
+
+def test_pieces_that_cannot_be_written_are_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(StoreError, match="file/a"), Store(str(tmp_path)).open_write("file/a"):
+        pytest.fail("nothing can be written here")
+
+
+def test_copies_of_a_file(store: Store, tmp_path: Path) -> None:
+    data = os.urandom(9_000_000)
+    other = Store(str(tmp_path / "other"))
+    other.write_bytes("a/b", data)
+    store.copy_from(other, "a/b", "c/d")
+    assert store.read_bytes("c/d") == data
+    other.copy_from(store, "c/d", "e")
+    assert other.read_bytes("e") == data
+    with pytest.raises(StoreError, match="c/missing"):
+        other.copy_from(store, "c/missing", "e")
+    assert other.read_bytes("e") == data
+
+
+def test_a_copy_takes_little_memory(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    with store.open_write("large") as file:
+        for _ in range(16):
+            file.write(bytes(4 << 20))
+    tracemalloc.start()
+    try:
+        store.copy_from(store, "large", "copy")
+        assert tracemalloc.get_traced_memory()[1] < 16 << 20
+    finally:
+        tracemalloc.stop()
+    assert (tmp_path / "copy").stat().st_size == 64 << 20
 
 
 def test_missing_files_are_named(store: Store) -> None:

@@ -28,7 +28,7 @@ def column(name: str, tensor: Tensor, block: int = 2) -> Column:
 
 def written(tensors: dict[str, Tensor] = TENSORS) -> tuple[bytes, dict[str, object]]:
     file = io.BytesIO()
-    known = write_columns(file, [column(name, tensor) for name, tensor in tensors.items()])
+    known = write_columns(file, [(name, column(name, tensor)) for name, tensor in tensors.items()])
     return file.getvalue(), known
 
 
@@ -63,7 +63,7 @@ def test_tensors_lie_in_order_without_gaps() -> None:
 def test_blocks_that_are_not_what_was_announced_are_refused() -> None:
     short = Column("a", torch.float32, (3,), lambda: [torch.zeros(2)])
     with pytest.raises(AssertionError, match="blocks of 8 bytes, announced were 12"):
-        write_columns(io.BytesIO(), [short])
+        write_columns(io.BytesIO(), [("a", short)])
 
 
 def header(**item: object) -> bytes:

@@ -1,0 +1,149 @@
+"""What a manifest says about sharded tables, and whether the tables that want to load them are the same."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from hvdspark.embedding.config import TableConfig
+from hvdspark.embedding.hashing import BUCKETS, salt_of
+from hvdspark.embedding.keys import KeySpace
+from hvdspark.errors import CheckpointError
+
+FORMAT = 1
+
+# What another version of hvdspark could do otherwise without changing the format of the files.
+_HASHING = {"buckets": BUCKETS, "mix": "splitmix64", "salt": "blake2b-64"}
+
+
+def describe_tables(
+    groups: Sequence[Sequence[TableConfig]], home_buckets: Sequence[Sequence[int]], seed: int, steps: int
+) -> dict[str, Any]:
+    """JSON-able; docs/checkpoint-format.md says what each entry means.
+
+    Args:
+        groups: the tables of each exchange.
+        home_buckets: for each group those of its tables, see `KeySpace`.
+        seed: of the initial rows.
+        steps: updates so far.
+    """
+    tables = []
+    for number, (configs, homes) in enumerate(zip(groups, home_buckets, strict=True)):
+        space = KeySpace(configs, homes)
+        for place, (config, home) in enumerate(zip(configs, homes, strict=True)):
+            tables.append(
+                {
+                    "name": config.name,
+                    "group": number,
+                    "dim": config.dim,
+                    "num_embeddings": config.num_embeddings,
+                    "dtype": config.dtype,
+                    "optimizer": asdict(config.optimizer),
+                    "init": {
+                        **asdict(config.init),
+                        "hash": _hex(salt_of("initial rows", seed, salt_of("table", config.name))),
+                    },
+                    "home_bucket": home,
+                    "spread": _spread(space, place),
+                }
+            )
+    return {"format": FORMAT, "seed": seed, "steps": steps, "hashing": dict(_HASHING), "tables": tables}
+
+
+def check_description(saved: dict[str, Any], wanted: dict[str, Any], where: str) -> None:
+    """Refuse rows that are not those of the tables that are to take them over.
+
+    Optimizers may differ in their numbers, like the learning rate, but not in their names.
+
+    Args:
+        saved: from a manifest.
+        wanted: of the tables that load, from `describe_tables`.
+        where: for the error.
+
+    Raises:
+        CheckpointError: naming the table, what was saved and what is wanted; or the description itself is of a newer
+            version, or damaged.
+    """
+    try:
+        if saved["format"] > FORMAT:
+            raise CheckpointError(
+                "embedding tables were written in a newer format",
+                value=saved["format"],
+                where=where,
+                hint="upgrade hvdspark",
+            )
+        if saved["hashing"] != wanted["hashing"]:
+            raise CheckpointError(
+                f"ids were placed by another rule than {wanted['hashing']}",
+                value=str(saved["hashing"]),
+                where=where,
+                hint="load the tables with the version of hvdspark that wrote them",
+            )
+        saved_tables = {table["name"]: table for table in saved["tables"]}
+        wanted_tables = {table["name"]: table for table in wanted["tables"]}
+        _check_names(list(saved_tables), list(wanted_tables), where)
+        _check_equal("seed", saved["seed"], wanted["seed"], where, "give the embedding collection the seed it had")
+        for name, table in saved_tables.items():
+            here = f"table {name!r} of {where}"
+            for field, hint in _FIELDS.items():
+                _check_equal(field, table[field], wanted_tables[name][field], here, hint)
+            optimizers = (table["optimizer"]["name"], wanted_tables[name]["optimizer"]["name"])
+            _check_equal(
+                "optimizer", *optimizers, here, "state of one optimizer means nothing to another: keep its name"
+            )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            "the description of embedding tables is damaged",
+            value=f"{type(error).__name__}: {error}",
+            where=where,
+            hint="the manifest was not written by hvdspark, or was changed",
+        ) from error
+
+
+_FIELDS = {
+    "dim": "rows of another width cannot be taken over: keep dim, or give the table another name and train it anew",
+    "num_embeddings": "it decides where every id lives: keep it, or give the table another name and train it anew",
+    "dtype": "keep the dtype of the table",
+    "init": "rows that training never met are not stored, but made from it: keep the table's init",
+    "home_bucket": "keep the placement of the table, and the order of those with placement='table'",
+    "spread": "load the table with the version of hvdspark that wrote it",
+}
+
+
+def _check_names(saved: list[str], wanted: list[str], where: str) -> None:
+    hint = "tables are found by name; a small table that is replicated instead of sharded is none of them (placement)"
+    for name in saved:
+        if name not in wanted:
+            raise CheckpointError(
+                f"a saved table is not in the model, whose sharded tables are {wanted}",
+                value=name,
+                where=where,
+                hint=hint,
+            )
+    for name in wanted:
+        if name not in saved:
+            raise CheckpointError(
+                f"a sharded table of the model was not saved, but only {saved}", value=name, where=where, hint=hint
+            )
+
+
+def _check_equal(what: str, saved: Any, wanted: Any, where: str, hint: str) -> None:
+    if saved != wanted:
+        raise CheckpointError(f"{what} was {saved!r} when saved, and is {wanted!r} now", where=where, hint=hint)
+
+
+def _spread(space: KeySpace, table: int) -> dict[str, Any]:
+    """The numbers of the rule that gives each id of a table its bucket."""
+    if not space.bounded[table]:
+        return {"salt": _hex(int(space.salts[table]))}
+    size = space.limit(table)
+    shift, second = space.positions(space.fuse(table, torch.tensor([0, 1 % size]))).tolist()
+    return {"factor": (second - shift) % size, "shift": shift}
+
+
+def _hex(value: int) -> str:
+    """64 bits as text: JSON readers of many languages take numbers for float64."""
+    return f"{value:#018x}"

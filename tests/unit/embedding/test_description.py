@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from hvdspark.embedding.config import Initialization, SparseOptimizer, TableConfig
+from hvdspark.embedding.description import FORMAT, check_description, describe_tables
+from hvdspark.embedding.hashing import mix, salt_of
+from hvdspark.embedding.initializer import initial_rows
+from hvdspark.embedding.keys import KeySpace
+from hvdspark.errors import CheckpointError
+from tests.unit.embedding.shards import GROUPS, HOMES, SEED
+
+Description = dict[str, Any]
+
+
+def described(**changes: object) -> Description:
+    """Of the groups; `changes` are of the table "pages"."""
+    groups = [[replace(GROUPS[0][0], **changes), *GROUPS[0][1:]], GROUPS[1]]  # type: ignore[arg-type]
+    return json.loads(json.dumps(describe_tables(groups, HOMES, SEED, 12)))
+
+
+def test_equal_tables_are_accepted() -> None:
+    saved = described()
+    assert (saved["format"], saved["seed"], saved["steps"]) == (FORMAT, SEED, 12)
+    check_description(saved, describe_tables(GROUPS, HOMES, SEED, 0), "here")
+
+
+def test_numbers_of_the_optimizer_may_differ() -> None:
+    check_description(described(), described(optimizer=SparseOptimizer(learning_rate=0.5, eps=1e-3, l2=0.1)), "here")
+
+
+def test_groups_may_differ() -> None:
+    parts = [[table] for tables in GROUPS for table in tables]
+    check_description(described(), describe_tables(parts, [[-1], [-1], [2048], [-1], [-1]], SEED, 0), "here")
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"dim": 8}, "dim was 4 when saved, and is 8 now"),
+        ({"dtype": "float16"}, "dtype was 'float32' when saved, and is 'float16' now"),
+        ({"num_embeddings": 77}, "num_embeddings was 5000 when saved, and is 77 now"),
+        ({"num_embeddings": None}, "num_embeddings was 5000 when saved, and is None now"),
+        ({"optimizer": SparseOptimizer("adam")}, "optimizer was 'rowwise_adagrad' when saved, and is 'adam' now"),
+        ({"init": Initialization("normal")}, "init was .*'uniform'.* when saved, and is .*'normal'"),
+    ],
+)
+def test_other_tables_are_refused(changes: dict[str, object], says: str) -> None:
+    with pytest.raises(CheckpointError, match=rf"^{says}.* \(in table 'pages' of runs/1\)\. Hint: ."):
+        check_description(described(), described(**changes), "runs/1")
+
+
+def test_another_seed_is_refused() -> None:
+    with pytest.raises(CheckpointError, match=r"seed was 7 when saved, and is 8 now \(in runs/1\)\. Hint"):
+        check_description(described(), describe_tables(GROUPS, HOMES, 8, 0), "runs/1")
+
+
+def test_another_placement_is_refused() -> None:
+    with pytest.raises(CheckpointError, match="home_bucket was 2048 when saved, and is -1 now.*'home'.*placement"):
+        check_description(described(), describe_tables(GROUPS, [[-1] * 4, [-1]], SEED, 0), "here")
+
+
+def test_missing_and_additional_tables_are_refused() -> None:
+    fewer = describe_tables([GROUPS[0]], HOMES[:1], SEED, 0)
+    with pytest.raises(CheckpointError, match=r"a saved table is not in the model.*'pages'.*: 'narrow' .*Hint"):
+        check_description(described(), fewer, "here")
+    with pytest.raises(
+        CheckpointError, match=r"a sharded table of the model was not saved.*'pages'.*: 'narrow' .*Hint"
+    ):
+        check_description(fewer, described(), "here")
+
+
+def test_a_newer_format_is_refused() -> None:
+    with pytest.raises(CheckpointError, match=r"newer format: 2 \(in here\)\. Hint: upgrade hvdspark"):
+        check_description({"format": 2, "what": "ever"}, described(), "here")
+
+
+def test_another_hash_is_refused() -> None:
+    with pytest.raises(CheckpointError, match="another rule"):
+        check_description({**described(), "hashing": {"buckets": 8192}}, described(), "here")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda saved: saved.pop("format"),
+        lambda saved: saved.pop("tables"),
+        lambda saved: saved["tables"].append("users"),
+        lambda saved: saved["tables"][0].pop("dim"),
+        lambda saved: saved["tables"][0].update(optimizer=None),
+        lambda saved: saved.update(format="1"),
+    ],
+)
+def test_damage_is_named(damage: Callable[[Description], Any]) -> None:
+    saved = copy.deepcopy(described())
+    damage(saved)
+    with pytest.raises(CheckpointError, match=r"description of embedding tables is damaged.*in here\)\. Hint"):
+        check_description(saved, described(), "here")
+
+
+def test_a_reader_finds_buckets_and_initial_rows_by_the_description_alone() -> None:
+    """As docs/checkpoint-format.md says it; `KeySpace` and `initial_rows` say the same."""
+    ids = torch.arange(0, 5000, 7)
+    saved = {table["name"]: table for table in described()["tables"]}
+    space = KeySpace(GROUPS[0], HOMES[0])
+
+    spread = saved["pages"]["spread"]
+    positions = (ids * spread["factor"] + spread["shift"]) % 5000
+    assert torch.equal(positions * 4096 // 5000, space.buckets(space.fuse(0, ids)))
+
+    salt = np.uint64(int(saved["a/users"]["spread"]["salt"], 16))
+    buckets = mix(ids.numpy().astype(np.uint64) ^ salt) >> np.uint64(52)
+    assert buckets.tolist() == space.buckets(space.fuse(1, ids)).tolist()
+
+    init = saved["pages"]["init"]
+    first = mix(ids.numpy().astype(np.uint64) ^ np.uint64(int(init["hash"], 16)))
+    second = first + np.uint64(0x9E3779B97F4A7C15)
+    columns = [half for word in (mix(first.copy()), mix(second)) for half in (word & 0xFFFFFFFF, word >> np.uint64(32))]
+    steps = np.stack(columns, axis=1) >> np.uint64(8)
+    rows = steps.astype(np.float32) * np.float32(init["scale"] / 2**23) - np.float32(init["scale"])
+    expected = initial_rows(ids, 4, SEED, salt_of("table", "pages"), Initialization())
+    assert np.array_equal(rows, expected.numpy())
+
+
+def test_a_table_of_one_row_is_described() -> None:
+    (table,) = describe_tables([[TableConfig("one", 2, num_embeddings=1)]], [[-1]], 0, 0)["tables"]
+    assert table["spread"] == {"factor": 0, "shift": 0}
