@@ -87,6 +87,10 @@ class StartTimeoutError(ClusterError, TimeoutError):
     """The ranks did not all start within the start timeout."""
 
 
+class CollectiveTimeoutError(HvdSparkError, TimeoutError):
+    """A rank waited too long for the others in an exchange."""
+
+
 class TrainingDivergedError(HvdSparkError, ArithmeticError):
     """The loss became NaN or infinite."""
 

@@ -1,8 +1,9 @@
 """What ranks can do together, behind one narrow interface.
 
-`HorovodCollective` is the real thing, `LocalCollective` is a world of one without Horovod, `ThreadedCollective`
-runs N ranks as threads of one process so that distributed logic is tested in milliseconds. Call sites never ask
-for the world size to decide what to do: a world of one is just another implementation.
+`HorovodCollective` is the real thing, `MpiCollective` is for programs that an MPI launcher starts, `LocalCollective` is
+a world of one without either, `ThreadedCollective` runs N ranks as threads of one process so that distributed logic is
+tested in milliseconds. Call sites never ask for the world size to decide what to do: a world of one is just another
+implementation.
 
 Every method that says *Collective* must be called by all ranks in the same order with the same name; a name must
 be stable from step to step, because Horovod's response cache is keyed by it.
@@ -11,6 +12,7 @@ be stable from step to step, because Horovod's response cache is keyed by it.
 from hvdspark.collectives.current import current_collective
 from hvdspark.collectives.horovod import HorovodCollective
 from hvdspark.collectives.local import LocalCollective
+from hvdspark.collectives.mpi import MpiCollective
 from hvdspark.collectives.protocol import Collective
 from hvdspark.collectives.threaded import ThreadedCollective, run_threaded
 
@@ -18,6 +20,7 @@ __all__ = [
     "Collective",
     "HorovodCollective",
     "LocalCollective",
+    "MpiCollective",
     "ThreadedCollective",
     "current_collective",
     "run_threaded",

@@ -99,11 +99,12 @@ def run_ranks(
                 process.wait()
         server.stop()
         server._httpd.server_close()
-    return [_outcome(folder, rank) for rank in range(size)]
+    return [outcome_of(folder, rank, folder / f"rank-{rank}.log") for rank in range(size)]
 
 
-def _outcome(folder: Path, rank: int) -> RankOutcome:
-    output = (folder / f"rank-{rank}.log").read_text()
+def outcome_of(folder: Path, rank: int, log: Path) -> RankOutcome:
+    """What a rank has left in `folder`."""
+    output = log.read_text()
     result = folder / f"rank-{rank}.json"
     if not result.exists():
         return RankOutcome(None, "no result", output)

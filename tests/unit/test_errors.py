@@ -47,6 +47,7 @@ def test_crosses_process_boundaries(cls: type[HvdSparkError], dumps: object) -> 
         (errors.DataError, ValueError),
         (errors.StoreError, OSError),
         (errors.StartTimeoutError, TimeoutError),
+        (errors.CollectiveTimeoutError, TimeoutError),
         (errors.TrainingDivergedError, ArithmeticError),
         (errors.DependencyError, RuntimeError),
     ],
