@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from hvdspark.collectives import Collective
-from hvdspark.embedding.dedup import Route, Unique, route, sum_equal, unique
+from hvdspark.embedding.dedup import Route, Unique, all_distinct, route, sum_equal, unique
 from hvdspark.embedding.table import TableShard
 
 # Before the keys for each rank: 1 + the number of a feature with a bad id, or 0; and that id.
@@ -119,7 +119,8 @@ class GroupExchange:
         distinct = unique(keys)
         way = route(self.shard.key_space.owners(distinct.keys, size), size)
         asked_keys, splits = self._send_keys(distinct.keys[way.order], way.splits, bad)
-        asked = unique(asked_keys)
+        # What one rank asks for is distinct already.
+        asked = unique(asked_keys) if int((splits > 0).sum()) > 1 else all_distinct(asked_keys)
         slots = self.shard.slots(asked.keys, insert=train)
         answer = self._rows.filled(self.shard.gather(slots), asked.inverse)
         received, _ = self.collective.alltoall(answer, splits, f"{self.name}/rows")

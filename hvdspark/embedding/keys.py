@@ -38,16 +38,19 @@ class KeySpace:
         home_buckets: for each table the bucket that all its ids live in (placement "table"), or -1 (spread over all).
 
     Attributes:
-        id_bits: bits of a key that hold the id: 62 for 1 or 2 tables, 60 for up to 8, 58 for up to 32.
+        id_bits: bits of a key that hold the id: no more than the largest table needs if all are bounded, else 62 for 1
+            or 2 tables, 60 for up to 8, 58 for up to 32.
         id_limit: ids of unbounded tables must be in [0, id_limit).
     """
 
     def __init__(self, tables: Sequence[TableConfig], home_buckets: Sequence[int] | None = None) -> None:
-        self.id_bits = 63 - max(1, (len(tables) - 1).bit_length())  # never 63: `id_limit` must be an int64, too
-        self.id_limit = 1 << self.id_bits
         self.home_buckets = list(home_buckets) if home_buckets is not None else [-1] * len(tables)
         # 0 stands for an unbounded table; 1 keeps the modulo of its (unused) positions legal.
         sizes = [table.num_embeddings or 0 for table in tables]
+        # Short keys are sorted faster, see `dedup.unique`. Never 63 bits: `id_limit` must be an int64, too.
+        unbounded_bits = 63 - max(1, (len(tables) - 1).bit_length())
+        self.id_bits = (max(sizes) - 1).bit_length() if all(sizes) else unbounded_bits
+        self.id_limit = 1 << self.id_bits
         factors = [_coprime_near_golden(size) for size in sizes]
         self.salts = np.array([salt_of("placement", table.name) for table in tables], dtype=np.uint64)
         self.bounded = np.array([size > 0 for size in sizes])
@@ -89,6 +92,8 @@ class KeySpace:
 
     def owners(self, keys: Tensor, world_size: int) -> Tensor:
         """Rank that owns every key. int64 [n] -> int64 [n]."""
+        if world_size == 1:
+            return torch.zeros_like(keys)
         return owner_of(self.buckets(keys), world_size)
 
     def positions(self, keys: Tensor) -> Tensor:

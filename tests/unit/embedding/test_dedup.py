@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hvdspark.embedding.dedup import route, sum_equal, unique
+from hvdspark.embedding import dedup
+from hvdspark.embedding.dedup import all_distinct, route, sum_equal, unique
 
 KEYS = st.lists(st.integers(0, 5) | st.integers(0, 2**63 - 1), max_size=40)
 
@@ -14,11 +16,10 @@ def tensor(values: list[int]) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.int64)
 
 
-@given(KEYS)
-def test_unique_keys_lead_back_to_every_lookup(values: list[int]) -> None:
+def check_unique(values: list[int]) -> None:
     keys = tensor(values)
     distinct = unique(keys)
-    assert distinct.keys.tolist() == sorted(set(values))
+    assert sorted(distinct.keys.tolist()) == sorted(set(values))
     assert torch.equal(distinct.keys[distinct.inverse], keys)
     assert sorted(distinct.order.tolist()) == list(range(len(values)))
     bounds = [*distinct.offsets.tolist(), len(values)]
@@ -27,11 +28,28 @@ def test_unique_keys_lead_back_to_every_lookup(values: list[int]) -> None:
         assert distinct.order[bounds[number] : bounds[number + 1]].tolist() == places
 
 
-def test_keys_that_ascend_are_left_alone() -> None:
-    distinct = unique(tensor([1, 4, 2**62]))
-    assert distinct.keys.tolist() == [1, 4, 2**62]
+@given(KEYS)
+def test_unique_keys_lead_back_to_every_lookup(values: list[int]) -> None:
+    check_unique(values)
+
+
+def test_as_many_bits_as_can_be() -> None:
+    """Around the length at which a key and its place no longer fit into 63 bits."""
+    for bits in range(57, 63):
+        check_unique([2**bits, 1, 2**bits, 2 ** (bits + 1) - 1, 1])
+
+
+@pytest.mark.parametrize("hashes", [1, 2])
+def test_keys_of_one_hash(hashes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dedup, "mix", lambda keys: (keys % np.uint64(hashes)) << np.uint64(40))
+    huge = 2**62
+    check_unique([huge, huge + 2, 5, huge, 5, huge + 2, huge + 1, 5])
+
+
+def test_keys_that_are_distinct_are_left_alone() -> None:
+    distinct = all_distinct(tensor([9, 4, 2**62]))
+    assert distinct.keys.tolist() == [9, 4, 2**62]
     assert distinct.inverse.tolist() == distinct.order.tolist() == distinct.offsets.tolist() == [0, 1, 2]
-    assert unique(tensor([1, 4, 4])).keys.tolist() == [1, 4]
 
 
 @given(st.integers(1, 9), st.data())
@@ -56,9 +74,10 @@ def test_a_route_for_many_ranks() -> None:
 @given(KEYS)
 def test_sums_are_taken_in_the_order_of_arrival(values: list[int]) -> None:
     rows = torch.rand(len(values), 3) * 1e4 - 5e3
-    total = sum_equal(rows, unique(tensor(values)))
+    distinct = unique(tensor(values))
+    total = sum_equal(rows, distinct)
     assert total.shape == (len(set(values)), 3)
-    for key, row in zip(sorted(set(values)), total, strict=True):
+    for key, row in zip(distinct.keys.tolist(), total, strict=True):
         expected = torch.zeros(3)
         for value, mine in zip(values, rows, strict=True):
             if value == key:

@@ -119,3 +119,4 @@ def test_room_for_ids() -> None:
     assert [space(*[None] * count).id_bits for count in (1, 2, 3, 8, 26, 33)] == [62, 62, 61, 60, 58, 57]
     assert space(None).limit(0) == 1 << 62 >= 10**18
     assert space(None, 7).limit(1) == 7
+    assert [space(*sizes).id_bits for sizes in ((1,), (2,), (8, 8), (9, 3), (7, None))] == [0, 1, 3, 4, 62]
