@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -164,6 +164,40 @@ def tensor_name(table: str, tensor: str) -> str:
     return f"{table}/{tensor}"
 
 
+def verified_chunks(store: Store, directory: str, file: FileEntry) -> Iterator[bytes]:
+    """The content of a file, piece by piece. To be used when the last piece has come without an error.
+
+    Raises:
+        CheckpointError: the file is missing, or is not what was written; never more bytes come than the entry says.
+    """
+    where = f"{directory}/{file.path}"
+    digest, size = hashlib.sha256(), 0
+    try:
+        with store.open_read(where) as opened:
+            while size < file.bytes and (chunk := opened.read(min(_CHUNK_BYTES, file.bytes - size))):
+                digest.update(chunk)
+                size += len(chunk)
+                yield chunk
+            longer = bool(opened.read(1))
+    except (StoreError, OSError) as error:
+        raise CheckpointError(
+            "a file of embedding rows cannot be read",
+            value=str(error),
+            where=store.spark_uri(where),
+            hint="the directory is incomplete: use another checkpoint or model",
+        ) from error
+    if longer or (size, digest.hexdigest()) != (file.bytes, file.sha256):
+        raise damaged(store.spark_uri(where), f"{file.bytes} bytes with SHA-256 {file.sha256}")
+
+
+def damaged(where: str, expected: str) -> CheckpointError:
+    return CheckpointError(
+        f"a file of embedding rows is damaged: by the manifest it has {expected}",
+        where=where,
+        hint="use another checkpoint or model",
+    )
+
+
 def _write_part(store: Store, directory: str, group: int, part: Part, state: bool) -> FileEntry:
     tables = part.shard.tables
     rows = {table.name: len(ids) for table, ids in zip(tables, part.ids, strict=True)}
@@ -184,29 +218,11 @@ def _write_part(store: Store, directory: str, group: int, part: Part, state: boo
 
 
 def _read_file(store: Store, directory: str, file: FileEntry) -> dict[str, Tensor]:
-    where = f"{directory}/{file.path}"
-    data, digest, size = bytearray(file.bytes), hashlib.sha256(), 0
-    try:
-        with store.open_read(where) as opened, memoryview(data) as view:
-            while count := opened.readinto(view[size : size + _CHUNK_BYTES]):  # type: ignore[attr-defined]
-                digest.update(view[size : size + count])
-                size += count
-            size += len(opened.read(1))
-    except (StoreError, OSError) as error:
-        raise CheckpointError(
-            "a file of embedding rows cannot be read",
-            value=str(error),
-            where=store.spark_uri(where),
-            hint="the checkpoint is incomplete: use another one",
-        ) from error
-    if (size, digest.hexdigest()) != (file.bytes, file.sha256):
-        raise CheckpointError(
-            "a file of embedding rows is damaged: its content does not match the manifest's checksum",
-            value=f"{size} bytes or more, {file.bytes} expected" if size != file.bytes else None,
-            where=store.spark_uri(where),
-            hint="the checkpoint is damaged: use another one",
-        )
-    return tensors_of(data, store.spark_uri(where))
+    data, size = bytearray(file.bytes), 0
+    for chunk in verified_chunks(store, directory, file):
+        data[size : size + len(chunk)] = chunk
+        size += len(chunk)
+    return tensors_of(data, store.spark_uri(f"{directory}/{file.path}"))
 
 
 def _of_table(tensors: Mapping[str, Tensor], table: str) -> dict[str, Tensor]:

@@ -189,7 +189,7 @@ def test_a_damaged_file_is_named_and_not_used(tmp_path: Path, how: str) -> None:
     path.write_bytes({"truncated": data[:-1], "longer": data + b"x", "flipped": data}[how])
     alone = [{**entry, "path": entry["path"] if number == 70 else None} for number, entry in enumerate(entries)]
     shards = new_shards()
-    with pytest.raises(CheckpointError, match=rf"damaged.*{entries[70]['path']}.*Hint: the checkpoint is damaged"):
+    with pytest.raises(CheckpointError, match=rf"damaged.*{entries[70]['path']}.*Hint: use another checkpoint"):
         read_shards(store, "tables", alone, shards, steps=STEPS)
     assert sum(shards[0].row_counts()) == 0
 
