@@ -81,7 +81,7 @@ def check_session(spark: SparkSession, num_workers: int, device: str) -> None:
             where="spark.ssl.enabled",
             hint=f"if the network between executors is trusted, set {IGNORE_SSL}=true",
         )
-    if device == "cuda" and not is_local(spark) and not _conf(spark, "spark.task.resource.gpu.amount"):
+    if device == "cuda" and not is_local(spark) and not conf_value(spark, "spark.task.resource.gpu.amount"):
         raise ClusterError(
             "device='cuda' but Spark assigns no GPU to tasks",
             where="spark.task.resource.gpu.amount",
@@ -145,7 +145,8 @@ def driver_address(spark: SparkSession) -> tuple[str, str] | None:
     return conf.get("spark.driver.bindAddress") or reachable, reachable
 
 
-def _conf(spark: SparkSession, key: str) -> str:
+def conf_value(spark: SparkSession, key: str) -> str:
+    """What the application was started with; "" where the key is not set."""
     if is_connect(spark):
         # Static settings are visible to Connect clients through SQL only.
         rows = spark.sql(f"SET {key}").collect()
@@ -155,4 +156,4 @@ def _conf(spark: SparkSession, key: str) -> str:
 
 
 def _flag(spark: SparkSession, key: str) -> bool:
-    return _conf(spark, key).lower() == "true"
+    return conf_value(spark, key).lower() == "true"
