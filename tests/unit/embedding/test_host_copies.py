@@ -163,10 +163,9 @@ def hold(uri: str, file: FileEntry, temporary: Path, pipe: Any) -> None:
     import tempfile
 
     tempfile.tempdir = str(temporary)
-    pipe.send(str(HostCopy(Store(uri), "tables", "held").path(file)))
     copy = HostCopy(Store(uri), "tables", "held")
+    pipe.send(str(copy.path(file)))
     pipe.recv()
-    copy.close()
 
 
 def test_a_copy_that_another_process_uses_stays(temporary: Path, store: Store, files: list[FileEntry]) -> None:
