@@ -3,12 +3,13 @@
 if __name__ != "hvdspark.estimators":
     raise ImportError("this package is hvdspark.estimators. Hint: from hvdspark.estimators import TorchEstimator")
 
+from hvdspark.estimators.ctr import CTRClassificationModel, CTRClassifier
 from hvdspark.estimators.summary import TrainingSummary
 from hvdspark.estimators.torch import TorchEstimator, TorchModel
 
-__all__ = ["TorchEstimator", "TorchModel", "TrainingSummary"]
+__all__ = ["CTRClassificationModel", "CTRClassifier", "TorchEstimator", "TorchModel", "TrainingSummary"]
 
 # Spark ML writes the class path into every saved object: the public path is part of the format on disk, whatever file
 # a class lives in.
-for _public in (TorchEstimator, TorchModel):
+for _public in (CTRClassifier, CTRClassificationModel, TorchEstimator, TorchModel):
     _public.__module__ = __name__

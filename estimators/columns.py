@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from pyspark.ml.functions import vector_to_array
 from pyspark.ml.linalg import VectorUDT
@@ -43,26 +43,34 @@ def check_new_columns(schema: StructType, names: Sequence[str]) -> None:
 
 
 def scoring_input(
-    dataset: DataFrame, features: Sequence[ColumnSpec], handle_invalid: str
+    dataset: DataFrame,
+    features: Sequence[ColumnSpec],
+    handle_invalid: str,
+    derived: Mapping[str, Column] | None = None,
 ) -> tuple[DataFrame, list[Column]]:
     """The rows to score and the feature columns in the types that the model was trained on.
 
     With "skip", rows with an invalid value are dropped here. Otherwise the scoring function looks at what arrives
     there, at next to no cost.
 
+    Args:
+        derived: what stands for a feature column, where that is not the column itself: bigint, or an array of it.
+
     Raises:
         SchemaError: a feature column is missing or has become something else since training.
     """
+    derived = derived or {}
     vectors = {field.name for field in dataset.schema.fields if isinstance(field.dataType, VectorUDT)}
     types = [
         (field.name, "array<float>" if field.name in vectors else field.dataType.simpleString().lower())
         for field in dataset.schema.fields
     ]
+    types = [(name, _derived_type(kind) if name in derived else kind) for name, kind in types]
     found = check_columns(types, [spec.name for spec in features], [])
     rows, columns = dataset, []
     for spec, source in zip(features, found, strict=True):
         _check_as_trained(spec, source, dict(types)[spec.name])
-        raw = column(spec.name)
+        raw = derived.get(spec.name, column(spec.name))
         trained = SourceColumn(spec.name, "feature", spec.dtype, source.is_array)
         value = (_vector_to_array(raw) if spec.name in vectors else raw).cast(trained.spark_type)
         if handle_invalid == "skip":
@@ -85,6 +93,10 @@ def _check_as_trained(spec: ColumnSpec, source: SourceColumn, type_name: str) ->
             where=spec.name,
             hint="cast the column, if its numbers are whole ones",
         )
+
+
+def _derived_type(type_name: str) -> str:
+    return "array<bigint>" if type_name.startswith("array<") else "bigint"
 
 
 def _vector_to_array(vector: Column) -> Column:

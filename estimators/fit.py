@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
 
 from pyspark.sql import DataFrame
 
@@ -13,6 +13,7 @@ from hvdspark.data.schema import check_columns
 from hvdspark.errors import ConfigurationError
 from hvdspark.estimators.columns import vectors_as_arrays
 from hvdspark.estimators.fitted import FittedModule
+from hvdspark.estimators.params import _TrainingParams
 from hvdspark.specs import DatasetSpec, RowGroup, TrainSpec, from_json, to_json
 from hvdspark.store import Store
 from hvdspark.train import architecture, progress
@@ -21,20 +22,31 @@ from hvdspark.train.loss import RowLoss
 from hvdspark.train.on_rank import train_on_rank
 from hvdspark.train.program import Program, TrainResult
 
-if TYPE_CHECKING:
-    from hvdspark.estimators.torch import TorchEstimator
 
-
-def fit(estimator: TorchEstimator, dataset: DataFrame, program: Program) -> FittedModule:
+def fit(
+    estimator: _TrainingParams,
+    dataset: DataFrame,
+    program: Program,
+    features: Sequence[str],
+    labels: Sequence[str],
+    *,
+    handle_invalid: str,
+    owner: DataFrame | None = None,
+    prepare: Callable[[DatasetSpec, Store], None] | None = None,
+) -> FittedModule:
     """Train `program` on `dataset` as the estimator's Params say.
 
     What can be wrong is checked before anything is written or started. When training fails, what the run wrote into
     the store is deleted; the error is the one of `hvdspark.run`.
+
+    Args:
+        features: columns, in the order of the module's arguments.
+        labels: columns, in the order of the module's outputs.
+        owner: what the user gave, where `dataset` was derived from it.
+        prepare: called with the written rows before the ranks start; may change the program's module.
     """
     value = estimator.getOrDefault
     spark, store = dataset.sparkSession, Store(value("storeUri"))
-    features = list(_required(estimator, "featureCols"))
-    labels = list(value("labelCols")) if estimator.isDefined("labelCols") else [value("labelCol")]
     weight = value("weightCol") if estimator.isDefined("weightCol") else None
     validation = _validation(estimator)
 
@@ -58,12 +70,14 @@ def fit(estimator: TorchEstimator, dataset: DataFrame, program: Program) -> Fitt
             validation=validation,
             num_workers=value("numWorkers"),
             seed=value("seed"),
-            handle_invalid=value("handleInvalid"),
+            handle_invalid=handle_invalid,
             fixed=vectors,
-            owner=dataset,
+            owner=dataset if owner is None else owner,
         ) as data,
         progress.ProgressBar(progress.wanted(), _monitor(estimator, data)) as bar,
     ):
+        if prepare is not None:
+            prepare(data, store)
         spec = _train_spec(estimator, program, run_id, store, data, features, labels, weight)
         try:
             results = launch.run(
@@ -93,13 +107,13 @@ def fit(estimator: TorchEstimator, dataset: DataFrame, program: Program) -> Fitt
 
 
 def _train_spec(
-    estimator: TorchEstimator,
+    estimator: _TrainingParams,
     program: Program,
     run_id: str,
     store: Store,
     data: DatasetSpec,
-    features: list[str],
-    labels: list[str],
+    features: Sequence[str],
+    labels: Sequence[str],
     weight: str | None,
 ) -> TrainSpec:
     value = estimator.getOrDefault
@@ -134,13 +148,13 @@ def _train_spec(
     )
 
 
-def _monitor(estimator: TorchEstimator, data: DatasetSpec) -> str:
+def _monitor(estimator: _TrainingParams, data: DatasetSpec) -> str:
     if estimator.isDefined("monitor"):
         return str(estimator.getOrDefault("monitor"))
     return "val_loss" if data.validation else "train_loss"
 
 
-def _validation(estimator: TorchEstimator) -> str | float | None:
+def _validation(estimator: _TrainingParams) -> str | float | None:
     by_column, by_fraction = estimator.isDefined("validationIndicatorCol"), estimator.isDefined("validationFraction")
     if by_column and by_fraction:
         raise ConfigurationError(
@@ -151,10 +165,3 @@ def _validation(estimator: TorchEstimator) -> str | float | None:
     if by_column:
         return str(estimator.getOrDefault("validationIndicatorCol"))
     return float(estimator.getOrDefault("validationFraction")) if by_fraction else None
-
-
-def _required(estimator: TorchEstimator, name: str) -> list[str]:
-    if not estimator.isDefined(name):
-        raise ConfigurationError("not set", where=name, hint="name at least one input column")
-    columns: list[str] = estimator.getOrDefault(name)
-    return columns

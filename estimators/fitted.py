@@ -15,13 +15,8 @@ from hvdspark.specs import ColumnSpec, from_json, to_json
 from hvdspark.store import Store
 from hvdspark.train import architecture
 from hvdspark.train.program import TrainResult
-from hvdspark.train.weights import (
-    WEIGHTS,
-    check_unchanged,
-    checksum,
-    load_weights,
-    read_manifest,
-)
+from hvdspark.train.tables import TABLES, load_model
+from hvdspark.train.weights import WEIGHTS, check_unchanged, checksum, read_manifest
 from hvdspark.train.weights import fingerprint as fingerprint_of
 
 
@@ -69,9 +64,7 @@ class FittedModule:
         return tuple(ModelOutput(output.name, output.shape not in ((), (1,))) for output in self.result.outputs)
 
     def module(self) -> nn.Module:
-        module: nn.Module = cloudpickle.loads(self.skeleton)
-        load_weights(Store(self.store_uri), self.model_path, module, self.fingerprint)
-        return module.eval()
+        return load_model(Store(self.store_uri), self.model_path, self.skeleton, self.fingerprint)
 
     def scoring_spec(self, handle_invalid: str) -> ScoringSpec:
         return ScoringSpec(
@@ -96,7 +89,9 @@ class FittedModule:
             "features": [asdict(column) for column in self.features],
             "result": json.loads(to_json(self.result)),
         }
-        return Saved(state, {**files, WEIGHTS: store.read_bytes(f"{self.model_path}/{WEIGHTS}")}, manifest["aliases"])
+        weights = store.read_bytes(f"{self.model_path}/{WEIGHTS}")
+        tables_at = (self.store_uri, self.model_path)
+        return Saved(state, {**files, WEIGHTS: weights}, manifest["aliases"], manifest.get(TABLES, []), tables_at)
 
     @classmethod
     def from_saved(cls, saved: Saved, store: Store, allow_pickle: bool) -> FittedModule:
@@ -109,6 +104,6 @@ class FittedModule:
             skeleton=architecture.skeleton(module),
             features=tuple(ColumnSpec(**column) for column in saved.state["features"]),
             result=replace(result, model_path=DATA),
-            fingerprint=checksum(saved.files[WEIGHTS])["sha256"],
+            fingerprint=fingerprint_of({"files": {WEIGHTS: checksum(saved.files[WEIGHTS])}, TABLES: saved.tables}),
             saved=saved,
         )

@@ -55,7 +55,7 @@ def _setter(name: str) -> Callable[[Any, Any], Any]:
     return set_
 
 
-def _in_range(
+def in_range(
     name: str, convert: Converter, low: float, high: float = float("inf"), open_low: bool = False
 ) -> Converter:
     def check(value: Any) -> Any:
@@ -69,7 +69,7 @@ def _in_range(
     return check
 
 
-def _one_of(name: str, *choices: str) -> Converter:
+def one_of(name: str, *choices: str) -> Converter:
     def check(value: Any) -> str:
         if value not in choices:
             raise ConfigurationError("unknown choice", value=value, where=name, hint=f"one of {', '.join(choices)}")
@@ -78,7 +78,7 @@ def _one_of(name: str, *choices: str) -> Converter:
     return check
 
 
-def _distinct_names(name: str) -> Converter:
+def distinct_names(name: str) -> Converter:
     def check(value: Any) -> list[str]:
         names: list[str] = TypeConverters.toListString(value)
         if not names or len(set(names)) < len(names):
@@ -101,24 +101,24 @@ def _numbers_by_name(value: Any) -> dict[str, float]:
     return {TypeConverters.toString(key): float(TypeConverters.toFloat(item)) for key, item in value.items()}
 
 
-def _param(name: str, doc: str, convert: Converter) -> Any:
+def param(name: str, doc: str, convert: Converter) -> Any:
     return Param(Params._dummy(), name, doc, convert)
 
 
-class _ScoringParams(HasPredictionCol, HasOutputCols, HasHandleInvalid):
-    """Params of estimator and model."""
+class _TorchScoringParams(HasPredictionCol, HasOutputCols, HasHandleInvalid):
+    """Params of TorchEstimator and TorchModel."""
 
-    featureCols = _param(
+    featureCols = param(
         "featureCols",
         "input columns, in the order of the module's arguments: numbers, arrays of numbers or ML vectors",
-        _distinct_names("featureCols"),
+        distinct_names("featureCols"),
     )
 
-    handleInvalid = _param(
+    handleInvalid = param(
         "handleInvalid",
         "null or NaN in a feature, or inside its arrays: error (default), skip (drop the row) or keep (the module gets "
         "NaN; a null integer or a null array or vector is still an error), the same in fit and transform",
-        _one_of("handleInvalid", "error", "skip", "keep"),
+        one_of("handleInvalid", "error", "skip", "keep"),
     )
 
     def __init__(self, *args: Any) -> None:
@@ -126,118 +126,110 @@ class _ScoringParams(HasPredictionCol, HasOutputCols, HasHandleInvalid):
         self._setDefault(predictionCol="prediction", handleInvalid="error")
 
 
-class _TrainingParams(_ScoringParams, HasLabelCol, HasWeightCol, HasValidationIndicatorCol, HasSeed):
-    """Params of the estimator only."""
+class _TrainingParams(HasLabelCol, HasWeightCol, HasValidationIndicatorCol, HasSeed):
+    """Params of every estimator, not of its model."""
 
-    labelCols = _param(
-        "labelCols",
-        "label columns, one for each output of the module, in that order; replaces labelCol",
-        _distinct_names("labelCols"),
-    )
-    validationFraction = _param(
+    validationFraction = param(
         "validationFraction",
         "fraction of the rows held out for validation, between 0 and 1; not together with validationIndicatorCol",
         _fraction,
     )
-    numWorkers = _param(
+    numWorkers = param(
         "numWorkers",
         "number of ranks, one for each Spark task (default 2, at least 1)",
-        _in_range("numWorkers", TypeConverters.toInt, 1),
+        in_range("numWorkers", TypeConverters.toInt, 1),
     )
-    batchSize = _param(
+    batchSize = param(
         "batchSize",
         "rows of the global batch, over all ranks (default 4096, at least 1)",
-        _in_range("batchSize", TypeConverters.toInt, 1),
+        in_range("batchSize", TypeConverters.toInt, 1),
     )
-    epochs = _param(
+    epochs = param(
         "epochs",
         "most passes over the training rows (default 1, at least 1)",
-        _in_range("epochs", TypeConverters.toInt, 1),
+        in_range("epochs", TypeConverters.toInt, 1),
     )
-    learningRate = _param(
+    learningRate = param(
         "learningRate",
         "learning rate, unless the optimizer carries its own; never rescaled by numWorkers (default 0.001, above 0)",
-        _in_range("learningRate", TypeConverters.toFloat, 0, open_low=True),
+        in_range("learningRate", TypeConverters.toFloat, 0, open_low=True),
     )
-    learningRateSchedule = _param(
+    learningRateSchedule = param(
         "learningRateSchedule",
         "how the learning rate changes from step to step: constant (default), cosine, linear or step",
-        _one_of("learningRateSchedule", "constant", "cosine", "linear", "step"),
+        one_of("learningRateSchedule", "constant", "cosine", "linear", "step"),
     )
-    learningRateScheduleArgs = _param(
+    learningRateScheduleArgs = param(
         "learningRateScheduleArgs",
         "numbers for the schedule: warmup_steps, min_factor (cosine, linear), step_size, gamma (step)",
         _numbers_by_name,
     )
-    storeUri = _param(
+    storeUri = param(
         "storeUri",
         "directory for the data during fit and for the fitted weights, reachable from all executors "
         "(default file:///tmp/hvdspark)",
         TypeConverters.toString,
     )
-    shuffle = _param("shuffle", "whether rows are reshuffled in every epoch (default true)", TypeConverters.toBoolean)
-    shuffleRows = _param(
+    shuffle = param("shuffle", "whether rows are reshuffled in every epoch (default true)", TypeConverters.toBoolean)
+    shuffleRows = param(
         "shuffleRows",
         "rows that each rank shuffles at a time, held in memory (default 524288, at least 1)",
-        _in_range("shuffleRows", TypeConverters.toInt, 1),
+        in_range("shuffleRows", TypeConverters.toInt, 1),
     )
-    precision = _param(
+    precision = param(
         "precision",
         "arithmetic of training steps: float32, bfloat16 (autocast), or auto (default): bfloat16 where all ranks' "
         "hardware multiplies it (AMX, tensor cores); validation and scoring are always float32",
-        _one_of("precision", "auto", "float32", "bfloat16"),
+        one_of("precision", "auto", "float32", "bfloat16"),
     )
-    device = _param(
+    device = param(
         "device",
         "where ranks compute: auto (default; the GPU that Spark assigns to the task, if any), cpu or cuda",
-        _one_of("device", "auto", "cpu", "cuda"),
+        one_of("device", "auto", "cpu", "cuda"),
     )
-    gradientAccumulationSteps = _param(
+    gradientAccumulationSteps = param(
         "gradientAccumulationSteps",
         "global batches whose gradients are averaged before one optimizer step (default 1, at least 1)",
-        _in_range("gradientAccumulationSteps", TypeConverters.toInt, 1),
+        in_range("gradientAccumulationSteps", TypeConverters.toInt, 1),
     )
-    gradientClipNorm = _param(
+    gradientClipNorm = param(
         "gradientClipNorm",
-        "largest L2 norm of all gradients together (default: no clipping; above 0)",
-        _in_range("gradientClipNorm", TypeConverters.toFloat, 0, open_low=True),
+        "largest L2 norm of all gradients together, sharded embeddings included (default: no clipping; above 0)",
+        in_range("gradientClipNorm", TypeConverters.toFloat, 0, open_low=True),
     )
-    gradientCompression = _param(
+    gradientCompression = param(
         "gradientCompression",
         "gradients on the wire: none (default) or fp16",
-        _one_of("gradientCompression", "none", "fp16"),
+        one_of("gradientCompression", "none", "fp16"),
     )
-    lossWeights = _param(
-        "lossWeights", "factor of each label's loss in the sum (default: all 1)", TypeConverters.toListFloat
-    )
-    metrics = _param(
+    metrics = param(
         "metrics",
         "metrics on the validation rows: logloss, auc, accuracy, mse, mae (default: those that suit the loss)",
         TypeConverters.toListString,
     )
-    monitor = _param(
+    monitor = param(
         "monitor",
         "what early stopping and the choice of the best epoch look at: a column of the history, as val_loss or "
         "val_auc (default: val_loss with validation rows, else train_loss)",
         TypeConverters.toString,
     )
-    earlyStoppingPatience = _param(
+    earlyStoppingPatience = param(
         "earlyStoppingPatience",
         "epochs without improvement after which training stops; 0 (default) never stops early",
-        _in_range("earlyStoppingPatience", TypeConverters.toInt, 0),
+        in_range("earlyStoppingPatience", TypeConverters.toInt, 0),
     )
-    maxRestarts = _param(
+    maxRestarts = param(
         "maxRestarts",
         "how often the ranks are started again, from the newest checkpoint, after a killed rank or a lost executor "
         "(default 0)",
-        _in_range("maxRestarts", TypeConverters.toInt, 0),
+        in_range("maxRestarts", TypeConverters.toInt, 0),
     )
-    startTimeout = _param(
+    startTimeout = param(
         "startTimeout",
         "seconds within which all ranks must have started (default 600, above 0)",
-        _in_range("startTimeout", TypeConverters.toFloat, 0, open_low=True),
+        in_range("startTimeout", TypeConverters.toFloat, 0, open_low=True),
     )
-    allowPickle = _param(
+    allowPickle = param(
         "allowPickle",
         "whether save may pickle Python objects that have no import path; loading them runs their code (default false)",
         TypeConverters.toBoolean,
@@ -262,9 +254,25 @@ class _TrainingParams(_ScoringParams, HasLabelCol, HasWeightCol, HasValidationIn
             device="auto",
             gradientAccumulationSteps=1,
             gradientCompression="none",
-            lossWeights=[],
             earlyStoppingPatience=0,
             maxRestarts=0,
             startTimeout=600.0,
             allowPickle=False,
         )
+
+
+class _TorchTrainingParams(_TrainingParams):
+    """Params of TorchEstimator only."""
+
+    labelCols = param(
+        "labelCols",
+        "label columns, one for each output of the module, in that order; replaces labelCol",
+        distinct_names("labelCols"),
+    )
+    lossWeights = param(
+        "lossWeights", "factor of each label's loss in the sum (default: all 1)", TypeConverters.toListFloat
+    )
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._setDefault(lossWeights=[])

@@ -8,7 +8,7 @@ estimator's Param) to save and `spark.hvdspark.allowPickle=true` (the session's 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import cloudpickle
@@ -16,8 +16,10 @@ from pyspark.ml.util import DefaultParamsReader, DefaultParamsWriter, MLReader, 
 from pyspark.sql import SparkSession
 
 from hvdspark.errors import PersistenceError
+from hvdspark.estimators.table_files import copy_tables, verify_tables
 from hvdspark.store import Store
 from hvdspark.train import architecture
+from hvdspark.train.tables import TABLES
 from hvdspark.train.weights import FORMAT, checksum, read_manifest, verify
 
 ALLOW_PICKLE = "spark.hvdspark.allowPickle"
@@ -27,11 +29,21 @@ _PICKLE = "objects.pickle"
 
 @dataclass(frozen=True)
 class Saved:
-    """What an object puts into `data/`: JSON-able state, files by name, and the names of tied tensors."""
+    """What an object puts into `data/`.
+
+    Attributes:
+        state: JSON-able.
+        files: small ones, by name.
+        aliases: names of tied tensors.
+        tables: what the manifest says of sharded embedding tables, whose files are copied by the executors.
+        tables_at: store URI and directory where these files are.
+    """
 
     state: dict[str, Any]
     files: dict[str, bytes]
     aliases: dict[str, str]
+    tables: list[dict[str, Any]] = field(default_factory=list)
+    tables_at: tuple[str, str] = ("", "")
 
 
 class Persistent(Protocol):
@@ -52,6 +64,13 @@ class HvdSparkWriter(MLWriter):
     def save(self, path: str) -> None:
         # Before Spark deletes what is to be overwritten: the object may refuse to be saved, or read its weights there.
         self._saved = self._instance._to_saved()
+        source, directory = self._saved.tables_at
+        if self._saved.tables and f"{Store(source).uri}/{directory}".startswith(f"{Store(path).uri}/"):
+            raise PersistenceError(
+                "a model with sharded tables cannot be saved over the one that it was loaded from",
+                value=path,
+                hint="its tables are mapped from there: save it elsewhere",
+            )
         super().save(path)
 
     def saveImpl(self, path: str) -> None:
@@ -60,14 +79,16 @@ class HvdSparkWriter(MLWriter):
         for name, content in saved.files.items():
             store.write_bytes(f"{DATA}/{name}", content)
         files = {name: checksum(content) for name, content in saved.files.items()}
-        store.commit(DATA, {"format": FORMAT, "state": saved.state, "files": files, "aliases": saved.aliases})
+        manifest = {"format": FORMAT, "state": saved.state, "files": files, "aliases": saved.aliases}
+        copy_tables(self.sparkSession, Store(saved.tables_at[0] or path), saved.tables_at[1], store, DATA, saved.tables)
+        store.commit(DATA, {**manifest, TABLES: saved.tables})
 
 
 class HvdSparkReader(MLReader[Any]):
     """Reads what `HvdSparkWriter` wrote.
 
-    `load` raises CheckpointError for an incomplete, damaged or newer save, and PersistenceError for the save of
-    another class or for a pickle that the session does not allow.
+    `load` raises CheckpointError for an incomplete, damaged or newer save, and PersistenceError for the save of another
+    class or for a pickle that the session does not allow. Files of embedding tables are checked by executors.
     """
 
     def __init__(self, cls: type[Any]) -> None:
@@ -81,11 +102,12 @@ class HvdSparkReader(MLReader[Any]):
             raise PersistenceError("another class was saved here", value=metadata["class"], where=path)
         manifest = read_manifest(store, DATA)
         verify(store, DATA, manifest)
+        verify_tables(self.sparkSession, store, DATA, manifest.get(TABLES, []))
         files = {name: store.read_bytes(f"{DATA}/{name}") for name in manifest["files"]}
         instance = self._cls()
         instance._resetUid(metadata["uid"])
         DefaultParamsReader.getAndSetParams(instance, metadata)
-        saved = Saved(manifest["state"], files, manifest["aliases"])
+        saved = Saved(manifest["state"], files, manifest["aliases"], manifest.get(TABLES, []), (store.uri, DATA))
         instance._restore(saved, store, pickle_allowed(self.sparkSession))
         return instance
 

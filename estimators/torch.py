@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import pandas as pd
 from pyspark import keyword_only
 from pyspark.ml.base import Estimator, Model
 from pyspark.ml.functions import array_to_vector
 from pyspark.ml.linalg import VectorUDT
 from pyspark.ml.util import MLReadable, MLReader, MLWritable, MLWriter
-from pyspark.sql import Column, DataFrame
+from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
-from pyspark.sql.types import ArrayType, DataType, DoubleType, StructField, StructType
+from pyspark.sql.types import ArrayType, DoubleType, StructField, StructType
 from torch import nn
 
 from hvdspark.errors import ConfigurationError
 from hvdspark.estimators.columns import check_new_columns, scoring_input
 from hvdspark.estimators.fit import fit
 from hvdspark.estimators.fitted import FittedModule
-from hvdspark.estimators.params import _ScoringParams, _TrainingParams, accessors
+from hvdspark.estimators.params import _TorchScoringParams, _TorchTrainingParams, accessors
 from hvdspark.estimators.persistence import HvdSparkReader, HvdSparkWriter, Saved, pack, unpack
+from hvdspark.estimators.scorer import SCORES, scorer
 from hvdspark.estimators.summary import TrainingSummary
-from hvdspark.score import ScoringSpec, score
 from hvdspark.store import Store
 from hvdspark.train.callbacks import Callback
 from hvdspark.train.program import Program
@@ -32,7 +31,9 @@ from hvdspark.train.weights import unpack as unpack_tensors
 
 
 @accessors
-class TorchEstimator(Estimator["TorchModel"], _TrainingParams, MLWritable, MLReadable["TorchEstimator"]):
+class TorchEstimator(
+    Estimator["TorchModel"], _TorchScoringParams, _TorchTrainingParams, MLWritable, MLReadable["TorchEstimator"]
+):
     """Trains a `torch.nn.Module` on a DataFrame with Horovod, on `numWorkers` Spark tasks.
 
     The module is called with one tensor for each column of `featureCols`: [rows] for numbers, [rows, width] for
@@ -178,8 +179,12 @@ class TorchEstimator(Estimator["TorchModel"], _TrainingParams, MLWritable, MLRea
             loss_weights=self.getOrDefault("lossWeights"),
             callbacks=self._objects["callbacks"],
         )
+        if not self.isDefined("featureCols"):
+            raise ConfigurationError("not set", where="featureCols", hint="name at least one input column")
+        value = self.getOrDefault
+        labels = value("labelCols") if self.isDefined("labelCols") else [value("labelCol")]
         model = TorchModel()
-        model._fitted = fit(self, dataset, program)
+        model._fitted = fit(self, dataset, program, value("featureCols"), labels, handle_invalid=value("handleInvalid"))
         model._allow_pickle = self.getOrDefault("allowPickle")
         model._resetUid(self.uid)
         return self._copyValues(model)
@@ -202,7 +207,7 @@ class TorchEstimator(Estimator["TorchModel"], _TrainingParams, MLWritable, MLRea
 
 
 @accessors
-class TorchModel(Model, _ScoringParams, MLWritable, MLReadable["TorchModel"]):
+class TorchModel(Model, _TorchScoringParams, MLWritable, MLReadable["TorchModel"]):
     """A fitted module: a URI in the store and a small description. Scores DataFrames in place.
 
     `transform` starts no job, keeps every input column and adds `predictionCol`: a double for an output of [rows] or
@@ -259,17 +264,17 @@ class TorchModel(Model, _ScoringParams, MLWritable, MLReadable["TorchModel"]):
         rows, inputs = scoring_input(dataset, self._state.features, handle_invalid)
         outputs = self._state.outputs
         types = [ArrayType(DoubleType()) if output.is_vector else DoubleType() for output in outputs]
-        scores = _scorer(self._state.scoring_spec(handle_invalid), types)(*inputs)
+        scores = scorer(self._state.scoring_spec(handle_invalid), types)(*inputs)
         if len(outputs) == 1:  # a plain column costs Spark less than a struct of one
             values = [scores]
         else:
-            rows = rows.withColumn(_SCORES, scores)
-            values = [F.col(f"{_SCORES}.output_{k}") for k in range(len(outputs))]
+            rows = rows.withColumn(SCORES, scores)
+            values = [F.col(f"{SCORES}.output_{k}") for k in range(len(outputs))]
         columns = {
             name: array_to_vector(value) if output.is_vector else value
             for name, value, output in zip(self._output_columns(), values, outputs, strict=True)
         }
-        return rows.withColumns(columns).drop(_SCORES)
+        return rows.withColumns(columns).drop(SCORES)
 
     def _output_columns(self) -> list[str]:
         outputs = self._state.outputs
@@ -297,27 +302,3 @@ class TorchModel(Model, _ScoringParams, MLWritable, MLReadable["TorchModel"]):
     def _restore(self, saved: Saved, store: Store, allow_pickle: bool) -> None:
         self._fitted = FittedModule.from_saved(saved, store, allow_pickle)
         self._allow_pickle = allow_pickle
-
-
-_SCORES = "__hvdspark_scores"
-
-
-def _scorer(spec: ScoringSpec, types: Sequence[DataType]) -> Callable[..., Column]:
-    """A UDF from the feature columns to the only output, or to a struct of `output_<k>`."""
-
-    def batches_of(batches: Iterator[Any]) -> Iterator[list[pd.Series]]:
-        # pyspark hands a single column over without its tuple, whatever the type hint says.
-        return score(spec, ((batch,) if isinstance(batch, pd.Series) else batch for batch in batches))
-
-    def one_output(batches: Iterator[tuple[pd.Series, ...]]) -> Iterator[pd.Series]:
-        for outputs in batches_of(batches):
-            yield outputs[0]
-
-    def several_outputs(batches: Iterator[tuple[pd.Series, ...]]) -> Iterator[pd.DataFrame]:
-        for outputs in batches_of(batches):
-            yield pd.DataFrame({f"output_{k}": output for k, output in enumerate(outputs)})
-
-    if len(types) == 1:
-        return F.pandas_udf(one_output, types[0])  # type: ignore[call-overload]
-    struct = StructType([StructField(f"output_{k}", data_type) for k, data_type in enumerate(types)])
-    return F.pandas_udf(several_outputs, struct)  # type: ignore[call-overload]

@@ -14,7 +14,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import cloudpickle
 import numpy as np
 import pandas as pd
 import torch
@@ -25,7 +24,7 @@ from hvdspark.errors import DataError
 from hvdspark.specs import ColumnSpec
 from hvdspark.store import Store
 from hvdspark.train.forward import Input, as_prediction, forward, inputs_of
-from hvdspark.train.weights import load_weights
+from hvdspark.train.tables import load_model
 
 _MODELS_KEPT = 3  # for each Python worker; what pyspark's predict_batch_udf keeps
 _cache: collections.OrderedDict[tuple[str, str, str, bytes], nn.Module] = collections.OrderedDict()
@@ -132,9 +131,7 @@ def load_module(spec: ScoringSpec) -> nn.Module:
         if key in _cache:
             _cache.move_to_end(key)
             return _cache[key]
-        module = cloudpickle.loads(spec.skeleton)
-        load_weights(Store(spec.store_uri), spec.model_path, module, spec.fingerprint)
-        _cache[key] = module.eval()
+        _cache[key] = load_model(Store(spec.store_uri), spec.model_path, spec.skeleton, spec.fingerprint)
         while len(_cache) > _MODELS_KEPT:
             _cache.popitem(last=False)
         return _cache[key]

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from hvdspark.collectives import Collective
 from hvdspark.embedding.dedup import Route, Unique, all_distinct, route, sum_equal, unique
+from hvdspark.embedding.keys import KeySpace
 from hvdspark.embedding.table import TableShard
 
 # Before the keys for each rank: 1 + the number of a feature with a bad id, or 0; and that id.
@@ -102,6 +103,10 @@ class GroupExchange:
         self._keys = _Buffer(torch.int64)
         self._rows = _Buffer(wire_dtype, dim)
         self._gradients = _Buffer(wire_dtype, dim)
+
+    @property
+    def key_space(self) -> KeySpace:
+        return self.shard.key_space
 
     def look_up(self, keys: Tensor, *, train: bool, bad: BadId | None = None) -> Lookup:
         """Collective: two alltoall calls. The rows of some keys.

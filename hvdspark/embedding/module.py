@@ -10,14 +10,21 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from hvdspark.collectives import Collective, current_collective
+from hvdspark.embedding.bad_ids import bad_id_error, first_bad_id
 from hvdspark.embedding.cells import Cells, cells_of, outputs, take
 from hvdspark.embedding.config import DTYPES, TableConfig, check_unique_names
-from hvdspark.embedding.exchange import BadId, BadIdError, GroupExchange, Lookup, Reduced
+from hvdspark.embedding.description import check_description, describe_tables
+from hvdspark.embedding.exchange import BadIdError, GroupExchange, Lookup, Reduced
+from hvdspark.embedding.files import read_shards, write_shards
+from hvdspark.embedding.frozen import FrozenGroup
+from hvdspark.embedding.frozen_exchange import FrozenExchange, FrozenLookup
 from hvdspark.embedding.hashing import salt_of
+from hvdspark.embedding.host_copies import locate_files
 from hvdspark.embedding.initializer import initial_rows
 from hvdspark.embedding.placement import group_tables, home_buckets, is_replicated
 from hvdspark.embedding.table import TableShard
-from hvdspark.errors import ConfigurationError, DataError, PersistenceError, TrainingDivergedError
+from hvdspark.errors import ConfigurationError, PersistenceError, TrainingDivergedError
+from hvdspark.store import Store
 
 # Forward passes that may wait for one `apply_gradients`; more is a training loop that never calls it.
 _MAX_PENDING = 1024
@@ -89,6 +96,8 @@ class ShardedEmbeddingCollection(nn.Module):
             {_state_key(table.name): self._replica(table) for table in tables if is_replicated(table)}
         )
         self.groups = group_tables([table for table in tables if not is_replicated(table)])
+        homes = dict(zip(self.tables, home_buckets(list(self.tables.values())), strict=True))
+        self._homes = [[homes[table.name] for table in group] for group in self.groups]
         # For each group the place of every table in it, and the features that look something up there.
         self._places = [{table.name: place for place, table in enumerate(group)} for group in self.groups]
         self._features_of = [
@@ -97,6 +106,7 @@ class ShardedEmbeddingCollection(nn.Module):
         self._steps = 0
         self._collective = collective
         self._exchanges: list[GroupExchange] | None = None
+        self._frozen: list[FrozenExchange] | None = None
         self._pending: list[list[Lookup]] = []
         self._reduced: list[Reduced] = []
 
@@ -200,6 +210,63 @@ class ShardedEmbeddingCollection(nn.Module):
         """Call `apply_gradients` after each `optimizer.step()`, until the handle is removed."""
         return optimizer.register_step_post_hook(lambda *_: self.apply_gradients())
 
+    def description(self) -> dict[str, Any]:
+        """What a manifest has to say about the sharded tables, beside the entries of their files; JSON-able."""
+        return describe_tables(self.groups, self._homes, self.seed, self._steps)
+
+    def write_rows(self, store: Store, directory: str, *, state: bool) -> list[dict[str, Any]]:
+        """Write this rank's sharded rows into a directory of the store; the entries of its files for a manifest.
+
+        Args:
+            state: also optimizer state and counts, to train on; else ids and rows alone, to score.
+
+        Raises:
+            StoreError: a file cannot be written.
+        """
+        return write_shards(store, directory, self.shards, state=state)
+
+    def read_rows(
+        self, store: Store, directory: str, description: dict[str, Any], entries: Sequence[Mapping[str, Any]]
+    ) -> None:
+        """Replace this rank's sharded rows by those that it owns of what all ranks of any world wrote.
+
+        Args:
+            description, entries: from the manifest, of all ranks' files.
+
+        Raises:
+            CheckpointError: a file is missing or damaged, or the rows are not of these tables.
+        """
+        check_description(description, self.description(), directory)
+        self.discard_gradients()
+        self._exchanges = None  # their memory goes before the new rows come
+        read_shards(store, directory, entries, self.shards, steps=description["steps"])
+        self._steps = description["steps"]
+
+    def freeze(
+        self,
+        store: Store,
+        directory: str,
+        description: dict[str, Any],
+        entries: Sequence[Mapping[str, Any]],
+        fingerprint: str,
+    ) -> None:
+        """Look sharded rows up in files from now on, for scoring: mapped when a row is asked for, never changed.
+
+        Args:
+            description, entries: from the manifest, of all ranks' files.
+            fingerprint: tells these files from all others; names this host's copies of them, which are made where the
+                store is not a file system of this host.
+
+        Raises:
+            CheckpointError: the rows are not of these tables.
+        """
+        check_description(description, self.description(), directory)
+        locate = locate_files(store, directory, fingerprint)
+        self._frozen = [
+            FrozenExchange(FrozenGroup(group, homes, self.seed, entries, locate))
+            for group, homes in zip(self.groups, self._homes, strict=True)
+        ]
+
     def bind(self, collective: Collective) -> None:
         """Use these ranks. Raises ConfigurationError when rows live on others already."""
         bound = self._collective
@@ -226,7 +293,6 @@ class ShardedEmbeddingCollection(nn.Module):
         """The exchange of each group; the first call makes the shards."""
         if self._exchanges is None:
             ranks = self._ranks()
-            homes = dict(zip(self.tables, home_buckets(list(self.tables.values())), strict=True))
             self._exchanges = [
                 GroupExchange(
                     f"{self.name}/{number}",
@@ -235,51 +301,48 @@ class ShardedEmbeddingCollection(nn.Module):
                         rank=ranks.rank,
                         world_size=ranks.size,
                         seed=self.seed,
-                        home_buckets=[homes[table.name] for table in group],
+                        home_buckets=homes,
                     ),
                     group[0].dim,
                     ranks,
                     DTYPES[self.wire_dtype],
                 )
-                for number, group in enumerate(self.groups)
+                for number, (group, homes) in enumerate(zip(self.groups, self._homes, strict=True))
             ]
         return self._exchanges
 
-    def _look_up(self, cells: Mapping[str, Cells], train: bool) -> list[Lookup]:
+    def _lookups_by(self) -> Sequence[GroupExchange | FrozenExchange]:
+        """What looks rows up, for each group."""
+        return self._bound() if self._frozen is None else self._frozen
+
+    def _look_up(self, cells: Mapping[str, Cells], train: bool) -> list[Lookup | FrozenLookup]:
         """Collective. One lookup for each group; DataError on every rank if some rank has a bad id."""
-        exchanges = self._bound()
-        bad = self._first_bad_id(cells)
+        exchanges = self._lookups_by()
+        limits = self._limits()
+        bad = first_bad_id(cells, self.features, limits, 0 if self._frozen is not None else self._ranks().rank)
         if bad is not None and not exchanges:
-            raise self._error(bad)
-        lookups = []
+            raise bad_id_error(bad, self.features, self.tables, limits)
+        lookups: list[Lookup | FrozenLookup] = []
         for exchange, places, features in zip(exchanges, self._places, self._features_of, strict=True):
             keys = torch.zeros(0, dtype=torch.int64)
             if bad is None:
-                fuse = exchange.shard.key_space.fuse
+                fuse = exchange.key_space.fuse
                 keys = torch.cat([fuse(places[self.features[name]], cells[name].ids) for name in features])
             try:
                 # The first exchange tells everybody of a bad id, so there is no second one after it.
                 lookups.append(exchange.look_up(keys, train=train, bad=bad))
             except BadIdError as error:
-                raise self._error(error.bad) from None
+                raise bad_id_error(error.bad, self.features, self.tables, limits) from None
         return lookups
-
-    def _first_bad_id(self, cells: Mapping[str, Cells]) -> BadId | None:
-        limits = self._limits()
-        for number, (feature, table) in enumerate(self.features.items()):
-            ids, limit = cells[feature].ids, limits[table]
-            if len(ids) and (int(ids.min()) < 0 or int(ids.max()) >= limit):
-                return BadId(number, int(ids[(ids < 0) | (ids >= limit)][0]), self._ranks().rank)
-        return None
 
     def _limits(self) -> dict[str, int]:
         """Ids of each table are in [0, limit)."""
         limits = {name: table.num_embeddings or 0 for name, table in self.tables.items()}
-        for exchange, places in zip(self._bound(), self._places, strict=True):
-            limits.update({table: exchange.shard.key_space.limit(place) for table, place in places.items()})
+        for exchange, places in zip(self._lookups_by(), self._places, strict=True):
+            limits.update({table: exchange.key_space.limit(place) for table, place in places.items()})
         return limits
 
-    def _remember(self, lookups: list[Lookup]) -> None:
+    def _remember(self, lookups: list[Any]) -> None:
         if len(self._pending) >= _MAX_PENDING:
             raise ConfigurationError(
                 "too many forward passes without an update",
@@ -288,18 +351,6 @@ class ShardedEmbeddingCollection(nn.Module):
                 hint="call apply_gradients() after each backward pass, or use eval() or no_grad() for other passes",
             )
         self._pending.append(lookups)
-
-    def _error(self, bad: BadId) -> DataError:
-        feature = list(self.features)[bad.feature]
-        table = self.tables[self.features[feature]]
-        return DataError(
-            f"an id is not in [0, {self._limits()[table.name]})",
-            value=bad.id,
-            where=f"feature {feature!r} of table {table.name!r}, rank {bad.rank}",
-            hint="hash ids of an unbounded table into this range"
-            if table.num_embeddings is None
-            else "raise num_embeddings, or leave it out for an unbounded table",
-        )
 
     def _by_feature(self, inputs: Mapping[str, Any] | Sequence[Any]) -> Mapping[str, Any]:
         if not isinstance(inputs, Mapping):
@@ -324,7 +375,14 @@ class ShardedEmbeddingCollection(nn.Module):
                 where="ShardedEmbeddingCollection",
                 hint="save the shards (`shards`, `TableShard.export`)",
             )
-        return {**self.__dict__, "_collective": None, "_exchanges": None, "_pending": [], "_reduced": []}
+        return {
+            **self.__dict__,
+            "_collective": None,
+            "_exchanges": None,
+            "_frozen": None,
+            "_pending": [],
+            "_reduced": [],
+        }
 
 
 def _state_key(table: str) -> str:

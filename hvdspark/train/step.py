@@ -157,7 +157,7 @@ class GradientStep:
         self._optimizer.synchronize()  # type: ignore[attr-defined]
         gradients = [parameter.grad for parameter in self._trained if parameter.grad is not None]
         # A rank that has diverged has told so through the dense gradients: no rank gets to exchange the sharded ones.
-        if not _all_finite(gradients) or any([collection.synchronize() for collection in self._collections]):
+        if not _all_finite(gradients) or any(collection.synchronize() for collection in self._collections):
             self._raise_diverged(epoch, step)
         clip = self._spec.gradient_clip_norm
         if clip is not None and not math.isfinite(self._clip(gradients, clip)):

@@ -7,9 +7,10 @@ weights says about them is under "tables" in its manifest, one entry for each co
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import cloudpickle
 from torch import nn
 
 from hvdspark.collectives import Collective
@@ -17,6 +18,7 @@ from hvdspark.embedding.module import ShardedEmbeddingCollection
 from hvdspark.errors import CheckpointError, ConfigurationError
 from hvdspark.store import Store
 from hvdspark.train.agreement import raise_together
+from hvdspark.train.weights import load_weights
 
 TABLES = "tables"
 
@@ -100,12 +102,13 @@ def freeze_tables(store: Store, directory: str, module: nn.Module, manifest: Map
         collection.freeze(store, f"{directory}/{place}", saved["description"], saved["files"], f"{key}/{number}")
 
 
-def table_files(manifest: Mapping[str, Any]) -> list[str]:
-    """Paths of the tables' files, relative to the directory of the manifest."""
+def table_files(tables: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The entries of all files of a manifest's tables, with paths relative to the manifest's directory."""
     return [
-        f"{TABLES}/{number}/{file['path']}"
-        for number, saved in enumerate(manifest.get(TABLES, []))
+        {**file, "path": f"{TABLES}/{number}/{file['path']}"}
+        for number, saved in enumerate(tables)
         for file in saved["files"]
+        if file["path"] is not None
     ]
 
 
@@ -125,3 +128,19 @@ def _matched(
 
 def _part(directory: str, rank: int) -> str:
     return f"{directory}/{TABLES}/rank-{rank:05d}.json"
+
+
+def load_model(store: Store, directory: str, skeleton: bytes, fingerprint: str) -> nn.Module:
+    """A trained module in evaluation mode; its sharded rows are looked up in the store's files.
+
+    Args:
+        skeleton: `architecture.skeleton` of the module.
+        fingerprint: of the weights that are meant; others are refused.
+
+    Raises:
+        CheckpointError: the weights are missing, damaged, others than meant, or do not fit the module.
+    """
+    module: nn.Module = cloudpickle.loads(skeleton)
+    manifest = load_weights(store, directory, module, fingerprint)
+    freeze_tables(store, directory, module, manifest, fingerprint)
+    return module.eval()

@@ -1,0 +1,307 @@
+"""`CTRClassifier`: recommendation models on raw columns, as a stage of a Spark ML Pipeline, and the model it fits."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from pyspark import keyword_only
+from pyspark.ml.base import Estimator, Model
+from pyspark.ml.functions import array_to_vector
+from pyspark.ml.linalg import VectorUDT
+from pyspark.ml.util import MLReadable, MLReader, MLWritable, MLWriter
+from pyspark.sql import Column, DataFrame
+from pyspark.sql import functions as F
+from pyspark.sql.types import DoubleType, StructField, StructType
+from torch import nn
+
+from hvdspark.data.schema import check_columns
+from hvdspark.errors import ConfigurationError
+from hvdspark.estimators.categories import category_key, check_categories, is_array
+from hvdspark.estimators.columns import check_new_columns, column, scoring_input
+from hvdspark.estimators.ctr_params import _CTRScoringParams, _CTRTrainingParams
+from hvdspark.estimators.fit import fit
+from hvdspark.estimators.fitted import FittedModule
+from hvdspark.estimators.params import accessors
+from hvdspark.estimators.persistence import HvdSparkReader, HvdSparkWriter, Saved
+from hvdspark.estimators.scorer import SCORES, scorer
+from hvdspark.estimators.summary import TrainingSummary
+from hvdspark.models.click import ID_BITS, ClickModel
+from hvdspark.specs import DatasetSpec
+from hvdspark.store import Store
+from hvdspark.train.program import Program
+
+
+@accessors
+class CTRClassifier(
+    Estimator["CTRClassificationModel"],
+    _CTRScoringParams,
+    _CTRTrainingParams,
+    MLWritable,
+    MLReadable["CTRClassifier"],
+):
+    """Trains a click-through-rate model on raw columns, its embedding tables sharded over `numWorkers` Spark tasks.
+
+    Categories need no StringIndexer and no vocabulary: they are hashed to 64-bit keys in the Spark plan, and a table
+    grows with the categories that training meets. Numbers need no scaling. The label is 0 or 1 (or a probability).
+
+    Everything is a Param: see `explainParams()`. Gradients are means over the rows (or weights) of the global batch,
+    so `batchSize` and the learning rates mean the same for any number of workers.
+
+    Example:
+        >>> classifier = CTRClassifier(architecture="dlrm", continuousCols=["age"], categoricalCols=["user", "page"],
+        ...                            labelCol="clicked", numWorkers=2, storeUri="file:///tmp/hvdspark")
+        >>> model = classifier.fit(train)
+        >>> scored = model.transform(test)  # prediction, probability, rawPrediction
+    """
+
+    @keyword_only
+    def __init__(
+        self,
+        *,
+        architecture: str = "dlrm",
+        continuousCols: list[str] | None = None,
+        categoricalCols: list[str] | None = None,
+        labelCol: str = "label",
+        predictionCol: str = "prediction",
+        probabilityCol: str = "probability",
+        rawPredictionCol: str = "rawPrediction",
+        threshold: float = 0.5,
+        weightCol: str | None = None,
+        validationIndicatorCol: str | None = None,
+        validationFraction: float | None = None,
+        handleInvalid: str = "error",
+        embeddingDim: int = 16,
+        hiddenUnits: list[int] | None = None,
+        dropout: float = 0.0,
+        pooling: str = "mean",
+        embeddingOptimizer: str = "rowwise_adagrad",
+        embeddingLearningRate: float = 0.02,
+        embeddingMinCount: int = 1,
+        embeddingDtype: str = "float32",
+        numWorkers: int = 2,
+        batchSize: int = 8192,
+        epochs: int = 1,
+        learningRate: float = 1e-3,
+        learningRateSchedule: str = "constant",
+        learningRateScheduleArgs: dict[str, float] | None = None,
+        storeUri: str = "file:///tmp/hvdspark",
+        seed: int = 0,
+        shuffle: bool = True,
+        shuffleRows: int = 1 << 19,
+        precision: str = "auto",
+        device: str = "auto",
+        gradientAccumulationSteps: int = 1,
+        gradientClipNorm: float | None = None,
+        gradientCompression: str = "none",
+        metrics: list[str] | None = None,
+        monitor: str | None = None,
+        earlyStoppingPatience: int = 0,
+        maxRestarts: int = 0,
+        startTimeout: float = 600.0,
+        allowPickle: bool = False,
+    ) -> None:
+        super().__init__()
+        self.setParams(**self._input_kwargs)  # type: ignore[attr-defined]
+
+    @keyword_only
+    def setParams(self, **kwargs: Any) -> CTRClassifier:
+        """Set Params by name; same names as the constructor. None leaves a value as it is."""
+        for name, value in self._input_kwargs.items():  # type: ignore[attr-defined]
+            if not self.hasParam(name):
+                raise ConfigurationError("unknown Param", value=name, where="CTRClassifier", hint="see explainParams()")
+            if value is not None:  # Spark ML can save a Param that is None, and not load it again
+                self._set(**{name: value})
+        return self
+
+    def write(self) -> MLWriter:
+        """Writer of this estimator."""
+        return HvdSparkWriter(self)
+
+    @classmethod
+    def read(cls) -> MLReader[CTRClassifier]:
+        """Reader of estimators that `write` wrote."""
+        return HvdSparkReader(cls)
+
+    def _fit(self, dataset: DataFrame) -> CTRClassificationModel:
+        value = self.getOrDefault
+        numbers, categories = _columns(self)
+        if numbers:
+            check_columns(dataset.schema, numbers, [value("labelCol")])
+        check_categories(dataset.schema, categories)
+        # Integers among the numbers become floats here, where null can be kept as NaN.
+        columns = {name: column(name).cast("float") for name in numbers}
+        columns |= {name: category_key(dataset, name, ID_BITS, value("handleInvalid")) for name in categories}
+        module = ClickModel(
+            value("architecture"),
+            len(numbers),
+            categories,
+            [name for name in categories if is_array(dataset.schema, name)],
+            pooling=value("pooling"),
+            dim=value("embeddingDim"),
+            hidden=value("hiddenUnits"),
+            dropout=value("dropout"),
+            embedding_optimizer=value("embeddingOptimizer"),
+            embedding_learning_rate=value("embeddingLearningRate"),
+            embedding_min_count=value("embeddingMinCount"),
+            embedding_dtype=value("embeddingDtype"),
+            seed=value("seed"),
+        )
+
+        def standardise(data: DatasetSpec, store: Store) -> None:
+            if numbers:
+                _standardise(module, dataset, data, store, numbers)
+
+        fitted = fit(
+            self,
+            dataset.withColumns(columns),
+            Program(module, "bce_with_logits", "adam"),
+            [*numbers, *categories],
+            [value("labelCol")],
+            handle_invalid=value("handleInvalid"),
+            owner=dataset,
+            prepare=standardise,
+        )
+        # Arrays that all had one length while training may have another one later: pooling takes any.
+        features = tuple(
+            replace(spec, layout="ragged", width=None) if spec.name in module.pooled else spec
+            for spec in fitted.features
+        )
+        model = CTRClassificationModel()
+        model._fitted = replace(fitted, features=features)
+        model._resetUid(self.uid)
+        return self._copyValues(model)
+
+    def _to_saved(self) -> Saved:
+        return Saved({}, {}, {})
+
+    def _restore(self, saved: Saved, store: Store, allow_pickle: bool) -> None:
+        """There is nothing but Params."""
+
+
+@accessors
+class CTRClassificationModel(Model, _CTRScoringParams, MLWritable, MLReadable["CTRClassificationModel"]):
+    """A fitted click-through-rate model: a URI in the store and a small description. Scores DataFrames in place.
+
+    `transform` starts no job, keeps every input column and adds `rawPrediction` (vector of -x and x, x the logit),
+    `probability` (vector of 1 - p and p) and `prediction` (1.0 where p is above `threshold`, else 0.0). The embedding
+    tables stay in the store: executors map what the rows ask for. A category that training never met is the zero
+    vector.
+
+    Attributes:
+        summary: the training history.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._fitted: FittedModule | None = None
+
+    @property
+    def summary(self) -> TrainingSummary:
+        """What happened during the fit (kept when the model is saved)."""
+        return TrainingSummary(self._state.result)
+
+    @property
+    def hasSummary(self) -> bool:
+        """Whether there is a summary: always, for a fitted or loaded model."""
+        return self._fitted is not None
+
+    @property
+    def uri(self) -> str:
+        """Directory of the weights and tables."""
+        return self._state.uri
+
+    def module(self) -> nn.Module:
+        """The trained module on this machine, in evaluation mode; its tables are looked up in the store."""
+        return self._state.module()
+
+    def write(self) -> MLWriter:
+        """Writer of this model; weights and tables are copied, so the saved model does not need the store."""
+        return HvdSparkWriter(self)
+
+    @classmethod
+    def read(cls) -> MLReader[CTRClassificationModel]:
+        """Reader of models that `write` wrote."""
+        return HvdSparkReader(cls)
+
+    def transformSchema(self, schema: StructType) -> StructType:
+        """Schema of `transform`'s result. Raises SchemaError where an output column exists already."""
+        types = zip(self._output_columns(), (VectorUDT(), VectorUDT(), DoubleType()), strict=True)
+        check_new_columns(schema, self._output_columns())
+        return StructType([*schema.fields, *(StructField(name, kind, True) for name, kind in types)])
+
+    def _transform(self, dataset: DataFrame) -> DataFrame:
+        self.transformSchema(dataset.schema)
+        handle_invalid = self.getOrDefault("handleInvalid")
+        numbers, categories = _columns(self)
+        check_categories(dataset.schema, categories)
+        keys = {name: category_key(dataset, name, ID_BITS, handle_invalid) for name in categories}
+        rows, inputs = scoring_input(dataset, self._state.features, handle_invalid, keys)
+        score = scorer(self._state.scoring_spec(handle_invalid), [DoubleType()])(*inputs)
+        logit = F.col(SCORES)
+        probability = 1.0 / (1.0 + F.exp(-logit))
+        raw_column, probability_column, prediction_column = self._output_columns()
+        return (
+            rows.withColumn(SCORES, score)
+            .withColumns(
+                {
+                    raw_column: _pair(-logit, logit),
+                    probability_column: _pair(1.0 - probability, probability),
+                    prediction_column: (probability > self.getOrDefault("threshold")).cast("double"),
+                }
+            )
+            .drop(SCORES)
+        )
+
+    def _output_columns(self) -> list[str]:
+        return [str(self.getOrDefault(name)) for name in ("rawPredictionCol", "probabilityCol", "predictionCol")]
+
+    @property
+    def _state(self) -> FittedModule:
+        if self._fitted is None:
+            raise ConfigurationError(
+                "this model was not fitted", hint="CTRClassifier.fit or CTRClassificationModel.load makes one"
+            )
+        return self._fitted
+
+    def _to_saved(self) -> Saved:
+        return self._state.to_saved(allow_pickle=False)
+
+    def _restore(self, saved: Saved, store: Store, allow_pickle: bool) -> None:
+        self._fitted = FittedModule.from_saved(saved, store, allow_pickle=False)
+
+
+def _columns(params: _CTRScoringParams) -> tuple[list[str], list[str]]:
+    """(continuous, categorical) columns. ConfigurationError where there are none, or one is both."""
+    numbers, categories = (
+        list(params.getOrDefault(name)) if params.isDefined(name) else []
+        for name in ("continuousCols", "categoricalCols")
+    )
+    if not numbers and not categories:
+        raise ConfigurationError("not set", where="continuousCols and categoricalCols", hint="name some columns")
+    if both := sorted(set(numbers) & set(categories)):
+        raise ConfigurationError("a column is both continuous and categorical", value=both)
+    return numbers, categories
+
+
+def _pair(negative: Column, positive: Column) -> Column:
+    return array_to_vector(F.array(negative, positive))
+
+
+def _standardise(module: ClickModel, dataset: DataFrame, data: DatasetSpec, store: Store, numbers: list[str]) -> None:
+    """Set the module's mean and deviation from the training rows as they were written: one job over these columns."""
+    paths = list(dict.fromkeys(store.spark_uri(f"{data.path}/{group.path}") for group in data.train))
+    written = dataset.sparkSession.read.parquet(*paths)
+    wanted = []
+    for name in numbers:
+        value = column(name).cast("double")
+        # NaN is above infinity in Spark: both are left out here. Infinity then ends training with an error naming it.
+        scaled = F.when(F.abs(value) < F.lit(float("inf")), F.signum(value) * F.log1p(F.abs(value)))
+        wanted += [F.avg(scaled), F.stddev_pop(scaled)]
+    found = [part if part is not None else 0.0 for part in written.agg(*wanted).head() or ()]
+    with torch.no_grad():
+        module.mean.copy_(torch.tensor(found[0::2], dtype=torch.float64))
+        # A constant column says nothing: it becomes 0.
+        deviation = torch.tensor(found[1::2], dtype=torch.float64)
+        module.deviation.copy_(torch.where(deviation > 1e-6, deviation, 1.0))

@@ -1,0 +1,64 @@
+"""Files of sharded embedding tables, which are too many bytes for the driver: executors copy and check them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from pyspark.sql import SparkSession
+
+from hvdspark.errors import CheckpointError
+from hvdspark.store import Store
+from hvdspark.train.tables import table_files
+from hvdspark.train.weights import verify
+
+Action = Callable[[dict[str, Any]], None]
+
+
+def copy_tables(
+    session: SparkSession,
+    source: Store,
+    directory: str,
+    target: Store,
+    target_directory: str,
+    tables: Sequence[Mapping[str, Any]],
+) -> None:
+    """Copy the files of a manifest's tables to another directory, in one Spark job, and compare their checksums there.
+
+    Raises:
+        CheckpointError: a file is missing or damaged.
+        StoreError: a file cannot be written.
+    """
+
+    def copy(entry: dict[str, Any]) -> None:
+        target.copy_from(source, f"{directory}/{entry['path']}", f"{target_directory}/{entry['path']}")
+        verify(target, target_directory, {"files": {entry["path"]: entry}})
+
+    _for_each(session, copy, table_files(tables))
+
+
+def verify_tables(session: SparkSession, store: Store, directory: str, tables: Sequence[Mapping[str, Any]]) -> None:
+    """Compare the files of a manifest's tables with their checksums, in one Spark job.
+
+    Raises:
+        CheckpointError: a file is missing or damaged.
+    """
+    _for_each(session, lambda entry: verify(store, directory, {"files": {entry["path"]: entry}}), table_files(tables))
+
+
+def _for_each(session: SparkSession, action: Action, entries: Sequence[dict[str, Any]]) -> None:
+    if not entries:
+        return
+
+    def attempt(entry: dict[str, Any]) -> str | None:
+        try:
+            action(entry)
+        except CheckpointError as error:  # would not help to try again, and would reach the driver as text of a trace
+            return str(error)
+        return None
+
+    failed = [
+        words for words in session.sparkContext.parallelize(entries, len(entries)).map(attempt).collect() if words
+    ]
+    if failed:
+        raise CheckpointError(f"{len(failed)} of {len(entries)} files of embedding tables", value=failed[0])

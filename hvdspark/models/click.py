@@ -1,0 +1,126 @@
+"""From raw columns to a logit: numbers are normalised, categories looked up, and an architecture does the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hvdspark.embedding.config import Admission, SparseOptimizer, TableConfig
+from hvdspark.embedding.module import ShardedEmbeddingCollection
+from hvdspark.models import make_model
+
+# Of the ids that categories are hashed to. Leaves room for 2048 tables beside each other in a 64-bit key; of 10**9
+# categories of a column about 100 pairs share an id.
+ID_BITS = 52
+
+
+class ClickModel(nn.Module):
+    """Click-through-rate model whose embedding tables are sharded over the ranks.
+
+    Each category column has an unbounded table of its own: ids are 64-bit hashes below 2**ID_BITS, rows exist for what
+    training met, and an id it never met is the zero vector.
+
+    Args:
+        architecture: a key of `ARCHITECTURES`.
+        numbers: how many continuous columns there are.
+        categories: names of the categorical columns, whose ids come as int64.
+        pooled: those of them that hold several ids in a row.
+        pooling: how these become one vector: "mean" or "sum".
+        dim: columns of an embedding.
+        hidden: units of each hidden layer.
+        dropout: probability with which a hidden unit is dropped in training.
+        embedding_optimizer, embedding_learning_rate: of the embeddings.
+        embedding_min_count: training steps that must meet an id before it gets a row.
+        embedding_dtype: of stored embeddings.
+        seed: of initial embeddings, which depend on (seed, column, id) alone, and of the initial dense weights.
+    """
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(
+        self,
+        architecture: str,
+        numbers: int,
+        categories: Sequence[str],
+        pooled: Sequence[str] = (),
+        *,
+        pooling: str = "mean",
+        dim: int = 16,
+        hidden: Sequence[int] = (256, 128),
+        dropout: float = 0.0,
+        embedding_optimizer: str = "rowwise_adagrad",
+        embedding_learning_rate: float = 0.02,
+        embedding_min_count: int = 1,
+        embedding_dtype: str = "float32",
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.architecture, self.numbers, self.dim, self.seed = architecture, numbers, dim, seed
+        self.categories, self.pooled, self.pooling = tuple(categories), tuple(pooled), pooling
+        self.hidden, self.dropout = tuple(hidden), dropout
+        self.embedding_optimizer, self.embedding_learning_rate = embedding_optimizer, embedding_learning_rate
+        self.embedding_min_count, self.embedding_dtype = embedding_min_count, embedding_dtype
+        self.register_buffer("mean", torch.zeros(numbers))
+        self.register_buffer("deviation", torch.ones(numbers))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.network = make_model(
+                architecture, numbers=numbers, fields=len(self.categories), dim=dim, hidden=hidden, dropout=dropout
+            )
+        self.vectors = self._tables(dim, "vectors") if self.categories and self.network.uses_vectors else None
+        self.weights = self._tables(1, "weights") if self.categories and self.network.uses_weights else None
+
+    def forward(self, *columns: Any) -> Tensor:
+        """Collective. One logit for each row.
+
+        Args:
+            columns: `numbers` float tensors [rows], NaN where missing, then the ids of each of `categories`: int64
+                [rows], or values and offsets.
+
+        Returns: [rows].
+        """
+        ids = dict(zip(self.categories, columns[self.numbers :], strict=True))
+        numbers = self._normalised(columns[: self.numbers], columns[0])
+        vectors = numbers.new_zeros(len(numbers), 0, self.dim)
+        weights = numbers.new_zeros(len(numbers), 0)
+        if self.vectors is not None:
+            vectors = torch.stack(list(self.vectors(ids).values()), dim=1)  # [rows, F, D]
+        if self.weights is not None:
+            weights = torch.cat(list(self.weights(ids).values()), dim=1)  # [rows, F]
+        return self.network(numbers, vectors, weights)
+
+    def _normalised(self, columns: Sequence[Tensor], first: Any) -> Tensor:
+        """[rows, N]: sign(x) log(1 + |x|), standardised; 0, the mean, where missing."""
+        if not columns:
+            rows = len(first) if isinstance(first, Tensor) else len(first.offsets) - 1
+            return self.mean.new_zeros(rows, 0)
+        numbers = torch.stack(list(columns), dim=1)
+        numbers = (numbers.sign() * numbers.abs().log1p() - self.mean) / self.deviation
+        return numbers.masked_fill(numbers.isnan(), 0.0)
+
+    def _tables(self, dim: int, name: str) -> ShardedEmbeddingCollection:
+        # The role of beta in the paper of FTRL, which proposes 1 for 0/1 inputs; the others begin at 0, as in torch.
+        accumulator = 1.0 if self.embedding_optimizer == "ftrl" else 0.0
+        optimizer = SparseOptimizer(
+            self.embedding_optimizer, self.embedding_learning_rate, initial_accumulator=accumulator
+        )
+        return ShardedEmbeddingCollection(
+            [
+                TableConfig(
+                    column,
+                    dim,
+                    pooling=self.pooling if column in self.pooled else "none",
+                    optimizer=optimizer,
+                    dtype=self.embedding_dtype,
+                    admission=Admission(self.embedding_min_count),
+                )
+                for column in self.categories
+            ],
+            {column: column for column in self.categories},
+            seed=self.seed,
+            name=name,
+        )

@@ -1,0 +1,254 @@
+"""CTRClassifier and CTRClassificationModel on real sessions with real Horovod ranks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pyspark.ml import Pipeline, PipelineModel
+from pyspark.ml.evaluation import BinaryClassificationEvaluator
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+
+from hvdspark.errors import CheckpointError, ConfigurationError, DataError, PersistenceError, SchemaError
+from hvdspark.estimators import CTRClassificationModel, CTRClassifier
+from tests.spark.toys import files_in
+
+pytestmark = pytest.mark.spark
+
+NUMBERS, CATEGORIES = ["price", "age"], ["user", "page", "tags"]
+
+
+def clicks(spark: SparkSession, rows: int = 3000) -> DataFrame:
+    """id, price (double), age (int), user (bigint, some negative), page (string), tags (array of strings), clicked."""
+    draw = [F.pmod(F.xxhash64("id", F.lit(k)), F.lit(1000)) / 1000.0 for k in range(6)]
+    user = (draw[0] * 40).cast("bigint") - 20
+    page = F.concat(F.lit("page "), (draw[1] * 30).cast("int"))
+    score = (user % 2) * 2 + (draw[1] * 30).cast("int") % 3 - 1 + draw[2] * 2 - 1
+    return spark.range(0, rows, 1, 3).select(
+        "id",
+        (draw[2] * 500).alias("price"),
+        (draw[3] * 60).cast("int").alias("age"),
+        user.alias("user"),
+        page.alias("page"),
+        F.slice(
+            F.array(F.lit("a"), F.lit("b"), F.concat(F.lit("t"), (draw[4] * 9).cast("int"))),
+            1,
+            F.pmod("id", F.lit(4)).cast("int"),
+        ).alias("tags"),
+        (score + draw[5] > 0.5).cast("int").alias("clicked"),
+    )
+
+
+def classifier(**changes: Any) -> CTRClassifier:
+    settings: dict[str, Any] = {
+        "architecture": "deepfm",
+        "continuousCols": NUMBERS,
+        "categoricalCols": CATEGORIES,
+        "labelCol": "clicked",
+        "embeddingDim": 4,
+        "hiddenUnits": [16],
+        "embeddingLearningRate": 0.1,
+        "learningRate": 0.01,
+        "batchSize": 256,
+        "epochs": 3,
+        "precision": "float32",
+        "seed": 5,
+    }
+    return CTRClassifier(**{**settings, **changes})
+
+
+@pytest.fixture(scope="module")
+def fitted(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> CTRClassificationModel:
+    return classifier(storeUri=tmp_path_factory.mktemp("store").as_uri()).fit(clicks(spark))
+
+
+def probabilities(frame: DataFrame) -> dict[int, float]:
+    return {row["id"]: row["probability"][1] for row in frame.select("id", "probability").collect()}
+
+
+def test_raw_columns_to_predictions(spark: SparkSession, fitted: CTRClassificationModel) -> None:
+    data = clicks(spark)
+    scored = fitted.transform(data)
+    assert scored.columns == [*data.columns, "rawPrediction", "probability", "prediction"]
+    assert scored.schema == fitted.transformSchema(data.schema)
+    assert BinaryClassificationEvaluator(labelCol="clicked").evaluate(scored) > 0.9
+    row = scored.select("rawPrediction", "probability", "prediction").first()
+    assert row is not None
+    raw, probability, prediction = row
+    assert raw[0] == -raw[1]
+    assert probability.sum() == pytest.approx(1.0)
+    assert probability[1] == pytest.approx(1 / (1 + np.exp(-raw[1])))
+    assert prediction == float(probability[1] > 0.5)
+    low = fitted.copy({fitted.threshold: 0.0}).transform(data)
+    assert low.filter("prediction = 1.0").count() == data.count()
+    assert fitted.summary.history[-1]["train_loss"] < fitted.summary.history[0]["train_loss"]
+
+
+def test_transform_starts_no_job_and_inserts_nothing(spark: SparkSession, fitted: CTRClassificationModel) -> None:
+    tracker = spark.sparkContext.statusTracker()
+    spark.sparkContext.setJobGroup("transform", "transform")
+    data = clicks(spark)
+    scored = fitted.transform(data)
+    assert list(tracker.getJobIdsForGroup("transform")) == []
+    spark.sparkContext.setLocalProperty("spark.jobGroup.id", "")
+    store = Path(fitted.uri.removeprefix("file://"))
+    before = {path: path.stat().st_mtime_ns for path in store.rglob("*")}
+    unseen = data.limit(5).withColumn("user", F.lit(10**15)).withColumn("page", F.lit("never"))
+    assert len(probabilities(fitted.transform(unseen))) == 5
+    assert {path: path.stat().st_mtime_ns for path in store.rglob("*")} == before
+    assert scored.count() == 3000
+
+
+def test_scores_are_those_of_the_module_whatever_the_partitions(
+    spark: SparkSession, fitted: CTRClassificationModel
+) -> None:
+    data = clicks(spark).limit(400)
+    one, many = (probabilities(fitted.transform(data.repartition(n))) for n in (1, 7))
+    assert one.keys() == many.keys()
+    assert max(abs(one[key] - many[key]) for key in one) < 1e-6
+
+
+def test_the_type_of_a_category_does_not_matter_to_its_key(spark: SparkSession, fitted: CTRClassificationModel) -> None:
+    data = clicks(spark).limit(200)
+    as_text = data.withColumn("user", F.col("user").cast("string"))
+    assert probabilities(fitted.transform(as_text)) == probabilities(fitted.transform(data))
+
+
+def test_one_worker_or_two_give_the_same_model(spark: SparkSession, store_uri: str) -> None:
+    data = clicks(spark, 600)
+    scores = []
+    for workers in (1, 2):
+        model = classifier(storeUri=store_uri, numWorkers=workers, shuffle=False).fit(data)
+        scores.append(probabilities(model.transform(data)))
+    assert max(abs(scores[0][key] - scores[1][key]) for key in scores[0]) < 1e-4
+
+
+def test_in_a_pipeline_saved_and_loaded(spark: SparkSession, store_uri: str, tmp_path: Path) -> None:
+    data = clicks(spark, 600)
+    pipeline = Pipeline(stages=[classifier(storeUri=store_uri, architecture="dlrm", epochs=1)])
+    pipeline.write().save(str(tmp_path / "pipeline"))
+    model = Pipeline.load(str(tmp_path / "pipeline")).fit(data)
+    expected = probabilities(model.transform(data))
+    model.write().save(str(tmp_path / "fitted"))
+    stage = model.stages[0]
+    for name in files_in(Path(store_uri.removeprefix("file://"))):
+        (Path(store_uri.removeprefix("file://")) / name).unlink()
+    loaded = PipelineModel.load(str(tmp_path / "fitted"))
+    assert probabilities(loaded.transform(data)) == expected
+    with pytest.raises(CheckpointError):
+        stage.transform(data).count()
+    loaded.stages[0].write().save(str(tmp_path / "again"))
+    again = CTRClassificationModel.load(str(tmp_path / "again"))
+    assert probabilities(again.transform(data)) == expected
+    assert again.summary.history == stage.summary.history
+    with pytest.raises(PersistenceError, match="save it elsewhere"):
+        again.write().overwrite().save(str(tmp_path / "again"))
+    assert probabilities(again.transform(data)) == expected
+    pickles = [path for path in tmp_path.rglob("*") if "pickle" in path.name or path.suffix in (".pt", ".pkl")]
+    assert pickles == []
+
+
+@pytest.mark.parametrize("damage", ["missing", "flipped", "newer"])
+def test_a_damaged_or_newer_save_is_refused_on_the_driver(
+    fitted: CTRClassificationModel, tmp_path: Path, damage: str
+) -> None:
+    fitted.write().save(str(tmp_path / "model"))
+    tables = sorted((tmp_path / "model" / "data" / "tables").rglob("*.safetensors"))
+    if damage == "missing":
+        tables[0].unlink()
+    elif damage == "flipped":
+        content = bytearray(tables[0].read_bytes())
+        content[-1] ^= 1
+        tables[0].write_bytes(content)
+    else:
+        manifest = tmp_path / "model" / "data" / "manifest.json"
+        manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "format": 99}))
+        (tmp_path / "model" / "data" / ".manifest.json.crc").unlink(missing_ok=True)
+    with pytest.raises(CheckpointError, match="upgrade" if damage == "newer" else "damaged|cannot be read"):
+        CTRClassificationModel.load(str(tmp_path / "model"))
+
+
+def with_gaps(spark: SparkSession) -> DataFrame:
+    data = clicks(spark, 600)
+    return data.withColumn("user", F.when(F.col("id") % 10 != 0, F.col("user"))).withColumn(
+        "price", F.when(F.col("id") % 7 == 0, float("nan")).otherwise(F.col("price"))
+    )
+
+
+def test_gaps_are_an_error_unless_they_are_skipped_or_kept(spark: SparkSession, store_uri: str) -> None:
+    data = with_gaps(spark)
+    with pytest.raises(DataError, match="price|user"):
+        classifier(storeUri=store_uri).fit(data)
+    skipping = classifier(storeUri=store_uri, handleInvalid="skip", epochs=1).fit(data)
+    invalid = data.filter("isnan(price) or user is null").count()
+    assert skipping.summary.history[0]["rows"] == 600 - invalid
+    assert skipping.transform(data).count() == 600 - invalid
+    keeping = classifier(storeUri=store_uri, handleInvalid="keep", epochs=1).fit(data)
+    assert keeping.summary.history[0]["rows"] == 600
+    scored = probabilities(keeping.transform(data))
+    assert len(scored) == 600
+    assert all(0 < value < 1 for value in scored.values())
+
+
+def test_gaps_at_scoring(spark: SparkSession, fitted: CTRClassificationModel) -> None:
+    with pytest.raises(Exception, match="null"):
+        fitted.transform(with_gaps(spark)).count()
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "words"),
+    [
+        ({"continuousCols": ["page"]}, SchemaError, "page"),
+        ({"categoricalCols": ["price"]}, SchemaError, "continuousCols"),
+        ({"categoricalCols": ["usr"]}, SchemaError, "user"),
+        ({"categoricalCols": ["user", "age"]}, ConfigurationError, "both continuous and categorical.*age"),
+        ({"labelCol": "click"}, SchemaError, "clicked"),
+    ],
+)
+def test_columns_that_cannot_be(
+    spark: SparkSession, store_uri: str, changes: dict[str, Any], error: type[Exception], words: str
+) -> None:
+    with pytest.raises(error, match=words):
+        classifier(storeUri=store_uri, **changes).fit(clicks(spark, 10))
+    assert not Path(store_uri.removeprefix("file://")).exists() or not files_in(Path(store_uri.removeprefix("file://")))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"architecture": "dlmr"}, "unknown choice.*dlrm"),
+        ({"embeddingDim": 0}, "embeddingDim"),
+        ({"hiddenUnits": [16, 0]}, "hiddenUnits"),
+        ({"embeddingOptimizer": "adamw"}, "rowwise_adagrad"),
+        ({"dropout": 1.0}, "dropout"),
+        ({"embeddingLearningRate": 0.0}, "embeddingLearningRate"),
+    ],
+)
+def test_params_that_cannot_be(changes: dict[str, Any], words: str, spark: SparkSession) -> None:
+    with pytest.raises(ConfigurationError, match=words):
+        classifier(**changes)
+
+
+def test_no_columns_at_all(spark: SparkSession, store_uri: str) -> None:
+    with pytest.raises(ConfigurationError, match="continuousCols and categoricalCols"):
+        CTRClassifier(labelCol="clicked", storeUri=store_uri).fit(clicks(spark, 10))
+
+
+def test_labels_that_are_no_probabilities(spark: SparkSession, store_uri: str) -> None:
+    data = clicks(spark, 50).withColumn("clicked", F.lit(2))
+    with pytest.raises(DataError, match=r"\[0, 1\]"):
+        classifier(storeUri=store_uri).fit(data)
+
+
+@pytest.mark.parametrize("columns", [{"continuousCols": None}, {"categoricalCols": None}])
+def test_numbers_alone_or_categories_alone(
+    spark: SparkSession, store_uri: str, columns: dict[str, None], nothing_left_behind: Callable[[], None]
+) -> None:
+    data = clicks(spark, 300)
+    model = classifier(storeUri=store_uri, architecture="dcn_v2", epochs=1, **columns).fit(data)
+    assert len(probabilities(model.transform(data))) == 300

@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from hvdspark.data.batch import Ragged
+from hvdspark.models import ARCHITECTURES
+from hvdspark.models.click import ID_BITS, ClickModel
+from hvdspark.train import architecture
+
+ROWS = 6
+
+
+def inputs(numbers: int, categories: int) -> list[torch.Tensor]:
+    torch.manual_seed(1)
+    ids = [torch.randint(0, 1 << ID_BITS, (ROWS,)) for _ in range(categories)]
+    return [torch.randn(ROWS) * 100 for _ in range(numbers)] + ids
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize(("numbers", "categories"), [(3, 4), (0, 4), (3, 0), (0, 2)])
+def test_every_architecture_trains_on_numbers_and_categories(name: str, numbers: int, categories: int) -> None:
+    model = ClickModel(name, numbers, [f"c{k}" for k in range(categories)], dim=4, hidden=(8,), seed=2)
+    columns = inputs(numbers, categories)
+    before = model.eval()(*columns).detach()
+    assert before.shape == (ROWS,)
+    model.train()
+    for _ in range(3):
+        loss = torch.nn.functional.softplus(-model(*columns)).sum()
+        loss.backward()
+        for part in (model.vectors, model.weights):
+            if part is not None:
+                part.apply_gradients()
+    used = sum(part is not None for part in (model.vectors, model.weights))
+    assert used == (categories > 0) * (model.network.uses_vectors + model.network.uses_weights)
+    if categories:
+        assert not torch.equal(model.eval()(*columns), before)
+    empty = [column[:0] for column in columns]
+    assert model(*empty).shape == (0,)
+
+
+def test_ids_that_training_never_met_are_the_zero_vector() -> None:
+    model = ClickModel("fm", 0, ["a", "b"], dim=4).eval()
+    assert torch.equal(model(torch.tensor([5]), torch.tensor([7])), model(torch.tensor([1]), torch.tensor([2])))
+
+
+def test_numbers_are_logged_standardised_and_the_mean_where_missing() -> None:
+    model = ClickModel("lr", 2, [], seed=0)
+    with torch.no_grad():
+        model.mean.copy_(torch.tensor([1.0, 0.0]))
+        model.deviation.copy_(torch.tensor([2.0, 1.0]))
+    seen: list[torch.Tensor] = []
+    model.network.register_forward_pre_hook(lambda module, arguments: seen.append(arguments[0]))
+    e = torch.e
+    model(torch.tensor([e - 1, -(e - 1), float("nan")]), torch.tensor([0.0, e**2 - 1, 1.0]))
+    expected = torch.tensor([[0.0, 0.0], [-1.0, 2.0], [0.0, 0.6931472]])
+    assert torch.allclose(seen[0], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "sum"])
+def test_several_ids_in_a_row_are_pooled(pooling: str) -> None:
+    model = ClickModel("dlrm", 1, ["one", "many"], ["many"], pooling=pooling, dim=4, hidden=(8,))
+    model.train()
+    ids = Ragged(torch.tensor([3, 9, 9]), torch.tensor([0, 2, 2, 3]))
+    one = torch.tensor([1, 2, 3])
+    model(torch.zeros(3), one, ids)  # the rows are made
+    model.eval()
+    assert model.vectors is not None
+    alone = {"one": one[:2], "many": Ragged(torch.tensor([3, 9]), torch.arange(3))}
+    three, nine = model.vectors(alone)["many"]
+    pooled = model.vectors({"one": one, "many": ids})["many"]
+    total = three + nine
+    assert torch.allclose(pooled[0], total / 2 if pooling == "mean" else total)
+    assert torch.equal(pooled[1], torch.zeros(4))
+    assert torch.equal(pooled[2], nine)
+
+
+def test_the_seed_decides_all_and_leaves_torchs_generator_alone() -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    one, other, third = (ClickModel("dcn_v2", 2, ["a"], seed=seed) for seed in (1, 1, 2))
+    assert torch.equal(torch.rand(1), expected)
+    weights = [list(model.network.parameters()) for model in (one, other, third)]
+    assert all(torch.equal(a, b) for a, b in zip(weights[0], weights[1], strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(weights[0], weights[2], strict=True))
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_rebuilt_from_json(name: str) -> None:
+    model = ClickModel(name, 2, ["a", "b"], ["b"], dim=4, hidden=(8, 4), embedding_optimizer="ftrl", seed=9)
+    again = architecture.rebuild(architecture.describe(model, "model"))
+    assert again.embedding_optimizer == "ftrl"
+    assert repr(again) == repr(model)
+    for one, other in ((model.vectors, again.vectors), (model.weights, again.weights)):
+        assert (one is None) == (other is None)
+        if one is not None:
+            assert one.description() == other.description()
