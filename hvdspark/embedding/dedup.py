@@ -8,6 +8,7 @@ numpy sorts plain int64 in a quarter of the time that anybody takes for a stable
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,9 +16,10 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hvdspark.embedding.hashing import mix
-
 Int64Array = NDArray[np.int64]
+
+# 2**64 over the golden ratio: the high bits of a product with it tell keys apart (Fibonacci hashing, Knuth 6.4).
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class Unique:
     """U distinct keys and where they occur among L.
 
     Attributes:
-        keys: int64 [U], in no particular order.
+        keys: int64 [U]; ascending if `unique` made them.
         inverse: int64 [L]; keys[inverse] are the keys as they came.
         order: int64 [L]; the places of the first key, then of the second ...; equal keys in the order they came in.
         offsets: int64 [U]; order[offsets[u]] is the first place of key u.
@@ -57,16 +59,14 @@ def unique(keys: Tensor) -> Unique:
     count = keys.numel()
     if count < 2:
         return all_distinct(keys)
-    grouped, order = _equal_together(keys.numpy())
-    first = np.empty(count, dtype=bool)
-    first[0] = True
-    np.not_equal(grouped[1:], grouped[:-1], out=first[1:])
-    offsets = np.flatnonzero(first)
+    values = keys.numpy()
+    if int(values.max()).bit_length() + _place_bits(count) <= 63:
+        order, distinct, offsets = _by_key(values)
+    else:
+        order, distinct, offsets = _by_hash(values)
     inverse = np.empty(count, dtype=np.int64)
-    numbers = np.cumsum(first)
-    numbers -= 1
-    inverse[order] = numbers
-    return Unique(*(torch.from_numpy(array) for array in (grouped[offsets], inverse, order, offsets)))
+    inverse[order] = np.repeat(np.arange(len(distinct)), np.diff(offsets, append=count))
+    return Unique(*(torch.from_numpy(array) for array in (distinct, inverse, order, offsets)))
 
 
 def all_distinct(keys: Tensor) -> Unique:
@@ -75,30 +75,52 @@ def all_distinct(keys: Tensor) -> Unique:
     return Unique(keys, here, here, here)
 
 
-def _equal_together(keys: Int64Array) -> tuple[Int64Array, Int64Array]:
-    """(keys[order], order) with equal keys side by side, in the order they came in."""
-    place_bits = (len(keys) - 1).bit_length()
-    places = np.arange(len(keys))
-    mask = (1 << place_bits) - 1
-    if int(keys.max()).bit_length() + place_bits <= 63:
-        packed = keys << place_bits
-        packed |= places
-        packed.sort()
-        order = packed & mask
-        packed >>= place_bits
-        return packed, order
-    hashed = mix(keys.astype(np.uint64))
-    hashed &= np.uint64(0xFFFFFFFFFFFFFFFF ^ mask)
-    hashed |= places.view(np.uint64)
-    hashed.sort()
-    order = (hashed & np.uint64(mask)).view(np.int64)
-    grouped = keys[order]
-    hashed >>= np.uint64(place_bits)
-    if ((hashed[1:] == hashed[:-1]) & (grouped[1:] != grouped[:-1])).any():
-        # Two keys of one hash, whose places may alternate: once in 10,000 batches of 100,000 keys.
+def _by_key(keys: Int64Array) -> tuple[Int64Array, Int64Array, Int64Array]:
+    """(order, distinct keys, offsets) of keys that leave room for their places."""
+    place_bits = _place_bits(len(keys))
+    packed = keys << place_bits
+    packed |= np.arange(len(keys))
+    packed.sort()
+    order = packed & ((1 << place_bits) - 1)
+    packed >>= place_bits
+    offsets = _starts(packed)
+    return order, packed[offsets], offsets
+
+
+def _by_hash(keys: Int64Array) -> tuple[Int64Array, Int64Array, Int64Array]:
+    """The same of any keys."""
+    place_bits, places = _place_bits(len(keys)), np.arange(len(keys))
+    mask = np.uint64((1 << place_bits) - 1)
+    packed = keys.astype(np.uint64) * _GOLDEN
+    packed &= ~mask
+    packed |= places.view(np.uint64)
+    packed.sort()
+    order = (packed & mask).view(np.int64)
+    packed >>= np.uint64(place_bits)
+    sorted_keys = keys[order]
+    starts = _starts(sorted_keys)
+    if len(starts) != len(_starts(packed)):
+        # Two keys of one hash: once in 10,000 batches of 100,000 distinct ones.
         order = np.argsort(keys, kind="stable")
-        grouped = keys[order]
-    return grouped, order
+        sorted_keys = keys[order]
+        starts = _starts(sorted_keys)
+    distinct = sorted_keys[starts]
+    by_key = np.argsort(distinct)
+    lengths = np.diff(starts, append=len(keys))[by_key]
+    offsets = np.cumsum(lengths) - lengths
+    return order[np.repeat(starts[by_key] - offsets, lengths) + places], distinct[by_key], offsets
+
+
+def _starts(grouped: NDArray[Any]) -> Int64Array:
+    """Where runs of equal values begin."""
+    first = np.empty(len(grouped), dtype=bool)
+    first[0] = True
+    np.not_equal(grouped[1:], grouped[:-1], out=first[1:])
+    return np.flatnonzero(first)
+
+
+def _place_bits(count: int) -> int:
+    return (count - 1).bit_length()
 
 
 def route(owners: Tensor, world_size: int) -> Route:
