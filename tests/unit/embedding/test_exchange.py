@@ -1,15 +1,23 @@
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from hvdspark.collectives import LocalCollective, ThreadedCollective, run_threaded
 from hvdspark.embedding.config import Eviction, SparseOptimizer, TableConfig
 from hvdspark.embedding.exchange import BadId, BadIdError, GroupExchange, Lookup
+from hvdspark.embedding.hashing import salt_of
+from hvdspark.embedding.initializer import initial_rows
 from hvdspark.embedding.table import TableShard
 
 TABLE = TableConfig("t", 4, optimizer=SparseOptimizer("sgd", 1.0))
+
+TWO_TABLES = {"bounded": 10**6, "unbounded": None}
 
 
 class Shapes(LocalCollective):
@@ -82,6 +90,32 @@ def test_gradients_of_equal_keys_are_one_update() -> None:
 
     for difference in run_threaded(2, body):
         torch.testing.assert_close(difference, torch.full((1, 4), 3.0))
+
+
+@settings(max_examples=50)
+@given(st.lists(st.lists(st.integers(0, 9) | st.integers(0, 10**6 - 1), max_size=12), min_size=1, max_size=4))
+def test_rows_and_gradients_find_their_way(ids_of_ranks: list[list[int]]) -> None:
+    """Any ids on any ranks, of a bounded and of an unbounded table: each lookup gets the row of its own id, and each
+    row is updated by as many gradients as there were lookups of it on all ranks."""
+    tables = [TableConfig(name, 4, rows, optimizer=SparseOptimizer("sgd", 1.0)) for name, rows in TWO_TABLES.items()]
+    counts = Counter(id for ids in ids_of_ranks for id in ids)
+
+    def body(collective: ThreadedCollective) -> None:
+        shard = TableShard(tables, rank=collective.rank, world_size=collective.size)
+        exchange = GroupExchange("g", shard, 4, collective)
+        ids = torch.tensor(ids_of_ranks[collective.rank], dtype=torch.int64)
+        keys = torch.cat([shard.key_space.fuse(table, ids) for table in range(2)])
+        first = torch.cat([initial_rows(ids, 4, 0, salt_of("table", table.name), table.init) for table in tables])
+        lookup = exchange.look_up(keys, train=True)
+        assert torch.equal(lookup.rows[lookup.distinct.inverse], first)
+        lookup.rows[lookup.distinct.inverse].sum().backward()
+        exchange.update(exchange.reduce([lookup]), 1)
+        again = exchange.look_up(keys, train=False)
+        moved = first - again.rows[again.distinct.inverse]
+        expected = torch.tensor([counts[id] for id in ids.tolist()] * 2, dtype=torch.float32)
+        torch.testing.assert_close(moved, expected.unsqueeze(1).expand(-1, 4), rtol=0, atol=1e-5)
+
+    run_threaded(len(ids_of_ranks), body)
 
 
 def test_rows_leave_by_the_rules_of_eviction() -> None:

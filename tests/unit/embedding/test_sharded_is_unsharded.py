@@ -44,6 +44,10 @@ def even(rank: int, size: int) -> tuple[int, int]:
     return ROWS * rank // size, ROWS * (rank + 1) // size
 
 
+def first_is_empty(rank: int, size: int) -> tuple[int, int]:
+    return (0, 0) if rank == 0 else even(rank - 1, size - 1)
+
+
 def last_is_empty(rank: int, size: int) -> tuple[int, int]:
     return (ROWS, ROWS) if rank == size - 1 else even(rank, size - 1)
 
@@ -92,19 +96,35 @@ def check_same_as_unsharded(
             assert torch.equal(of_rank[name], value), name
 
 
+def test_the_batches_have_what_makes_it_hard() -> None:
+    """Every step repeats ids inside a rank's part of a feature, between ranks, and between features of one table."""
+    for step in range(STEPS):
+        whole = draw(step)
+        for size in (2, 3, 4):
+            parts = [share(whole, *even(rank, size)) for rank in range(size)]
+            sets = [{feature: set(part[feature].reshape(-1).tolist()) for feature in FEATURES} for part in parts]
+            assert any(
+                len(found[f]) < part[f].numel() for part, found in zip(parts, sets, strict=True) for f in FEATURES
+            )
+            assert any(sets[0][feature] & sets[-1][feature] for feature in FEATURES)
+            assert any(found["history"] & found["tags"] or found["user"] & found["friends"] for found in sets)
+    assert any((draw(step)["offsets"].diff() == 0).any() for step in range(STEPS))  # and cells without ids
+
+
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_sharded_tables_are_unsharded_ones(name: str, size: int) -> None:
     check_same_as_unsharded(size, make_tables(sparse_optimizer(name)))
 
 
-@pytest.mark.parametrize("size", [2, 3])
-def test_an_empty_rank(size: int) -> None:
-    check_same_as_unsharded(size, make_tables(sparse_optimizer("adam")), last_is_empty)
+@pytest.mark.parametrize("rows_of", [first_is_empty, last_is_empty])
+@pytest.mark.parametrize("size", [2, 3, 4])
+def test_an_empty_rank(size: int, rows_of: RowsOf) -> None:
+    check_same_as_unsharded(size, make_tables(sparse_optimizer("adam")), rows_of)
 
 
-@pytest.mark.parametrize("owner", [0, 2])
-def test_all_ids_owned_by_one_rank(owner: int) -> None:
+@pytest.mark.parametrize(("size", "owner"), [(2, 1), (3, 0), (3, 2), (4, 1)])
+def test_all_ids_owned_by_one_rank(size: int, owner: int) -> None:
     tables = [
         replace(table, placement="row", num_embeddings=table.num_embeddings and 1000)
         for table in make_tables(sparse_optimizer("rowwise_adagrad"))
@@ -114,9 +134,9 @@ def test_all_ids_owned_by_one_rank(owner: int) -> None:
         space = KeySpace(group)
         for place, table in enumerate(group):
             all_ids = torch.arange(table.num_embeddings or 1000)
-            ids[table.name] = all_ids[space.owners(space.fuse(place, all_ids), 3) == owner][:IDS]
+            ids[table.name] = all_ids[space.owners(space.fuse(place, all_ids), size) == owner][:IDS]
             assert len(ids[table.name]) == IDS
-    check_same_as_unsharded(3, tables, ids=ids)
+    check_same_as_unsharded(size, tables, ids=ids)
 
 
 def test_accumulated_passes_update_a_row_once() -> None:
@@ -164,27 +184,45 @@ def test_ranks_without_a_backward_pass_do_not_stop_the_others() -> None:
     assert whole_table([first, second], "t")["state.steps"].tolist() == [0, 1, 1]
 
 
-@pytest.mark.parametrize("table_count", [1, 7])
-def test_three_collectives_for_each_group_and_step(table_count: int) -> None:
-    tables = [TableConfig(f"a{number}", 4) for number in range(table_count)]
-    tables += [TableConfig(f"b{number}", 6) for number in range(table_count)]
+@pytest.mark.parametrize("group_count", [1, 2])
+@pytest.mark.parametrize("table_count", [1, 5, 26])
+def test_three_collectives_for_each_group_and_step(table_count: int, group_count: int) -> None:
+    """And one for each dense parameter, replicated tables among them; whatever the kinds and the number of tables."""
+    kinds = [{}, {"num_embeddings": 1000, "placement": "row"}, {"num_embeddings": 1000, "placement": "table"}]
+    tables = [
+        TableConfig(f"{group} {number}", 4 + group, **kinds[number % 3])  # type: ignore[arg-type]
+        for group in range(group_count)
+        for number in range(table_count)
+    ]
+    tables.append(TableConfig("small", 3, 10))
+    features = {table.name: table.name for table in tables} | {"again": tables[0].name}
+    ids = {feature: torch.arange(5) for feature in features}
 
     def body(collective: ThreadedCollective) -> dict[str, int]:
-        embeddings = collection(collective, tables, {table.name: table.name for table in tables})
+        embeddings = collection(collective, tables, features)
+        dense = torch.nn.Linear(4, 1)
+        named = [*dense.named_parameters(), *embeddings.named_parameters()]
+        optimizer = collective.distributed_optimizer(torch.optim.SGD([value for _, value in named]), named)
+        embeddings.step_with(optimizer)
         for _ in range(2):
-            outputs = embeddings({table.name: torch.arange(5) for table in tables})
-            loss_of(outputs).backward()
-            embeddings.apply_gradients()
-        embeddings.eval()({table.name: torch.arange(5) for table in tables})
+            outputs = embeddings(ids)
+            (loss_of(outputs) + dense(outputs["again"]).sum()).backward()
+            optimizer.step()
+        embeddings.eval()(ids)
         return dict(collective.calls)
 
     for calls in run_threaded(2, body):
-        groups = {f"embedding/{group}/{what}" for group in (0, 1) for what in ("ids", "rows", "gradients")}
-        assert calls == {name: 2 if name.endswith("gradients") else 3 for name in groups}
+        dense_calls = {name: count for name, count in calls.items() if name.startswith("gradients/")}
+        assert list(dense_calls.values()) == [2, 2, 2]
+        expected = {}
+        for group in range(group_count):
+            expected |= {f"embedding/{group}/{what}": 3 for what in ("ids", "rows")}
+            expected[f"embedding/{group}/gradients"] = 2
+        assert calls == {**expected, **dense_calls}
 
 
 @pytest.mark.parametrize("wire_dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("size", [2, 3, 4])
 def test_bytes_of_a_step(size: int, wire_dtype: str) -> None:
     tables = [TableConfig("a", 16), TableConfig("b", 16, 10**6)]
     drawn = torch.randint(0, 4000, (size, 2, 6000), generator=torch.Generator().manual_seed(1))
