@@ -5,11 +5,12 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Sequence
 
-from pyspark.sql import DataFrame
+from pyspark.sql import DataFrame, SparkSession
 
 from hvdspark import launch, versions
 from hvdspark.data.materialize import materialize
 from hvdspark.data.schema import check_columns
+from hvdspark.embedding.sharding import plan_sharding
 from hvdspark.errors import ConfigurationError
 from hvdspark.estimators.columns import vectors_as_arrays
 from hvdspark.estimators.fitted import FittedModule
@@ -19,8 +20,9 @@ from hvdspark.store import Store
 from hvdspark.train import architecture, progress
 from hvdspark.train.check import check_program
 from hvdspark.train.loss import RowLoss
-from hvdspark.train.on_rank import train_on_rank
+from hvdspark.train.on_rank import initial_weights, send, train_on_rank
 from hvdspark.train.program import Program, TrainResult
+from hvdspark.train.tables import collections_of
 
 
 def fit(
@@ -58,6 +60,7 @@ def fit(
     unwritten = DatasetSpec("", (), some_rows, some_rows if validation is not None else ())
     check_program(_train_spec(estimator, program, run_id, store, unwritten, features, labels, weight), program)
     launch.check_session(spark, value("numWorkers"), value("device"))
+    _check_memory(estimator, spark, program)
     store.check_writable()
 
     with (
@@ -82,7 +85,7 @@ def fit(
         try:
             results = launch.run(
                 train_on_rank,
-                (to_json(spec), program),
+                (to_json(spec), send(store, run_id, program)),
                 num_workers=value("numWorkers"),
                 spark=spark,
                 device=value("device"),
@@ -94,7 +97,8 @@ def fit(
         except BaseException:
             store.delete(f"runs/{run_id}")
             raise
-        store.delete(f"runs/{run_id}/checkpoints")
+        for finished in (f"runs/{run_id}/checkpoints", initial_weights(run_id)):
+            store.delete(finished)
     result = from_json(TrainResult, results[0])
     columns = {column.name: column for column in data.columns}
     return FittedModule(
@@ -104,6 +108,23 @@ def fit(
         features=tuple(columns[name] for name in features),
         result=result,
     )
+
+
+def _check_memory(estimator: _TrainingParams, spark: SparkSession, program: Program) -> None:
+    """ConfigurationError where the module's sharded tables need more memory than a rank of this session has.
+
+    What unbounded tables will need is not known before.
+    """
+    collections, workers = collections_of(program.module), estimator.getOrDefault("numWorkers")
+    budget = launch.rank_memory(spark, workers) if collections else None
+    if budget is None:
+        return
+    left = float(budget.bytes)
+    for collection in collections:
+        tables = list(collection.tables.values())
+        plan = plan_sharding(tables, workers, batch_size=estimator.getOrDefault("batchSize"))
+        plan.check(left, budget.setting)
+        left -= max(share.total for share in plan.rank_bytes)
 
 
 def _train_spec(

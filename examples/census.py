@@ -1,9 +1,11 @@
 """Adult census income with hvdspark inside a Spark ML Pipeline.
 
     python examples/census.py --data DIR
+    python examples/census.py --data DIR --ctr
 
 DIR holds `adult.data` and `adult.test` (UCI Machine Learning Repository, DOI 10.24432/C5XW20). Trains on 2 workers,
-scores the test split, prints the AUC, saves the pipeline and scores again with the one that was loaded.
+scores the test split, prints the AUC, saves the pipeline and scores again with the one that was loaded. With --ctr a
+CTRClassifier takes the raw columns, where otherwise a module of our own takes indexed and scaled ones.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from torch import Tensor, nn
 
-from hvdspark.estimators import TorchEstimator
+from hvdspark.estimators import CTRClassifier, TorchEstimator
 
 CATEGORIES = [
     "workclass",
@@ -116,17 +118,48 @@ def pipeline(workers: int, store_uri: str, epochs: int) -> Pipeline:
     )
 
 
+def ctr_pipeline(workers: int, store_uri: str, epochs: int) -> Pipeline:
+    """Strings as they are; numbers as numbers and, cut into intervals, as categories too."""
+    bucketed = [f"{name}_bucket" for name in SPLITS]
+    splits = [[float("-inf"), *map(float, values), float("inf")] for values in SPLITS.values()]
+    ids = ", ".join(f"CAST({name} AS INT) AS {name}_id" for name in bucketed)
+    return Pipeline(
+        stages=[
+            Bucketizer(splitsArray=splits, inputCols=list(SPLITS), outputCols=bucketed),
+            SQLTransformer(statement=f"SELECT *, {ids} FROM __THIS__"),
+            CTRClassifier(
+                architecture="wide_deep",
+                continuousCols=["age", "education_num", "hours_per_week", "capital_gain", "capital_loss"],
+                categoricalCols=[*CATEGORIES, *(f"{name}_id" for name in bucketed)],
+                labelCol="label",
+                embeddingDim=8,
+                hiddenUnits=[64, 32],
+                dropout=0.2,
+                learningRate=2e-3,
+                learningRateSchedule="cosine",
+                numWorkers=workers,
+                batchSize=512,
+                epochs=epochs,
+                storeUri=store_uri,
+                seed=7,
+            ),
+        ]
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", required=True, help="directory with adult.data and adult.test")
     parser.add_argument("--workers", type=int, default=2, help="ranks")
     parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--ctr", action="store_true", help="CTRClassifier on the raw columns")
     arguments = parser.parse_args()
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     # So that the executors, and whoever loads the pipeline, can import CensusNet from a module.
     sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
     from census import pipeline as importable_pipeline
 
+    make_pipeline = ctr_pipeline if arguments.ctr else importable_pipeline
     spark = (
         SparkSession.builder.master(os.environ.get("SPARK_MASTER", f"local[{max(arguments.workers, 2)}]"))
         .appName("hvdspark census")
@@ -137,9 +170,10 @@ def main() -> None:
     spark.sparkContext.setLogLevel("ERROR")
     spark.sparkContext.addPyFile(os.path.abspath(__file__))
     train, test = (read_adult(spark, f"{arguments.data}/adult.{split}") for split in ("data", "test"))
-    evaluator = BinaryClassificationEvaluator(rawPredictionCol="prediction", numBins=0)
+    score = "rawPrediction" if arguments.ctr else "prediction"
+    evaluator = BinaryClassificationEvaluator(rawPredictionCol=score, numBins=0)
     with tempfile.TemporaryDirectory(prefix="hvdspark-census-") as scratch:
-        model = importable_pipeline(arguments.workers, f"file://{scratch}/store", arguments.epochs).fit(train)
+        model = make_pipeline(arguments.workers, f"file://{scratch}/store", arguments.epochs).fit(train)
         print(model.stages[-1].summary)
         auc = evaluator.evaluate(model.transform(test))
         print(f"test AUC {auc:.4f} with {arguments.workers} workers")

@@ -61,7 +61,8 @@ class ShardedEmbeddingCollection(nn.Module):
             decided by expected traffic; here "auto" looks at the size alone.
         features: feature -> name of its table. Several features may share one.
         seed: of the initial rows, which depend on (seed, table, id) alone.
-        collective: the ranks; None: Horovod's if it is initialised at the first forward pass, else this process alone.
+        collective: the ranks; None: Horovod's if it is initialised at the first forward pass, else those of an MPI
+            launcher, else this process alone.
         wire_dtype: of rows and gradients between ranks: "float32" | "bfloat16" | "float16".
         name: distinguishes two collections of one model.
 

@@ -84,8 +84,12 @@ def rebuild(description: Description) -> Any:
     return module.train(description["training"])
 
 
-def skeleton(module: nn.Module) -> bytes:
-    """The module cloudpickled without the tensors of its state dict: kilobytes, for sending, never for storing."""
+def skeleton(module: nn.Module, whole: Any = None) -> bytes:
+    """The module cloudpickled without the tensors of its state dict: kilobytes, for sending, never for storing.
+
+    Args:
+        whole: what holds the module, to be pickled in its place; an optimizer in it keeps pointing at the module.
+    """
     stored = {id(tensor) for tensor in module.state_dict(keep_vars=True).values() if isinstance(tensor, Tensor)}
 
     class Pickler(cloudpickle.Pickler):
@@ -96,7 +100,7 @@ def skeleton(module: nn.Module) -> bytes:
             return super().reducer_override(value)
 
     buffer = io.BytesIO()
-    Pickler(buffer).dump(module)
+    Pickler(buffer).dump(module if whole is None else whole)
     return buffer.getvalue()
 
 

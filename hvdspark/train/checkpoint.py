@@ -29,7 +29,7 @@ from hvdspark.store import MANIFEST, Store
 from hvdspark.train.agreement import broadcast_json, raise_together, ranks_where
 from hvdspark.train.history import BestEpoch
 from hvdspark.train.tables import TABLES, read_tables, write_tables
-from hvdspark.train.weights import FORMAT, WEIGHTS, checksum, load_weights, pack, read_tensors
+from hvdspark.train.weights import FORMAT, WEIGHTS, checksum, load_weights, pack, read_tensors, write_weights
 
 _OPTIMIZER_TENSORS = "optimizer.safetensors"
 _OPTIMIZER_TREE = "optimizer.json"
@@ -141,14 +141,8 @@ class Checkpoints:
         self._on_rank_0("clearing the model", lambda: self._store.delete(self.model_path))
         tables = write_tables(self._store, self.model_path, module, self._collective, state=False)
 
-        def write() -> None:
-            data, aliases = pack(module.state_dict())
-            self._store.write_bytes(f"{self.model_path}/{WEIGHTS}", data)
-            files = {WEIGHTS: checksum(data)}
-            known = {"format": FORMAT, "run_id": self._run_id, "files": files, "aliases": aliases, TABLES: tables}
-            self._store.commit(self.model_path, {**manifest, **known})
-
-        self._on_rank_0("model", write)
+        known = {**manifest, "run_id": self._run_id, TABLES: tables}
+        self._on_rank_0("model", lambda: write_weights(self._store, self.model_path, module, known))
 
     def _write(
         self,

@@ -1,18 +1,38 @@
-"""What every rank of a fit runs: the training loop, with Horovod below it and the driver above it."""
+"""What every rank of a fit runs: the training loop, with Horovod below it and the driver above it.
+
+The weights with which training begins wait for the ranks in the store, so that what travels through the driver is
+small whatever the size of the module.
+"""
 
 from __future__ import annotations
+
+import cloudpickle
 
 from hvdspark.collectives import HorovodCollective
 from hvdspark.launch import context
 from hvdspark.specs import TrainSpec, from_json, to_json
+from hvdspark.store import Store
+from hvdspark.train.architecture import skeleton
 from hvdspark.train.loop import train
 from hvdspark.train.program import Program
+from hvdspark.train.weights import load_weights, write_weights
 
 
-def train_on_rank(spec_json: str, program: Program) -> str:
+def send(store: Store, run_id: str, program: Program) -> bytes:
+    """The program for `train_on_rank` without its module's weights, which are written into the store."""
+    write_weights(store, initial_weights(run_id), program.module, {})
+    return skeleton(program.module, program)
+
+
+def initial_weights(run_id: str) -> str:
+    """Directory of the weights with which a run begins; of no use any more when it is over."""
+    return f"runs/{run_id}/initial"
+
+
+def train_on_rank(spec_json: str, sent: bytes) -> str:
     """Collective. Train inside `hvdspark.run`; returns the `TrainResult` as JSON on rank 0, "" elsewhere."""
-    rank = context()
-    result = train(
-        from_json(TrainSpec, spec_json), program, HorovodCollective(), rank.device, rank.report, rank.generation
-    )
+    rank, spec = context(), from_json(TrainSpec, spec_json)
+    program: Program = cloudpickle.loads(sent)
+    load_weights(Store(spec.store_uri), initial_weights(spec.run_id), program.module)
+    result = train(spec, program, HorovodCollective(), rank.device, rank.report, rank.generation)
     return to_json(result) if rank.rank == 0 else ""

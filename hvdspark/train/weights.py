@@ -139,6 +139,14 @@ def read_tensors(store: Store, path: str) -> dict[str, Tensor]:
     return safetensors.torch.load(store.read_bytes(path))
 
 
+def write_weights(store: Store, directory: str, module: nn.Module, manifest: Mapping[str, Any]) -> None:
+    """Write the module's state dict and commit the directory; `manifest` is put beside the checksums."""
+    data, aliases = pack(module.state_dict())
+    store.write_bytes(f"{directory}/{WEIGHTS}", data)
+    known = {"format": FORMAT, "files": {WEIGHTS: checksum(data)}, "aliases": aliases}
+    store.commit(directory, {**manifest, **known})
+
+
 def load_weights(
     store: Store, directory: str, module: nn.Module, expected_fingerprint: str | None = None
 ) -> dict[str, Any]:
