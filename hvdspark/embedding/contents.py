@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 Int64Array = NDArray[np.int64]
 
 _BLOCK_ROWS = 1 << 16  # rows that are copied at a time: bounds the work memory
-_SCANNED_KEYS = 1 << 20
+_SCANNED_KEYS = 1 << 17
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import tracemalloc
 import uuid
 from pathlib import Path
 from typing import Any
@@ -228,6 +229,29 @@ def test_a_failed_write_leaves_no_part_of_a_file(tmp_path: Path, monkeypatch: py
     with pytest.raises(ZeroDivisionError):
         write_shards(Store(str(tmp_path)), "tables", shards, state=True)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+@pytest.mark.parametrize("bounded", [True, False])
+def test_memory_is_that_of_one_file(tmp_path: Path, bounded: bool) -> None:
+    rows, dim, store = 100_000, 96, Store(str(tmp_path))
+    table = TableConfig("t", dim, num_embeddings=rows if bounded else None)
+    shard, loaded = TableShard([table]), TableShard([table])
+    shard.slots(torch.arange(rows), insert=True)
+    if not bounded:
+        loaded.slots(torch.arange(rows), insert=True)  # so that nothing grows below
+    tracemalloc.start()
+    try:
+        entries = write_shards(store, "tables", [shard], state=True)
+        writing = tracemalloc.get_traced_memory()[1]
+        tracemalloc.reset_peak()
+        read_shards(store, "tables", entries, [loaded], steps=0)
+        reading = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    total = rows * dim * 4
+    assert sum(entry["bytes"] for entry in entries) > total
+    assert writing < total / 8
+    assert reading < total / 8
 
 
 @given(st.integers(1, 6000))
