@@ -106,28 +106,39 @@ def test_damage_is_named(damage: Callable[[Description], Any]) -> None:
         check_description(saved, described(), "here")
 
 
-def test_a_reader_finds_buckets_and_initial_rows_by_the_description_alone() -> None:
-    """As docs/checkpoint-format.md says it; `KeySpace` and `initial_rows` say the same."""
-    ids = torch.arange(0, 5000, 7)
+# What docs/checkpoint-format.md tells a reader in another language; `KeySpace` and `initial_rows` must say the same.
+IDS = torch.arange(0, 5000, 7)
+
+
+def test_a_reader_finds_buckets_by_the_description_alone() -> None:
     saved = {table["name"]: table for table in described()["tables"]}
     space = KeySpace(GROUPS[0], HOMES[0])
-
     spread = saved["pages"]["spread"]
-    positions = (ids * spread["factor"] + spread["shift"]) % 5000
-    assert torch.equal(positions * 4096 // 5000, space.buckets(space.fuse(0, ids)))
-
+    positions = (IDS * spread["factor"] + spread["shift"]) % 5000
+    assert torch.equal(positions * 4096 // 5000, space.buckets(space.fuse(0, IDS)))
     salt = np.uint64(int(saved["a/users"]["spread"]["salt"], 16))
-    buckets = mix(ids.numpy().astype(np.uint64) ^ salt) >> np.uint64(52)
-    assert buckets.tolist() == space.buckets(space.fuse(1, ids)).tolist()
+    buckets = mix(IDS.numpy().astype(np.uint64) ^ salt) >> np.uint64(52)
+    assert buckets.tolist() == space.buckets(space.fuse(1, IDS)).tolist()
 
-    init = saved["pages"]["init"]
-    first = mix(ids.numpy().astype(np.uint64) ^ np.uint64(int(init["hash"], 16)))
-    second = first + np.uint64(0x9E3779B97F4A7C15)
-    columns = [half for word in (mix(first.copy()), mix(second)) for half in (word & 0xFFFFFFFF, word >> np.uint64(32))]
-    steps = np.stack(columns, axis=1) >> np.uint64(8)
-    rows = steps.astype(np.float32) * np.float32(init["scale"] / 2**23) - np.float32(init["scale"])
-    expected = initial_rows(ids, 4, SEED, salt_of("table", "pages"), Initialization())
-    assert np.array_equal(rows, expected.numpy())
+
+@pytest.mark.parametrize("distribution", ["uniform", "normal"])
+def test_a_reader_finds_initial_rows_by_the_description_alone(distribution: str) -> None:
+    saved = described(init=Initialization(distribution, 0.3))["tables"][0]["init"]
+    seeds = mix(IDS.numpy().astype(np.uint64) ^ np.uint64(int(saved["hash"], 16)))
+    scale, columns = saved["scale"], []
+    for j in range(2):
+        word = mix(seeds + np.uint64(j) * np.uint64(0x9E3779B97F4A7C15))
+        halves = word & np.uint64(0xFFFFFFFF), word >> np.uint64(32)
+        if distribution == "uniform":
+            steps = [(half >> np.uint64(8)).astype(np.float32) for half in halves]
+            columns += [step * np.float32(2 * scale / 2**24) - np.float32(scale) for step in steps]
+        else:
+            radius, angle = scale * np.sqrt(-2 * np.log((halves[0] + 0.5) / 2**32)), halves[1] * 2 * np.pi / 2**32
+            columns += [radius * np.cos(angle), radius * np.sin(angle)]
+    expected = initial_rows(IDS, 4, SEED, salt_of("table", "pages"), Initialization(distribution, 0.3))
+    rows = torch.from_numpy(np.stack(columns, axis=1).astype(np.float32))
+    # The last bit of a logarithm or cosine may be another one in another order of the same operations.
+    torch.testing.assert_close(rows, expected, rtol=1e-6 if distribution == "normal" else 0, atol=0)
 
 
 def test_a_table_of_one_row_is_described() -> None:

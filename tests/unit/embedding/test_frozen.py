@@ -102,14 +102,14 @@ def test_before_training_there_is_no_file(tmp_path: Path) -> None:
 
 def test_an_id_beyond_the_last_is_not_that_of_the_next_table(tmp_path: Path) -> None:
     """Ids of all tables lie in one run: a search must not end in the next table's."""
-    tables = [TableConfig("first", 2), TableConfig("empty", 2), TableConfig("second", 2)]
-    shard, store = TableShard(tables, seed=SEED), Store(str(tmp_path))
-    ids = torch.arange(20_000)
-    shard.slots(shard.key_space.fuse(2, ids), insert=True)
-    shard.slots(shard.key_space.fuse(0, ids[:10]), insert=True)
-    group = frozen(store, save(store, [[shard]]), tables, [-1] * 3)
-    keys = torch.cat([shard.key_space.fuse(number, ids) for number in range(3)])
-    assert torch.equal(group.rows(keys), live(shard, keys))
+    tables, homes = [TableConfig("first", 2), TableConfig("empty", 2), TableConfig("second", 2)], [7] * 3
+    shard, store = TableShard(tables, seed=SEED, home_buckets=homes), Store(str(tmp_path))
+    for number, ids in ((0, torch.arange(10)), (2, torch.arange(10, 20))):
+        shard.slots(shard.key_space.fuse(number, ids), insert=True)
+    keys = torch.cat([shard.key_space.fuse(number, torch.arange(30)) for number in range(3)])
+    rows = frozen(store, save(store, [[shard]]), tables, homes).rows(keys)
+    assert torch.equal(rows, live(shard, keys))
+    assert rows.view(3, 30, 2).any(dim=2).sum(dim=1).tolist() == [10, 0, 10]
 
 
 def test_a_file_of_waiting_ids_alone(tmp_path: Path) -> None:
