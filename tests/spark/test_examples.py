@@ -54,6 +54,18 @@ def test_adult_census(
     assert evaluator.evaluate(loaded.transform(test)) == auc[2]
 
 
+@pytest.mark.timeout(200)
+def test_adult_census_from_raw_columns(
+    spark: SparkSession, example: Callable[[str], ModuleType], real_data: Callable[[str], Path], tmp_path: Path
+) -> None:
+    census = example("census")
+    train, test = (census.read_adult(spark, str(real_data("adult") / f"adult.{split}")) for split in ("data", "test"))
+    model = census.ctr_pipeline(2, (tmp_path / "store").as_uri(), epochs=8).fit(train)
+    auc = BinaryClassificationEvaluator(numBins=0).evaluate(model.transform(test))
+    print(f"Adult test AUC of CTRClassifier: {auc}")
+    assert auc >= 0.905
+
+
 def test_demo(
     spark: SparkSession, example: Callable[[str], ModuleType], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -21,14 +21,19 @@ def test_the_quickstart_is_short() -> None:
     assert len(python_blocks()[0].splitlines()) <= 30
 
 
-@pytest.mark.parametrize("number", range(2))
-def test_code_blocks_run(spark: SparkSession, store_uri: str, capsys: pytest.CaptureFixture[str], number: int) -> None:
-    code = python_blocks()[number].replace("file:///tmp/hvdspark", store_uri)
-    exec(compile(code, f"README.md block {number}", "exec"), {"__name__": "readme"})
-    output = capsys.readouterr().out
-    if number == 0:
-        val_auc = float(re.findall(r"val_auc (\S+)", output)[-1].rstrip(","))
-        assert val_auc > 0.9
-        assert "|prediction" in output.replace(" ", "")
-    else:
-        assert output.strip() == "[(0, 2), (1, 2)]"
+@pytest.mark.timeout(200)
+def test_code_blocks_run_one_after_the_other(
+    spark: SparkSession, store_uri: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names: dict[str, object] = {"__name__": "readme"}
+    outputs = []
+    for number, block in enumerate(python_blocks()):
+        code = block.replace("file:///tmp/hvdspark", store_uri)
+        exec(compile(code, f"README.md block {number}", "exec"), names)
+        outputs.append(capsys.readouterr().out.strip())
+    clicks, torch_estimator, collection, run = outputs
+    assert float(clicks.split()[-1]) > 0.9, "test AUC"
+    assert float(re.findall(r"val_auc (\S+)", torch_estimator)[-1].rstrip(",")) > 0.9
+    assert "|prediction" in torch_estimator.replace(" ", "")
+    assert collection == ""
+    assert run == "[(0, 2), (1, 2)]"
