@@ -1,18 +1,15 @@
-"""The ids of one feature for a batch of rows, in whatever form they come, and how rows of a table become its output."""
+"""The ids of one feature for a batch of rows, in whatever form they come."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from hvdspark.embedding.dedup import Unique, sum_equal
-from hvdspark.errors import DataError, SchemaError
+from hvdspark.errors import ConfigurationError, DataError, SchemaError
 
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
@@ -32,6 +29,28 @@ class Cells:
     shape: tuple[int, ...]
     pooling: str
     offsets: Tensor | None
+
+    def to(self, device: torch.device) -> Cells:
+        """On another device than the CPU."""
+        offsets = None if self.offsets is None else self.offsets.to(device)
+        return replace(self, ids=self.ids.to(device), offsets=offsets)
+
+
+def name_features(inputs: Mapping[str, Any] | Sequence[Any], features: Sequence[str]) -> Mapping[str, Any]:
+    """Inputs by feature, also if they come in the order of the features; ConfigurationError if one is missing."""
+    if not isinstance(inputs, Mapping):
+        inputs = dict(zip(features, inputs, strict=len(inputs) == len(features)))
+    for feature in features:
+        if feature not in inputs:
+            raise ConfigurationError("a feature is missing", value=feature, where="ShardedEmbeddingCollection.forward")
+    return inputs
+
+
+def device_of(value: Any) -> torch.device:
+    """Where the ids of a feature are, in whatever form `cells_of` takes."""
+    if isinstance(value, Tensor):
+        return value.device
+    return value[0].device if isinstance(value, tuple) else value.values.device
 
 
 def cells_of(value: Any, pooling: str, feature: str) -> Cells:
@@ -74,50 +93,6 @@ def cells_of(value: Any, pooling: str, feature: str) -> Cells:
             "offsets must rise from 0 to the number of values", value=f"{ends} for {len(ids)} values", where=where
         )
     return Cells(ids, (len(offsets) - 1,), pooling, offsets)
-
-
-def outputs(rows: Tensor, index: Tensor, cells: Cells) -> Tensor:
-    """A feature's output from a table's rows: [U, D], int64 [n] -> [*cells.shape, D]. Empty bags give zeros."""
-    if cells.offsets is None:
-        return F.embedding(index, rows).view(*cells.shape, rows.shape[1])
-    return F.embedding_bag(index, rows, cells.offsets, mode=cells.pooling, include_last_offset=True)
-
-
-def take(rows: Tensor, distinct: Unique, cells: Sequence[Cells]) -> tuple[Tensor, ...]:
-    """Outputs of all features of a group from its distinct rows, differentiable in `rows`.
-
-    Bit for bit what `outputs`, and so `nn.Embedding` and `nn.EmbeddingBag`, give; but the backward pass uses the sort
-    that found the distinct keys, where torch's own sorts again.
-
-    Args:
-        rows: float32 [U, D].
-        distinct: of the ids of all cells, one feature after the other.
-    """
-    return _Take.apply(rows, distinct, tuple(cells))
-
-
-class _Take(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor, distinct: Unique, cells: tuple[Cells, ...]) -> tuple[Tensor, ...]:
-        ctx.distinct, ctx.cells = distinct, cells
-        parts = distinct.inverse.split([len(feature.ids) for feature in cells])
-        return tuple(outputs(rows, index, feature) for index, feature in zip(parts, cells, strict=True))
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        parts = [_of_each_id(gradient, cells) for gradient, cells in zip(gradients, ctx.cells, strict=True)]
-        return sum_equal(torch.cat(parts), ctx.distinct), None, None
-
-
-def _of_each_id(gradient: Tensor, cells: Cells) -> Tensor:
-    """[*shape, D] -> [n, D]"""
-    if cells.offsets is None:
-        return gradient.reshape(-1, gradient.shape[-1])
-    lengths = cells.offsets.diff()
-    if cells.pooling == "mean":
-        gradient = gradient / lengths.clamp(min=1).unsqueeze(1)
-    return gradient.repeat_interleave(lengths, dim=0)
 
 
 def _integers(value: Any, where: str) -> Tensor:

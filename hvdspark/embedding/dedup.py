@@ -75,6 +75,16 @@ def all_distinct(keys: Tensor) -> Unique:
     return Unique(keys, here, here, here)
 
 
+def whole_table(ids: Tensor, rows: int) -> Unique:
+    """All ids of a table as distinct keys, also those that do not occur. int64 [L] in [0, rows) -> U = rows."""
+    places = ids.numpy()
+    # numpy's stable sort of 16 bits is a counting sort.
+    order = np.argsort(places.astype(np.uint16) if rows <= 1 << 16 else places, kind="stable")
+    lengths = np.bincount(places, minlength=rows)
+    offsets = np.cumsum(lengths) - lengths
+    return Unique(torch.arange(rows), ids, torch.from_numpy(order), torch.from_numpy(offsets))
+
+
 def _by_key(keys: Int64Array) -> tuple[Int64Array, Int64Array, Int64Array]:
     """(order, distinct keys, offsets) of keys that leave room for their places."""
     place_bits = _place_bits(len(keys))
@@ -125,15 +135,20 @@ def _place_bits(count: int) -> int:
 
 def route(owners: Tensor, world_size: int) -> Route:
     """Sort keys by the rank that owns them. owners: int64 [U] in [0, world_size), world_size <= 4096."""
-    # numpy's stable sort of 16 bits is a counting sort.
+    # A counting sort, see `whole_table`.
     order = torch.from_numpy(np.argsort(owners.numpy().astype(np.uint16), kind="stable"))
     place = torch.empty_like(order)
     place[order] = torch.arange(len(order))
     return Route(order, place, torch.bincount(owners, minlength=world_size).to(torch.int32))
 
 
-def sum_equal(values: Tensor, distinct: Unique) -> Tensor:
-    """Sum of the rows that belong to each distinct key, in the order they came in. [L, D] float32 -> [U, D]."""
+def sum_equal(values: Tensor, distinct: Unique, places: Tensor | None = None) -> Tensor:
+    """Sum of the rows that belong to each distinct key, in the order they came in. [L, D] float32 -> [U, D].
+
+    Args:
+        places: int64 [L]; lookup l has the row values[places[l]], then there may be more rows than L. None: values[l].
+    """
     if len(distinct.keys) == 0:
         return values.new_zeros(0, values.shape[1])
-    return F.embedding_bag(distinct.order, values, distinct.offsets, mode="sum")
+    order = distinct.order if places is None else places[distinct.order]
+    return F.embedding_bag(order, values, distinct.offsets, mode="sum")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,17 +11,18 @@ from torch.utils.hooks import RemovableHandle
 
 from hvdspark.collectives import Collective, current_collective
 from hvdspark.embedding.bad_ids import bad_id_error, first_bad_id
-from hvdspark.embedding.cells import Cells, cells_of, outputs, take
+from hvdspark.embedding.cells import Cells, cells_of, device_of, name_features
 from hvdspark.embedding.config import DTYPES, TableConfig, check_unique_names
+from hvdspark.embedding.dedup import Unique
 from hvdspark.embedding.description import check_description, describe_tables
 from hvdspark.embedding.exchange import BadIdError, GroupExchange, Lookup, Reduced
+from hvdspark.embedding.expand import Source, stack, take
 from hvdspark.embedding.files import read_shards, write_shards
 from hvdspark.embedding.frozen import FrozenGroup
 from hvdspark.embedding.frozen_exchange import FrozenExchange, FrozenLookup
-from hvdspark.embedding.hashing import salt_of
 from hvdspark.embedding.host_copies import locate_files
-from hvdspark.embedding.initializer import initial_rows
 from hvdspark.embedding.placement import group_tables, home_buckets, is_replicated
+from hvdspark.embedding.replicas import Replicas
 from hvdspark.embedding.table import TableShard
 from hvdspark.errors import ConfigurationError, PersistenceError, TrainingDivergedError
 from hvdspark.store import Store
@@ -93,17 +94,13 @@ class ShardedEmbeddingCollection(nn.Module):
         if wire_dtype not in DTYPES:
             raise ConfigurationError("unknown wire_dtype", value=wire_dtype, hint=f"known are {', '.join(DTYPES)}")
         self.features, self.seed, self.name, self.wire_dtype = dict(features), seed, name, wire_dtype
-        self.replicated = nn.ModuleDict(
-            {_state_key(table.name): self._replica(table) for table in tables if is_replicated(table)}
-        )
+        self.replicated = Replicas([table for table in tables if is_replicated(table)], seed)
         self.groups = group_tables([table for table in tables if not is_replicated(table)])
         homes = dict(zip(self.tables, home_buckets(list(self.tables.values())), strict=True))
         self._homes = [[homes[table.name] for table in group] for group in self.groups]
         # For each group the place of every table in it, and the features that look something up there.
         self._places = [{table.name: place for place, table in enumerate(group)} for group in self.groups]
-        self._features_of = [
-            [feature for feature, table in features.items() if table in places] for places in self._places
-        ]
+        self._features_of = [self._readers(places) for places in self._places]
         self._steps = 0
         self._collective = collective
         self._exchanges: list[GroupExchange] | None = None
@@ -131,24 +128,20 @@ class ShardedEmbeddingCollection(nn.Module):
             SchemaError: a feature's tensor is not of integers or of the wrong shape.
             ConfigurationError: a feature is missing.
         """
-        by_feature = self._by_feature(inputs)
-        cells = {
-            feature: cells_of(by_feature[feature], self.tables[table].pooling, feature)
-            for feature, table in self.features.items()
-        }
-        train = self.training and torch.is_grad_enabled()
-        results: dict[str, Tensor] = {}
-        lookups = self._look_up(cells, train)
-        for features, lookup in zip(self._features_of, lookups, strict=True):
-            taken = take(lookup.rows, lookup.distinct, [cells[feature] for feature in features])
-            results.update(zip(features, taken, strict=True))
-        for feature, table in self.features.items():
-            if feature not in results:
-                weight = self.replicated.get_parameter(f"{_state_key(table)}.weight")
-                results[feature] = outputs(weight, cells[feature].ids.to(weight.device), cells[feature])
-        if train and lookups:
-            self._remember(lookups)
-        return {feature: results[feature].to(_device_of(by_feature[feature])) for feature in self.features}
+        by_feature = name_features(inputs, list(self.features))
+        taken = zip(self.features, take(self._sources(by_feature)), strict=True)
+        return {feature: output.to(device_of(by_feature[feature])) for feature, output in taken}
+
+    def stacked(self, inputs: Mapping[str, Any] | Sequence[Any]) -> Tensor:
+        """Collective. What `forward` gives, side by side: float32 [rows, features, D].
+
+        For features with one vector in a row, of tables with one dim. Bit for bit
+        `torch.stack(list(forward(inputs).values()), dim=1)`, faster where no feature is pooled.
+
+        Raises: as `forward`.
+        """
+        by_feature = name_features(inputs, list(self.features))
+        return stack(self._sources(by_feature)).to(device_of(next(iter(by_feature.values()))))
 
     @property
     def steps(self) -> int:
@@ -316,6 +309,31 @@ class ShardedEmbeddingCollection(nn.Module):
         """What looks rows up, for each group."""
         return self._bound() if self._frozen is None else self._frozen
 
+    def _sources(self, by_feature: Mapping[str, Any]) -> list[Source]:
+        """Collective. What the features read in this forward pass."""
+        cells = {
+            feature: cells_of(by_feature[feature], self.tables[table].pooling, feature)
+            for feature, table in self.features.items()
+        }
+        train = self.training and torch.is_grad_enabled()
+        lookups = self._look_up(cells, train)
+        if train and lookups:
+            self._remember(lookups)
+        read: list[tuple[list[str], Tensor, Unique | None]] = [
+            (features, lookup.rows, lookup.distinct)
+            for features, lookup in zip(self._features_of, lookups, strict=True)
+        ]
+        read += [(self._readers([table]), self.replicated.rows(table), None) for table in self.replicated.tables]
+        columns = {feature: number for number, feature in enumerate(self.features)}
+        return [
+            Source(rows, distinct, [cells[name] for name in features], [columns[name] for name in features])
+            for features, rows, distinct in read
+        ]
+
+    def _readers(self, tables: Container[str]) -> list[str]:
+        """The features that look something up in some tables."""
+        return [feature for feature, table in self.features.items() if table in tables]
+
     def _look_up(self, cells: Mapping[str, Cells], train: bool) -> list[Lookup | FrozenLookup]:
         """Collective. One lookup for each group; DataError on every rank if some rank has a bad id."""
         exchanges = self._lookups_by()
@@ -353,21 +371,6 @@ class ShardedEmbeddingCollection(nn.Module):
             )
         self._pending.append(lookups)
 
-    def _by_feature(self, inputs: Mapping[str, Any] | Sequence[Any]) -> Mapping[str, Any]:
-        if not isinstance(inputs, Mapping):
-            inputs = dict(zip(self.features, inputs, strict=len(inputs) == len(self.features)))
-        missing = [feature for feature in self.features if feature not in inputs]
-        if missing:
-            raise ConfigurationError(
-                "a feature is missing", value=missing[0], where="ShardedEmbeddingCollection.forward"
-            )
-        return inputs
-
-    def _replica(self, table: TableConfig) -> nn.Embedding:
-        rows = table.num_embeddings or 0
-        weight = initial_rows(torch.arange(rows), table.dim, self.seed, salt_of("table", table.name), table.init)
-        return nn.Embedding(rows, table.dim, _weight=weight)
-
     def __getstate__(self) -> dict[str, Any]:
         """Configuration and Parameters. Shards that were never updated are left out: the seed makes them anew."""
         if self._steps:
@@ -384,14 +387,3 @@ class ShardedEmbeddingCollection(nn.Module):
             "_pending": [],
             "_reduced": [],
         }
-
-
-def _state_key(table: str) -> str:
-    """A name that nn.ModuleDict takes for any table's: no dots, and none of the names of its own attributes."""
-    return "table " + table.replace("%", "%25").replace(".", "%2E")
-
-
-def _device_of(value: Any) -> torch.device:
-    if isinstance(value, Tensor):
-        return value.device
-    return value[0].device if isinstance(value, tuple) else value.values.device

@@ -2,73 +2,43 @@ from __future__ import annotations
 
 import pytest
 import torch
-import torch.nn.functional as F
-from hypothesis import given
-from hypothesis import strategies as st
 
 from hvdspark.data.batch import Ragged
-from hvdspark.embedding.cells import cells_of, outputs, take
-from hvdspark.embedding.dedup import unique
+from hvdspark.embedding.cells import cells_of, device_of, name_features
+from hvdspark.errors import ConfigurationError
 
-BAGS = st.lists(st.lists(st.integers(0, 6), max_size=4), max_size=6)
-
-
-def ragged(bags: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-    lengths = torch.tensor([len(bag) for bag in bags], dtype=torch.int64)
-    values = torch.tensor([id for bag in bags for id in bag], dtype=torch.int64)
-    return values, F.pad(lengths.cumsum(0), (1, 0))
+VALUES, OFFSETS = torch.tensor([4, 5, 6]), torch.tensor([0, 0, 3])
 
 
-@given(BAGS, st.sampled_from(["sum", "mean"]), st.integers(1, 3))
-def test_outputs_and_gradients_are_those_of_stock_autograd(bags: list[list[int]], pooling: str, width: int) -> None:
-    torch.manual_seed(0)
-    matrix = torch.randint(0, 7, (len(bags), width))
-    cells = [cells_of(matrix, "none", "m"), cells_of(ragged(bags), pooling, "r"), cells_of(matrix, pooling, "p")]
-    distinct = unique(torch.cat([feature.ids for feature in cells]))
-    table = torch.rand(7, 3, requires_grad=True)
-    rows = table.detach()[distinct.keys].requires_grad_(True)
-
-    values, offsets = ragged(bags)
-    expected = [
-        F.embedding(matrix, table),
-        F.embedding_bag(values, table, offsets, mode=pooling, include_last_offset=True),
-        F.embedding_bag(matrix, table, mode=pooling) if len(bags) else torch.zeros(0, 3),
-    ]
-    taken = take(rows, distinct, cells)
-    for mine, stock in zip(taken, expected, strict=True):
-        assert torch.equal(mine, stock)
-    weights = [torch.rand_like(value) for value in expected]
-    sum((value * weight).sum() for value, weight in zip(expected, weights, strict=True)).backward()  # type: ignore
-    sum((value * weight).sum() for value, weight in zip(taken, weights, strict=True)).backward()  # type: ignore
-    torch.testing.assert_close(rows.grad, table.grad[distinct.keys])  # type: ignore[index]
+@pytest.mark.parametrize(
+    ("value", "pooling", "ids", "shape", "offsets"),
+    [
+        (torch.tensor([7, 8]), "none", [7, 8], (2,), None),
+        (torch.tensor([7, 8], dtype=torch.int8), "sum", [7, 8], (2,), [0, 1, 2]),
+        (torch.tensor([[7, 8], [9, 0]]), "none", [7, 8, 9, 0], (2, 2), None),
+        (torch.tensor([[7, 8], [9, 0]]), "mean", [7, 8, 9, 0], (2,), [0, 2, 4]),
+        ((VALUES, OFFSETS), "sum", [4, 5, 6], (2,), [0, 0, 3]),
+        (Ragged(VALUES, OFFSETS), "mean", [4, 5, 6], (2,), [0, 0, 3]),
+    ],
+)
+def test_forms(value: object, pooling: str, ids: list[int], shape: tuple[int, ...], offsets: list[int] | None) -> None:
+    cells = cells_of(value, pooling, "f")
+    assert (cells.ids.dtype, cells.ids.tolist(), cells.shape) == (torch.int64, ids, shape)
+    assert cells.offsets is None if offsets is None else cells.offsets is not None and cells.offsets.tolist() == offsets
+    assert device_of(value) == torch.device("cpu")
 
 
-def test_an_output_that_the_loss_does_not_use() -> None:
-    cells = [cells_of(torch.tensor([1, 2]), "none", "a"), cells_of(torch.tensor([2, 3]), "none", "b")]
-    distinct = unique(torch.tensor([1, 2, 2, 3]))
-    rows = torch.rand(3, 2, requires_grad=True)
-    take(rows, distinct, cells)[0].sum().backward()
-    assert rows.grad is not None
-    assert rows.grad.tolist() == [[1.0, 1.0], [1.0, 1.0], [0.0, 0.0]]
+def test_to_another_device() -> None:
+    pooled, single = cells_of((VALUES, OFFSETS), "sum", "f"), cells_of(VALUES, "none", "f")
+    for cells in (pooled, single):
+        moved = cells.to(torch.device("meta"))
+        assert {value.device.type for value in (moved.ids, moved.offsets) if value is not None} == {"meta"}
+        assert (moved.shape, moved.pooling) == (cells.shape, cells.pooling)
 
 
-def test_shapes() -> None:
-    rows = torch.rand(5, 3)
-    for value, pooling, expected in [
-        (torch.zeros(4, dtype=torch.int64), "none", (4, 3)),
-        (torch.zeros(4, dtype=torch.int64), "sum", (4, 3)),
-        (torch.zeros(4, 2, dtype=torch.int64), "none", (4, 2, 3)),
-        (torch.zeros(4, 2, dtype=torch.int64), "mean", (4, 3)),
-        (torch.zeros(0, 2, dtype=torch.int64), "none", (0, 2, 3)),
-        (torch.zeros(4, 0, dtype=torch.int64), "sum", (4, 3)),
-        (Ragged(*ragged([[1], [], [2, 2]])), "sum", (3, 3)),
-        (ragged([]), "mean", (0, 3)),
-    ]:
-        cells = cells_of(value, pooling, "f")
-        assert outputs(rows, cells.ids, cells).shape == expected
-
-
-@pytest.mark.parametrize("pooling", ["sum", "mean"])
-def test_an_empty_bag_is_zeros(pooling: str) -> None:
-    cells = cells_of(ragged([[], [1]]), pooling, "f")
-    assert outputs(torch.ones(2, 3), cells.ids, cells).tolist() == [[0.0] * 3, [1.0] * 3]
+def test_features_by_name_or_in_order() -> None:
+    assert name_features({"b": 1, "a": 2, "c": 3}, ["a", "b"])["a"] == 2
+    assert name_features([1, 2], ["a", "b"]) == {"a": 1, "b": 2}
+    for inputs in ([1], {"a": 1}):
+        with pytest.raises(ConfigurationError, match="a feature is missing: 'b'"):
+            name_features(inputs, ["a", "b"])

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hvdspark.embedding import dedup
-from hvdspark.embedding.dedup import all_distinct, route, sum_equal, unique
+from hvdspark.embedding.dedup import all_distinct, route, sum_equal, unique, whole_table
 
 KEYS = st.lists(st.integers(0, 5) | st.integers(0, 2**63 - 1), max_size=40)
 
@@ -83,6 +83,27 @@ def test_sums_are_taken_in_the_order_of_arrival(values: list[int]) -> None:
             if value == key:
                 expected += mine
         assert torch.equal(row, expected)  # bit for bit
+
+
+def test_sums_of_rows_that_lie_elsewhere() -> None:
+    rows, distinct = torch.rand(20, 3), unique(tensor([3, 1, 3, 1]))
+    places = tensor([7, 0, 19, 2])
+    assert torch.equal(sum_equal(rows, distinct, places), sum_equal(rows[places], distinct))
+
+
+@pytest.mark.parametrize("rows", [7, 1 << 16, (1 << 16) + 1])
+@pytest.mark.parametrize("count", [0, 1, 300])
+def test_a_whole_table(count: int, rows: int) -> None:
+    ids = torch.randint(0, rows, (count,))
+    ids[:3] = rows - 1
+    table = whole_table(ids, rows)
+    assert torch.equal(table.keys, torch.arange(rows))
+    values = torch.rand(count, 2)
+    expected = torch.zeros(rows, 2)
+    for id, value in zip(ids, values, strict=True):
+        expected[id] += value
+    assert torch.equal(sum_equal(values, table), expected)
+    assert torch.equal(table.keys[table.inverse], ids)
 
 
 @pytest.mark.parametrize("count", [0, 1])

@@ -100,6 +100,28 @@ def test_a_replicated_table_begins_as_a_sharded_one() -> None:
     assert torch.equal(first[0], first[2])
 
 
+def test_stacked_is_what_forward_gives() -> None:
+    tables = [TableConfig("big", 4, 1000, placement="row"), TableConfig("tiny", 4, 10), TableConfig("any", 4)]
+    features = {"a": "tiny", "b": "big", "c": "any", "d": "big"}
+    ids = torch.randint(0, 10, (6, 4))
+    gradient = torch.randn(6, 4, 4)
+    done = []
+    for name in ("forward", "stacked"):
+        embeddings = ShardedEmbeddingCollection(tables, features)
+        for _ in range(2):
+            columns = list(ids.unbind(1))
+            value = (
+                embeddings.stacked(columns) if name == "stacked" else torch.stack([*embeddings(columns).values()], 1)
+            )
+            value.backward(gradient)
+            embeddings.apply_gradients()
+        done.append((value.detach(), next(embeddings.parameters()).grad, embeddings.eval().stacked(columns)))
+    for stacked, expected in zip(*done, strict=True):
+        assert stacked is not None
+        assert expected is not None
+        assert torch.equal(stacked, expected)
+
+
 def test_steps_with_an_optimizer() -> None:
     embeddings = small()
     optimizer = torch.optim.SGD(embeddings.parameters(), lr=0.1)

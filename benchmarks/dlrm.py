@@ -1,0 +1,277 @@
+"""Where the time of a DLRM step goes: embeddings, their exchange and the dense layers, for 1 and 2 ranks.
+
+    python benchmarks/dlrm.py [--rows 8192] [--steps 40] [--ranks 1 2] [--ids skewed uniform] [--placement auto]
+
+DLRM with a bottom MLP 512-256-16 and a top MLP 512-512-256-1, 26 tables with the cardinalities of the Criteo Kaggle data,
+cut at 10^6 rows, 16 columns, rowwise Adagrad; dense layers in bfloat16 where the CPU has it, Adam. One thread a rank.
+The ids are skewed as those of Criteo (examples/click_data.py) or, the worst case, uniform. Every row was met before
+the clock starts, so no page is touched for the first time. One rank runs in this process without Horovod, more are
+started by `hvdspark.run`.
+
+Times of a phase are without the phases inside it, and medians over the steps; in a step with others on the machine, a
+rank also waits in an exchange for the slowest one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import statistics
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hvdspark import launch
+from hvdspark.collectives import current_collective
+from hvdspark.embedding import ShardedEmbeddingCollection, TableConfig, exchange, module
+from hvdspark.models import DLRM
+from hvdspark.train.precision import resolve_precision
+
+DIM = 16
+NUMBERS = 13
+MAX_ROWS = 10**6
+CARDINALITIES = [
+    *[1460, 583, 10131227, 2202608, 305, 24, 12517, 633, 3, 93145, 5683, 8351593, 3194],
+    *[27, 14992, 5461306, 10, 5652, 2173, 4, 7046547, 18, 15, 286181, 105, 142572],
+]
+SIZES = [min(size, MAX_ROWS) for size in CARDINALITIES]
+FEATURES = [f"C{number + 1}" for number in range(len(SIZES))]
+DENSE = ("dense forward", "dense backward")
+NOT_EMBEDDING = (*DENSE, "dense exchange", "dense optimizer")
+REUSED_BATCHES = 8
+
+
+class Clock:
+    """Seconds of named phases in each step; a phase does not count the phases inside it."""
+
+    def __init__(self) -> None:
+        self.steps: list[dict[str, float]] = []
+        self._open: list[float] = []  # for each phase that runs, the seconds of those inside it
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        self._open.append(0.0)
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            seconds = time.perf_counter() - started
+            inside = self._open.pop()
+            if self._open:
+                self._open[-1] += seconds
+            if self.steps:
+                self.steps[-1][name] += seconds - inside
+
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        self.steps.append(defaultdict(float))
+        started = time.perf_counter()
+        yield
+        self.steps[-1]["step"] = time.perf_counter() - started
+
+    def watch(self, owner: Any, function: str, phase: Callable[..., str] | str) -> None:
+        """Count the calls of owner.function as a phase."""
+        real = getattr(owner, function)
+
+        def timed(*positional: Any, **named: Any) -> Any:
+            with self.phase(phase if isinstance(phase, str) else phase(*positional, **named)):
+                return real(*positional, **named)
+
+        setattr(owner, function, timed)
+
+
+def draw(kind: str, rows: int, seed: int, skew: Any) -> dict[str, Tensor]:
+    """Ids of one batch, [rows] for each feature."""
+    random = np.random.default_rng(seed)
+    batch = {}
+    for feature, size, parameters in zip(FEATURES, SIZES, skew._SKEW, strict=True):
+        if kind == "uniform":
+            ids = random.integers(0, size, rows)
+        else:
+            # Popular ids are anywhere in the table.
+            ids = (skew._popularity_rank(random.random(rows), *parameters) * 2654435761 + 12345) % size
+        batch[feature] = torch.from_numpy(ids)
+    return batch
+
+
+def meet_every_row(embeddings: ShardedEmbeddingCollection, rank: int, world_size: int) -> None:
+    """Initialise all rows and touch all memory of them, by steps with zero gradients."""
+    rows = 1 << 16
+    for start in range(0, MAX_ROWS, rows * world_size):
+        here = torch.arange(start + rank * rows, start + (rank + 1) * rows)
+        outputs = embeddings({feature: here % size for feature, size in zip(FEATURES, SIZES, strict=True)})
+        (sum(output.sum() for output in outputs.values()) * 0).backward()
+        embeddings.apply_gradients()
+
+
+def bandwidth() -> float:
+    """Bytes/s of a copy, read and written."""
+    source = np.ones(1 << 24, dtype=np.float32)
+    target = source.copy()
+    seconds = []
+    for _ in range(10):
+        started = time.perf_counter()
+        np.copyto(target, source)
+        seconds.append(time.perf_counter() - started)
+    return 2 * source.nbytes / min(seconds)
+
+
+def measure(kind: str, rows: int, steps: int, placement: str, examples: str) -> dict[str, Any]:
+    """Collective. Train; phases of each step on this rank, and what they worked on."""
+    sys.path.insert(0, examples)
+    skew = importlib.import_module("click_data")
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    collective = current_collective()
+    clock, counts = Clock(), defaultdict(list)
+    tables = [
+        TableConfig(feature, DIM, size, placement=placement) for feature, size in zip(FEATURES, SIZES, strict=True)
+    ]
+    embeddings = ShardedEmbeddingCollection(tables, dict(zip(FEATURES, FEATURES, strict=True)), collective=collective)
+    meet_every_row(embeddings, collective.rank, collective.size)
+    network = DLRM(NUMBERS, len(FEATURES), DIM, (512, 512, 256), bottom=(512, 256))
+    parameters = {**dict(network.named_parameters()), **dict(embeddings.named_parameters())}
+    optimizer = collective.distributed_optimizer(
+        torch.optim.Adam(parameters.values(), 1e-3, fused=True), parameters.items()
+    )
+    precision = resolve_precision("auto", "cpu", collective)
+
+    exchange_names = {"ids": "exchange of ids", "rows": "exchange of rows", "gradients": "exchange of gradients"}
+    clock.watch(collective, "alltoall", lambda tensor, splits, name: exchange_names[name.rsplit("/")[-1]])
+    for owner, function, phase in [
+        (exchange, "unique", "dedup"),
+        (exchange, "route", "routes to owners"),
+        (exchange, "sum_equal", "sum at the owner"),
+        (module, "take", "expand"),
+        (module, "outputs", "expand"),
+    ]:
+        clock.watch(owner, function, phase)
+    for shard in embeddings.shards:
+        clock.watch(shard.key_space, "owners", "routes to owners")
+        for function, phase in (("slots", "lookup"), ("gather", "lookup"), ("update", "sparse optimizer")):
+            clock.watch(shard, function, phase)
+
+    random = torch.Generator().manual_seed(collective.rank)
+    batches = [
+        (
+            torch.randn(rows, NUMBERS, generator=random),
+            draw(kind, rows, 1000 * collective.rank + number, skew),
+            (torch.rand(rows, generator=random) < 0.25).float(),
+        )
+        for number in range(REUSED_BATCHES)
+    ]
+
+    def step(numbers: Tensor, ids: dict[str, Tensor], labels: Tensor) -> None:
+        with clock.phase("other of embeddings"):
+            outputs = list(embeddings(ids).values())
+            with clock.phase("expand"):
+                expanded = torch.stack(outputs, dim=1)
+        vectors = expanded.detach().requires_grad_(True)
+        with clock.phase("dense forward"), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
+            logits = network(numbers, vectors, numbers.new_zeros(rows, 0)).float()
+            loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, labels, reduction="sum")
+        with clock.phase("dense backward"):
+            (loss / (rows * collective.size)).backward()
+        with clock.phase("expand, backward"):
+            expanded.backward(vectors.grad)
+        with clock.phase("dense exchange"):
+            optimizer.synchronize()
+        with clock.phase("dense optimizer"), optimizer.skip_synchronize():
+            optimizer.step()
+            optimizer.zero_grad()
+        with clock.phase("other of embeddings"):
+            lookups = embeddings._pending[-1]
+            embeddings.apply_gradients()
+        counts["distinct"].append(sum(len(lookup.distinct.keys) for lookup in lookups))
+        counts["asked"].append(sum(len(lookup.asked.inverse) for lookup in lookups))
+        counts["owned"].append(sum(len(lookup.asked.keys) for lookup in lookups))
+
+    for batch in batches:  # warms allocators up, and Horovod's memory of names and shapes
+        step(*batch)
+    counts.clear()
+    for number in range(steps):
+        with clock.step():
+            step(*batches[number % len(batches)])
+    return {
+        "steps": [dict(phases) for phases in clock.steps],
+        "counts": {name: statistics.mean(values) for name, values in counts.items()},
+        "bandwidth": bandwidth(),
+        "precision": precision,
+    }
+
+
+def report(results: list[dict[str, Any]], kind: str, rows: int, placement: str) -> None:
+    """Print what the ranks measured: medians over the steps of all ranks."""
+    steps = [phases for result in results for phases in result["steps"]]
+    medians = {name: statistics.median(phases.get(name, 0.0) for phases in steps) for name in steps[-1]}
+    total = medians.pop("step")
+    dense = statistics.median(sum(phases[name] for name in DENSE) / phases["step"] for phases in steps)
+    sparse = statistics.median(
+        sum(seconds for name, seconds in phases.items() if name not in (*NOT_EMBEDDING, "step")) for phases in steps
+    )
+    lookups = rows * len(FEATURES)
+    counts = results[0]["counts"]
+    print(
+        f"\n{len(results)} rank{'s' * (len(results) > 1)}, {kind} ids, placement {placement}, {rows} rows a rank, "
+        f"dense layers in {results[0]['precision']}"
+    )
+    print(
+        f"  {lookups} lookups a rank, in sharded tables {counts['distinct']:.0f} distinct keys; "
+        f"asked for {counts['asked']:.0f}, {counts['owned']:.0f} of them distinct"
+    )
+    for name, seconds in sorted(medians.items(), key=lambda item: -item[1]):
+        print(f"  {name:24} {seconds * 1e3:8.2f} ms  {seconds / total:6.1%}")
+    print(f"  {'step':24} {total * 1e3:8.2f} ms  {len(results) * rows / total:,.0f} rows/s")
+    print(f"  not dense forward or backward: {1 - dense:.1%} of a step (goal: at most 25 %)")
+    print(
+        f"  embeddings alone: {lookups / sparse / 1e6:.2f} M lookups/s a rank (goal: at least 6), {sparse * 1e3:.1f} ms"
+    )
+    # Each id read; each owned row, its accumulator and last step read and written; each row there and back; vectors
+    # written and their gradients read.
+    row = 4 * DIM
+    wire = counts["distinct"] * (8 + 2 * row) * (len(results) - 1) / len(results)
+    moved = lookups * (8 + 2 * row) + counts["owned"] * 2 * (row + 8) + 2 * counts["distinct"] * 2 * row + 2 * wire
+    floor = moved / results[0]["bandwidth"]
+    print(
+        f"  floor: {moved / 1e6:.1f} MB at {results[0]['bandwidth'] / 1e9:.1f} GB/s (copy) = {floor * 1e3:.2f} ms; "
+        f"{sparse / floor:.1f} times that was needed, {moved / sparse / 1e9:.2f} GB/s"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=8192, help="of each rank's batch")
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--ids", nargs="+", choices=["skewed", "uniform"], default=["skewed", "uniform"])
+    parser.add_argument("--placement", choices=["auto", "row"], default="auto", help="of all tables")
+    arguments = parser.parse_args()
+    examples = str(Path(__file__).resolve().parent.parent / "examples")
+    for ranks in arguments.ranks:
+        for kind in arguments.ids:
+            given = (kind, arguments.rows, arguments.steps, arguments.placement, examples)
+            results = [measure(*given)] if ranks == 1 else on_ranks(ranks, given)
+            report(results, kind, arguments.rows, arguments.placement)
+
+
+def on_ranks(ranks: int, given: tuple[Any, ...]) -> list[dict[str, Any]]:
+    from pyspark.sql import SparkSession
+
+    os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+    builder = SparkSession.builder.master(f"local[{ranks}]").config("spark.ui.enabled", "false")
+    spark = builder.config("spark.ui.showConsoleProgress", "false").getOrCreate()
+    spark.sparkContext.setLogLevel("ERROR")
+    return launch.run(measure, given, num_workers=ranks, spark=spark)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,136 @@
+"""How rows of a table become the outputs of features, and how the gradients of outputs become those of rows.
+
+Bit for bit what `nn.Embedding` and `nn.EmbeddingBag` give; but the backward pass has its ids sorted already, or counts
+them, where torch's own sorts them in comparisons or goes from id to id.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from hvdspark.embedding.cells import Cells
+from hvdspark.embedding.dedup import Unique, sum_equal, whole_table
+
+
+@dataclass(frozen=True)
+class Source:
+    """Rows that some features read.
+
+    Attributes:
+        rows: [U, D]; on the CPU, but for rows of a replicated table.
+        distinct: of the ids of all cells, one feature after the other; None: the ids are the numbers of the rows.
+        cells: of each feature.
+        columns: the place of each feature among all features of the model.
+    """
+
+    rows: Tensor
+    distinct: Unique | None
+    cells: Sequence[Cells]
+    columns: Sequence[int]
+
+    def indexes(self) -> Sequence[Tensor]:
+        """The numbers of the rows that each feature reads: int64 [n] for each."""
+        if self.distinct is None:
+            return [feature.ids for feature in self.cells]
+        return self.distinct.inverse.split([len(feature.ids) for feature in self.cells])
+
+    def readers(self) -> Unique:
+        """Which ids read each of the rows."""
+        if self.distinct is not None:
+            return self.distinct
+        return whole_table(torch.cat([feature.ids for feature in self.cells]), len(self.rows))
+
+
+def outputs(rows: Tensor, index: Tensor, cells: Cells) -> Tensor:
+    """A feature's output from a table's rows: [U, D], int64 [n] -> [*cells.shape, D]. Empty bags give zeros."""
+    if cells.offsets is None:
+        return F.embedding(index, rows).view(*cells.shape, rows.shape[1])
+    return F.embedding_bag(index, rows, cells.offsets, mode=cells.pooling, include_last_offset=True)
+
+
+def take(sources: Sequence[Source]) -> list[Tensor]:
+    """Outputs of all features in their order, differentiable in the rows of all sources."""
+    taken: dict[int, Tensor] = {}
+    for source in sources:
+        device = source.rows.device
+        if device.type == "cpu":
+            values = _Take.apply(source.rows, source)
+        else:
+            pairs = zip(source.indexes(), source.cells, strict=True)
+            values = [outputs(source.rows, index.to(device), cells.to(device)) for index, cells in pairs]
+        taken.update(zip(source.columns, values, strict=True))
+    return [taken[column] for column in range(len(taken))]
+
+
+def stack(sources: Sequence[Source]) -> Tensor:
+    """`torch.stack(take(sources), dim=1)`, bit for bit, with the same gradients.
+
+    Where each feature has one id in a row, vectors and gradients are moved once instead of twice.
+    """
+    if _have_one_id(sources):
+        return _Stack.apply(sources, *(source.rows for source in sources))
+    return torch.stack(take(sources), dim=1)
+
+
+def _have_one_id(sources: Sequence[Source]) -> bool:
+    """In each row, for each feature; and rows of one kind."""
+    cells = [feature for source in sources for feature in source.cells]
+    kinds = {(source.rows.shape[1], source.rows.dtype, source.rows.device.type) for source in sources}
+    shapes = {feature.shape for feature in cells}
+    pooled = any(feature.offsets is not None for feature in cells)
+    return not pooled and len(kinds) == len(shapes) == 1 and len(shapes.pop()) == 1 and kinds.pop()[2] == "cpu"
+
+
+class _Take(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, source: Source) -> tuple[Tensor, ...]:
+        ctx.source = source
+        return tuple(outputs(rows, *pair) for pair in zip(source.indexes(), source.cells, strict=True))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        parts = [_of_each_id(*pair) for pair in zip(gradients, ctx.source.cells, strict=True)]
+        return sum_equal(torch.cat(parts), ctx.source.readers()), None
+
+
+class _Stack(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, sources: Sequence[Source], *rows: Tensor) -> Tensor:
+        ctx.sources = sources
+        fields = sum(len(source.columns) for source in sources)
+        stacked = rows[0].new_empty(*sources[0].cells[0].shape, fields, rows[0].shape[1])
+        for source in sources:
+            for column, index in zip(source.columns, source.indexes(), strict=True):
+                torch.index_select(source.rows.detach(), 0, index, out=stacked[:, column])
+        return stacked
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = gradients
+        batch, fields, dim = gradient.shape
+        of_each_id = gradient.reshape(batch * fields, dim)
+        firsts = torch.arange(0, batch * fields, fields)
+        sums = [
+            sum_equal(of_each_id, source.readers(), torch.cat([firsts + column for column in source.columns]))
+            for source in ctx.sources
+        ]
+        return None, *sums
+
+
+def _of_each_id(gradient: Tensor, cells: Cells) -> Tensor:
+    """[*shape, D] -> [n, D]"""
+    if cells.offsets is None:
+        return gradient.reshape(-1, gradient.shape[-1])
+    lengths = cells.offsets.diff()
+    if cells.pooling == "mean":
+        gradient = gradient / lengths.clamp(min=1).unsqueeze(1)
+    return gradient.repeat_interleave(lengths, dim=0)
