@@ -88,7 +88,7 @@ class ClickModel(nn.Module):
         vectors = numbers.new_zeros(len(numbers), 0, self.dim)
         weights = numbers.new_zeros(len(numbers), 0)
         if self.vectors is not None:
-            vectors = torch.stack(list(self.vectors(ids).values()), dim=1)  # [rows, F, D]
+            vectors = self.vectors.stacked(ids)
         if self.weights is not None:
             weights = torch.cat(list(self.weights(ids).values()), dim=1)  # [rows, F]
         return self.network(numbers, vectors, weights)
