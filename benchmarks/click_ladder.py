@@ -76,13 +76,14 @@ class UnshardedTables(nn.Module):
                 nn.Embedding(len(ids) + 1, table.dim, sparse=True, _weight=torch.cat([rows, unknown]))
             )
 
-    def forward(self, ids: dict[str, Tensor]) -> dict[str, Tensor]:
-        vectors = {}
+    def stacked(self, ids: dict[str, Tensor]) -> Tensor:
+        """[rows, features, D]; zeros for ids that training has not."""
+        vectors = []
         for table, embedding in zip(self._tables, self._embeddings, strict=True):
             known, sought = self._ids[table.name], ids[table.name].numpy()
             places = np.minimum(np.searchsorted(known, sought), len(known) - 1)
-            vectors[table.name] = embedding(torch.from_numpy(np.where(known[places] == sought, places, len(known))))
-        return vectors
+            vectors.append(embedding(torch.from_numpy(np.where(known[places] == sought, places, len(known)))))
+        return torch.stack(vectors, dim=1)
 
     def step(self) -> None:
         """Update each row that a batch touched once."""

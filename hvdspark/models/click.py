@@ -88,9 +88,9 @@ class ClickModel(nn.Module):
         vectors = numbers.new_zeros(len(numbers), 0, self.dim)
         weights = numbers.new_zeros(len(numbers), 0)
         if self.vectors is not None:
-            vectors = self.vectors.stacked(ids)
+            vectors = self.vectors.stacked(ids)  # [rows, F, D]
         if self.weights is not None:
-            weights = torch.cat(list(self.weights(ids).values()), dim=1)  # [rows, F]
+            weights = self.weights.stacked(ids).squeeze(2)  # [rows, F]
         return self.network(numbers, vectors, weights)
 
     def _normalised(self, columns: Sequence[Tensor], first: Any) -> Tensor:
