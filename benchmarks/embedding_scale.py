@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import os
 import resource
 import sys
@@ -19,12 +20,14 @@ import tempfile
 import time
 from typing import Any
 
+import cloudpickle
 import torch
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 from torch import Tensor, nn
 
 import hvdspark
+from hvdspark import launch
 from hvdspark.embedding import Initialization, ShardedEmbeddingCollection, TableConfig
 from hvdspark.embedding.sharding import Traffic, format_bytes, plan_sharding
 from hvdspark.estimators import TorchEstimator
@@ -150,6 +153,24 @@ def scale(spark: SparkSession, arguments: argparse.Namespace, scratch: str) -> N
         print(f"loaded at 1 rank in {loaded['seconds']:.1f} s: {SAMPLE:,} random rows identical: {same}")
 
 
+def count_driver_traffic() -> dict[str, int]:
+    """Bytes that the next fit sends to its ranks and gets from them, by what they are; filled while it runs."""
+    real_run, traffic = launch.run, {"programs": 0, "events": 0, "results": 0}
+
+    def run(fn: Any, args: Any, *, num_workers: int, on_event: Any, **named: Any) -> list[Any]:
+        def count(event: dict[str, Any]) -> None:
+            traffic["events"] += len(json.dumps(event))
+            on_event(event)
+
+        traffic["programs"] = num_workers * len(cloudpickle.dumps((fn, args)))
+        results = real_run(fn, args, num_workers=num_workers, on_event=count, **named)
+        traffic["results"] = len(cloudpickle.dumps(results))
+        return results
+
+    launch.run = run
+    return traffic
+
+
 class Network(nn.Module):
     """One table for two id columns, and a layer."""
 
@@ -180,9 +201,13 @@ def fit(spark: SparkSession, arguments: argparse.Namespace, scratch: str) -> Non
         numWorkers=arguments.ranks,
         storeUri=f"file://{scratch}",
     )
+    traffic = count_driver_traffic()
     started = time.perf_counter()
     model = estimator.fit(data)
     print(f"fit {time.perf_counter() - started:.1f} s: {model.summary}")
+    print(
+        f"through the driver while ranks ran: {', '.join(f'{name} {size:,} bytes' for name, size in traffic.items())}"
+    )
     started = time.perf_counter()
     scored = model.transform(data).agg(F.avg("prediction"), F.count("prediction")).first()
     print(f"transform {time.perf_counter() - started:.1f} s: mean {scored[0]:.4f} of {scored[1]:,} rows")
