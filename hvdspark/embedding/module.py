@@ -263,16 +263,8 @@ class ShardedEmbeddingCollection(nn.Module):
 
     def bind(self, collective: Collective) -> None:
         """Use these ranks. Raises ConfigurationError when rows live on others already."""
-        bound = self._collective
-        if (
-            self._exchanges is not None
-            and bound is not None
-            and (bound.rank, bound.size)
-            != (
-                collective.rank,
-                collective.size,
-            )
-        ):
+        here, there = self._collective, collective
+        if self._exchanges and here is not None and (here.rank, here.size) != (there.rank, there.size):
             raise ConfigurationError("the tables already have their ranks", hint="bind before the first forward pass")
         self._collective = collective
         for exchange in self._exchanges or []:
