@@ -31,12 +31,14 @@ class Unique:
         inverse: int64 [L]; keys[inverse] are the keys as they came.
         order: int64 [L]; the places of the first key, then of the second ...; equal keys in the order they came in.
         offsets: int64 [U]; order[offsets[u]] is the first place of key u.
+        trivial: there are no equal keys, and they keep their order: all indexes are 0, 1, 2, ...
     """
 
     keys: Tensor
     inverse: Tensor
     order: Tensor
     offsets: Tensor
+    trivial: bool = False
 
 
 @dataclass(frozen=True)
@@ -44,13 +46,14 @@ class Route:
     """How keys travel: sorted by owner, as they came within one owner.
 
     Attributes:
-        order: int64 [U]; keys[order] is what is sent.
+        order: int64 [U]; keys[order] is what is sent. None: they are sent as they are.
         place: int64 [U]; place[order] = 0 .. U - 1, so what comes back, indexed by place, is in the keys' own order.
+            None: it comes back in that order.
         splits: int32 [world size], keys for each rank.
     """
 
-    order: Tensor
-    place: Tensor
+    order: Tensor | None
+    place: Tensor | None
     splits: Tensor
 
 
@@ -64,15 +67,16 @@ def unique(keys: Tensor) -> Unique:
         order, distinct, offsets = _by_key(values)
     else:
         order, distinct, offsets = _by_hash(values)
-    inverse = np.empty(count, dtype=np.int64)
-    inverse[order] = np.repeat(np.arange(len(distinct)), np.diff(offsets, append=count))
-    return Unique(*(torch.from_numpy(array) for array in (distinct, inverse, order, offsets)))
+    numbers = np.empty(count, dtype=np.int64)
+    numbers[order] = np.repeat(np.arange(len(distinct)), np.diff(offsets, append=count))
+    inverse = torch.from_numpy(numbers)
+    return Unique(torch.from_numpy(distinct), inverse, torch.from_numpy(order), torch.from_numpy(offsets))
 
 
 def all_distinct(keys: Tensor) -> Unique:
     """What `unique` says of int64 [L] that all differ, without a look at them; they keep their order."""
     here = torch.arange(len(keys))
-    return Unique(keys, here, here, here)
+    return Unique(keys, here, here, here, trivial=True)
 
 
 def whole_table(ids: Tensor, rows: int) -> Unique:
@@ -135,11 +139,14 @@ def _place_bits(count: int) -> int:
 
 def route(owners: Tensor, world_size: int) -> Route:
     """Sort keys by the rank that owns them. owners: int64 [U] in [0, world_size), world_size <= 4096."""
+    splits = torch.bincount(owners, minlength=world_size).to(torch.int32)
+    if bool((splits == len(owners)).any()):
+        return Route(None, None, splits)
     # A counting sort, see `whole_table`.
     order = torch.from_numpy(np.argsort(owners.numpy().astype(np.uint16), kind="stable"))
     place = torch.empty_like(order)
     place[order] = torch.arange(len(order))
-    return Route(order, place, torch.bincount(owners, minlength=world_size).to(torch.int32))
+    return Route(order, place, splits)
 
 
 def sum_equal(values: Tensor, distinct: Unique, places: Tensor | None = None) -> Tensor:
@@ -147,7 +154,11 @@ def sum_equal(values: Tensor, distinct: Unique, places: Tensor | None = None) ->
 
     Args:
         places: int64 [L]; lookup l has the row values[places[l]], then there may be more rows than L. None: values[l].
+
+    Returns: maybe `values` itself.
     """
+    if distinct.trivial and places is None:
+        return values
     if len(distinct.keys) == 0:
         return values.new_zeros(0, values.shape[1])
     order = distinct.order if places is None else places[distinct.order]

@@ -9,7 +9,7 @@ leave a rank with U distinct keys of dimension D, b bytes an element, W ranks: U
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -58,6 +58,8 @@ class Lookup:
         splits: int32 [world size], how many keys each rank asked this one for, R in all.
         asked: the keys among those R.
         slots: int64 [G], where the shard keeps them; -1: nowhere.
+        owned: float32 [G, D], the rows in these slots.
+        updates: of the shard until they were read.
     """
 
     distinct: Unique
@@ -66,6 +68,8 @@ class Lookup:
     splits: Tensor
     asked: Unique
     slots: Tensor
+    owned: Tensor
+    updates: int
 
 
 @dataclass(frozen=True)
@@ -77,11 +81,15 @@ class Reduced:
         gradients: float32 [G, D], summed over the ranks. May be scaled in place before the update.
         diverged: ranks that have a gradient that is not finite: the same on every rank. If there is one, no gradients
             were exchanged.
+        owned, updates: float32 [G, D], the rows in these slots as they were after so many updates, or None; the next
+            update overwrites them.
     """
 
     slots: Tensor
     gradients: Tensor
-    diverged: tuple[int, ...]
+    diverged: tuple[int, ...] = ()
+    owned: Tensor | None = None
+    updates: int = 0
 
 
 class GroupExchange:
@@ -103,6 +111,7 @@ class GroupExchange:
         self._keys = _Buffer(torch.int64)
         self._rows = _Buffer(wire_dtype, dim)
         self._gradients = _Buffer(wire_dtype, dim)
+        self._updates = 0
 
     @property
     def key_space(self) -> KeySpace:
@@ -123,14 +132,17 @@ class GroupExchange:
         size = self.collective.size
         distinct = unique(keys)
         way = route(self.shard.key_space.owners(distinct.keys, size), size)
-        asked_keys, splits = self._send_keys(distinct.keys[way.order], way.splits, bad)
+        keys = distinct.keys if way.order is None else distinct.keys[way.order]
+        asked_keys, splits = self._send_keys(keys, way.splits, bad)
         # What one rank asks for is distinct already.
         asked = unique(asked_keys) if int((splits > 0).sum()) > 1 else all_distinct(asked_keys)
         slots = self.shard.slots(asked.keys, insert=train)
-        answer = self._rows.filled(self.shard.gather(slots), asked.inverse)
-        received, _ = self.collective.alltoall(answer, splits, f"{self.name}/rows")
-        rows = received.float().index_select(0, way.place).requires_grad_(train)
-        return Lookup(distinct, rows, way, splits, asked, slots)
+        owned = self.shard.gather(slots, met=train)
+        answer = self._rows.filled(owned, None if asked.trivial else asked.inverse)
+        rows = self.collective.alltoall(answer, splits, f"{self.name}/rows")[0].float()
+        if way.place is not None:
+            rows = rows.index_select(0, way.place)
+        return Lookup(distinct, rows.requires_grad_(train), way, splits, asked, slots, owned, self._updates)
 
     def reduce(self, lookups: Sequence[Lookup]) -> Reduced:
         """Collective: one alltoall for each lookup. Bring gradients to the owners, and add them up.
@@ -145,11 +157,11 @@ class GroupExchange:
         parts = [self._send_gradients(lookup) for lookup in lookups]
         diverged = tuple(sorted({rank for part in parts for rank in part.diverged}))
         if len(parts) == 1 or diverged:
-            return Reduced(parts[0].slots, parts[0].gradients, diverged)
+            return replace(parts[0], diverged=diverged)
         slots = torch.cat([part.slots for part in parts])
         kept = slots >= 0
         distinct = unique(slots[kept])
-        return Reduced(distinct.keys, sum_equal(torch.cat([part.gradients for part in parts])[kept], distinct), ())
+        return Reduced(distinct.keys, sum_equal(torch.cat([part.gradients for part in parts])[kept], distinct))
 
     def update(self, reduced: Reduced, step: int, learning_rate_factor: float = 1.0) -> None:
         """Update each row once with what `reduce` brought, and evict what is due. Not collective.
@@ -159,7 +171,9 @@ class GroupExchange:
             learning_rate_factor: of the optimizer's learning rate, in this step; 0 leaves rows and state as they are.
         """
         if learning_rate_factor > 0:
-            self.shard.update(reduced.slots, reduced.gradients, step, learning_rate_factor)
+            owned = reduced.owned if reduced.updates == self._updates else None
+            self.shard.update(reduced.slots, reduced.gradients, step, learning_rate_factor, owned)
+            self._updates += 1
         self.shard.evict(step)
 
     def _send_keys(self, keys: Tensor, splits: Tensor, bad: BadId | None) -> tuple[Tensor, Tensor]:
@@ -194,13 +208,13 @@ class GroupExchange:
             return Reduced(lookup.slots[:0], buffer.new_zeros(0, buffer.shape[1]), tuple(diverged))
         values = received.float()
         if torch.equal(received_splits, lookup.splits):
-            return Reduced(lookup.slots, sum_equal(values, lookup.asked), ())
+            return Reduced(lookup.slots, sum_equal(values, lookup.asked), owned=lookup.owned, updates=lookup.updates)
         came = torch.repeat_interleave(received_splits > 0, lookup.splits.long())
         all_values = values.new_zeros(len(came), values.shape[1])
         all_values[came] = values
         touched = torch.zeros(len(lookup.slots), dtype=torch.bool)
         touched[lookup.asked.inverse[came]] = True
-        return Reduced(lookup.slots[touched], sum_equal(all_values, lookup.asked)[touched], ())
+        return Reduced(lookup.slots[touched], sum_equal(all_values, lookup.asked)[touched])
 
 
 def _is_finite(values: Tensor) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,7 @@ class Slab:
     def __init__(self, rows: int, row_shape: tuple[int, ...], dtype: torch.dtype) -> None:
         self.dtype, self.row_shape = dtype, row_shape
         self.memory: NDArray[Any] = np.zeros((rows, *row_shape), dtype=_NUMPY_DTYPES[dtype])
+        self._row = np.dtype((np.void, self.memory.itemsize * math.prod(row_shape)))
 
     def __len__(self) -> int:
         return len(self.memory)
@@ -48,7 +50,12 @@ class Slab:
 
     def put(self, slots: Int64Array, rows: Tensor) -> None:
         """Overwrite some rows (each at most once) with [n, *row_shape] of the slab's dtype."""
-        self.memory[slots] = rows.view(torch.int16).numpy() if self.dtype == torch.bfloat16 else rows.numpy()
+        values = rows.view(torch.int16).numpy() if self.dtype == torch.bfloat16 else rows.numpy()
+        if self.row_shape:
+            # A row as one item: a quarter faster than element by element.
+            self.memory.view(self._row)[slots] = np.ascontiguousarray(values).view(self._row)
+        else:
+            self.memory[slots] = values
 
     def move_up(self, first: int, kept: NDArray[np.bool_]) -> None:
         """Close the gaps among the rows from `first` on: row first + i stays where kept[i], in the same order."""

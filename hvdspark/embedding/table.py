@@ -84,6 +84,7 @@ class TableShard:
         self._first_positions = np.array([first for first, _ in ranges], dtype=np.int64)
         # Slots of bounded table t: [_bases[t], _bases[t + 1]).
         self._bases = np.cumsum([0] + [stop - first for first, stop in ranges], dtype=np.int64)
+        self._owned = np.diff(self._bases).astype(np.uint64)
         self._dense = int(self._bases[-1])
         self._index = KeyIndex()
         self._waiting = WaitingKeys()
@@ -119,8 +120,12 @@ class TableShard:
         found[~dense] = self._hashed_slots(fused[~dense], insert)
         return torch.from_numpy(found)
 
-    def gather(self, slots: Tensor) -> Tensor:
-        """Rows as float32 [n, D] (a copy); zeros where the slot is -1. Changes nothing."""
+    def gather(self, slots: Tensor, *, met: bool = False) -> Tensor:
+        """Rows as float32 [n, D] (a copy); zeros where the slot is -1. Changes nothing.
+
+        Args:
+            met: the slots are those of keys that training has met, as with `slots(..., insert=True)`.
+        """
         index = slots.numpy()
         unknown = index < 0
         if not unknown.any():
@@ -130,6 +135,8 @@ class TableShard:
             rows[torch.from_numpy(unknown)] = 0
         else:
             rows = torch.zeros((len(index), self.dim))
+        if met:
+            return rows
         # Bounded rows that evaluation asks for before training met them.
         fresh = np.flatnonzero(~unknown & (index < self._dense))
         fresh = fresh[self._counts.memory.take(index[fresh]) == 0]
@@ -137,7 +144,14 @@ class TableShard:
             rows[torch.from_numpy(fresh)] = self._initial(self._dense_keys(index[fresh])).to(self.dtype).float()
         return rows
 
-    def update(self, slots: Tensor, gradients: Tensor, step: int, learning_rate_factor: float = 1.0) -> None:
+    def update(
+        self,
+        slots: Tensor,
+        gradients: Tensor,
+        step: int,
+        learning_rate_factor: float = 1.0,
+        rows: Tensor | None = None,
+    ) -> None:
         """Apply the optimizer once to each slot.
 
         Args:
@@ -145,15 +159,17 @@ class TableShard:
             gradients: float32 [n, D], already summed over duplicates and ranks.
             step: number of the training step, 0 <= step < 2**31; remembered for eviction and delta checkpoints.
             learning_rate_factor: of the optimizer's learning rate, from a schedule; > 0.
+            rows: what `gather(slots)` gives, if it is known; is overwritten.
         """
         known = slots >= 0
         if not bool(known.all()):
-            slots, gradients = slots[known], gradients[known]
+            slots, gradients, rows = slots[known], gradients[known], None if rows is None else rows[known]
         self._step = step
         index = slots.numpy()
         if not len(index):
             return
-        rows = self._rows.take(index).float()
+        if rows is None:
+            rows = self._rows.take(index).float()
         state = {name: slab.take(index) for name, slab in self._state.items()}
         optimizer = replace(self.optimizer, learning_rate=self.optimizer.learning_rate * learning_rate_factor)
         optimizers.update(optimizer, rows, state, gradients.detach())
@@ -248,8 +264,8 @@ class TableShard:
     def _dense_slots(self, keys: Int64Array, insert: bool) -> Int64Array:
         tables = keys >> self.key_space.id_bits
         local = self.key_space.positions(torch.from_numpy(keys)).numpy() - self._first_positions[tables]
+        foreign = local.view(np.uint64) >= self._owned[tables]  # also where it is negative
         slots = local + self._bases[tables]
-        foreign = (local < 0) | (slots >= self._bases[tables + 1])
         if foreign.any():
             first = int(np.flatnonzero(foreign)[0])
             raise IndexError(

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from hvdspark.collectives import LocalCollective, ThreadedCollective, run_threaded
+from hvdspark.collectives import Collective, LocalCollective, ThreadedCollective, run_threaded
 from hvdspark.embedding.config import Eviction, SparseOptimizer, TableConfig
 from hvdspark.embedding.exchange import BadId, BadIdError, GroupExchange, Lookup
 from hvdspark.embedding.hashing import salt_of
@@ -116,6 +116,22 @@ def test_rows_and_gradients_find_their_way(ids_of_ranks: list[list[int]]) -> Non
         torch.testing.assert_close(moved, expected.unsqueeze(1).expand(-1, 4), rtol=0, atol=1e-5)
 
     run_threaded(len(ids_of_ranks), body)
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_an_update_between_forward_and_backward_is_not_undone(size: int) -> None:
+    """The rows that the second pass read are old when its gradients come."""
+
+    def body(collective: Collective) -> Tensor:
+        exchange = GroupExchange("g", TableShard([TABLE], rank=collective.rank, world_size=size), 4, collective)
+        keys = torch.arange(20)
+        first, second = (exchange.look_up(keys, train=True) for _ in range(2))
+        for step, lookup in enumerate((first, second), 1):
+            exchange.update(exchange.reduce([with_gradient(lookup)]), step)
+        return first.rows.detach() - exchange.look_up(keys, train=False).rows
+
+    for difference in [body(LocalCollective())] if size == 1 else run_threaded(size, body):
+        torch.testing.assert_close(difference, torch.full((20, 4), 2.0 * size))
 
 
 def test_rows_leave_by_the_rules_of_eviction() -> None:
