@@ -7,14 +7,13 @@ from typing import Any
 
 import torch
 from pyspark import keyword_only
-from pyspark.ml.base import Estimator, Model
+from pyspark.ml.base import Estimator
 from pyspark.ml.functions import array_to_vector
 from pyspark.ml.linalg import VectorUDT
 from pyspark.ml.util import MLReadable, MLReader, MLWritable, MLWriter
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.types import DoubleType, StructField, StructType
-from torch import nn
 
 from hvdspark.data.schema import check_columns
 from hvdspark.errors import ConfigurationError
@@ -22,11 +21,10 @@ from hvdspark.estimators.categories import category_key, check_categories, is_ar
 from hvdspark.estimators.columns import check_new_columns, column, scoring_input
 from hvdspark.estimators.ctr_params import _CTRScoringParams, _CTRTrainingParams
 from hvdspark.estimators.fit import fit
-from hvdspark.estimators.fitted import FittedModule
+from hvdspark.estimators.model import _FittedModel
 from hvdspark.estimators.params import accessors
 from hvdspark.estimators.persistence import HvdSparkReader, HvdSparkWriter, Saved
 from hvdspark.estimators.scorer import SCORES, scorer
-from hvdspark.estimators.summary import TrainingSummary
 from hvdspark.models.click import ID_BITS, ClickModel
 from hvdspark.specs import DatasetSpec
 from hvdspark.store import Store
@@ -181,49 +179,14 @@ class CTRClassifier(
 
 
 @accessors
-class CTRClassificationModel(Model, _CTRScoringParams, MLWritable, MLReadable["CTRClassificationModel"]):
+class CTRClassificationModel(_FittedModel, _CTRScoringParams):
     """A fitted click-through-rate model: a URI in the store and a small description. Scores DataFrames in place.
 
     `transform` starts no job, keeps every input column and adds `rawPrediction` (vector of -x and x, x the logit),
     `probability` (vector of 1 - p and p) and `prediction` (1.0 where p is above `threshold`, else 0.0). The embedding
     tables stay in the store: executors map what the rows ask for. A category that training never met is the zero
     vector.
-
-    Attributes:
-        summary: the training history.
     """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._fitted: FittedModule | None = None
-
-    @property
-    def summary(self) -> TrainingSummary:
-        """What happened during the fit (kept when the model is saved)."""
-        return TrainingSummary(self._state.result)
-
-    @property
-    def hasSummary(self) -> bool:
-        """Whether there is a summary: always, for a fitted or loaded model."""
-        return self._fitted is not None
-
-    @property
-    def uri(self) -> str:
-        """Directory of the weights and tables."""
-        return self._state.uri
-
-    def module(self) -> nn.Module:
-        """The trained module on this machine, in evaluation mode; its tables are looked up in the store."""
-        return self._state.module()
-
-    def write(self) -> MLWriter:
-        """Writer of this model; weights and tables are copied, so the saved model does not need the store."""
-        return HvdSparkWriter(self)
-
-    @classmethod
-    def read(cls) -> MLReader[CTRClassificationModel]:
-        """Reader of models that `write` wrote."""
-        return HvdSparkReader(cls)
 
     def transformSchema(self, schema: StructType) -> StructType:
         """Schema of `transform`'s result. Raises SchemaError where an output column exists already."""
@@ -256,20 +219,6 @@ class CTRClassificationModel(Model, _CTRScoringParams, MLWritable, MLReadable["C
 
     def _output_columns(self) -> list[str]:
         return [str(self.getOrDefault(name)) for name in ("rawPredictionCol", "probabilityCol", "predictionCol")]
-
-    @property
-    def _state(self) -> FittedModule:
-        if self._fitted is None:
-            raise ConfigurationError(
-                "this model was not fitted", hint="CTRClassifier.fit or CTRClassificationModel.load makes one"
-            )
-        return self._fitted
-
-    def _to_saved(self) -> Saved:
-        return self._state.to_saved(allow_pickle=False)
-
-    def _restore(self, saved: Saved, store: Store, allow_pickle: bool) -> None:
-        self._fitted = FittedModule.from_saved(saved, store, allow_pickle=False)
 
 
 def _columns(params: _CTRScoringParams) -> tuple[list[str], list[str]]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pyspark import keyword_only
-from pyspark.ml.base import Estimator, Model
+from pyspark.ml.base import Estimator
 from pyspark.ml.functions import array_to_vector
 from pyspark.ml.linalg import VectorUDT
 from pyspark.ml.util import MLReadable, MLReader, MLWritable, MLWriter
@@ -18,11 +18,10 @@ from torch import nn
 from hvdspark.errors import ConfigurationError
 from hvdspark.estimators.columns import check_new_columns, scoring_input
 from hvdspark.estimators.fit import fit
-from hvdspark.estimators.fitted import FittedModule
+from hvdspark.estimators.model import _FittedModel
 from hvdspark.estimators.params import _TorchScoringParams, _TorchTrainingParams, accessors
 from hvdspark.estimators.persistence import HvdSparkReader, HvdSparkWriter, Saved, pack, unpack
 from hvdspark.estimators.scorer import SCORES, scorer
-from hvdspark.estimators.summary import TrainingSummary
 from hvdspark.store import Store
 from hvdspark.train.callbacks import Callback
 from hvdspark.train.program import Program
@@ -207,49 +206,13 @@ class TorchEstimator(
 
 
 @accessors
-class TorchModel(Model, _TorchScoringParams, MLWritable, MLReadable["TorchModel"]):
+class TorchModel(_FittedModel, _TorchScoringParams):
     """A fitted module: a URI in the store and a small description. Scores DataFrames in place.
 
     `transform` starts no job, keeps every input column and adds `predictionCol`: a double for an output of [rows] or
     [rows, 1], an ML vector for [rows, width]. A module with several outputs fills `outputCols` instead, or where these
     are not set `predictionCol` and then `<predictionCol>_1`, `_2`, ... (dict outputs: `<predictionCol>_<key>`).
-
-    Attributes:
-        summary: the training history; None for a model without one.
     """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._fitted: FittedModule | None = None
-        self._allow_pickle = False
-
-    @property
-    def summary(self) -> TrainingSummary:
-        """What happened during the fit (kept when the model is saved)."""
-        return TrainingSummary(self._state.result)
-
-    @property
-    def hasSummary(self) -> bool:
-        """Whether there is a summary: always, for a fitted or loaded model."""
-        return self._fitted is not None
-
-    @property
-    def uri(self) -> str:
-        """Directory of the weights."""
-        return self._state.uri
-
-    def module(self) -> nn.Module:
-        """The trained module on this machine, in evaluation mode; a fresh copy for each call."""
-        return self._state.module()
-
-    def write(self) -> MLWriter:
-        """Writer of this model; the weights are copied, so the saved model does not need the store."""
-        return HvdSparkWriter(self)
-
-    @classmethod
-    def read(cls) -> MLReader[TorchModel]:
-        """Reader of models that `write` wrote."""
-        return HvdSparkReader(cls)
 
     def transformSchema(self, schema: StructType) -> StructType:
         """Schema of `transform`'s result. Raises SchemaError where an output column exists already."""
@@ -287,18 +250,3 @@ class TorchModel(Model, _TorchScoringParams, MLWritable, MLReadable["TorchModel"
                 f"the module returns {len(outputs)} outputs", value=names, where="outputCols", hint="name each of them"
             )
         return names
-
-    @property
-    def _state(self) -> FittedModule:
-        if self._fitted is None:
-            raise ConfigurationError(
-                "this model was not fitted", hint="TorchEstimator.fit or TorchModel.load makes one"
-            )
-        return self._fitted
-
-    def _to_saved(self) -> Saved:
-        return self._state.to_saved(self._allow_pickle)
-
-    def _restore(self, saved: Saved, store: Store, allow_pickle: bool) -> None:
-        self._fitted = FittedModule.from_saved(saved, store, allow_pickle)
-        self._allow_pickle = allow_pickle

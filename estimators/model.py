@@ -1,0 +1,74 @@
+"""What every fitted model is: a place in the store, a summary, and how it is saved and loaded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pyspark.ml.base import Model
+from pyspark.ml.util import MLReadable, MLReader, MLWritable, MLWriter
+from torch import nn
+
+from hvdspark.errors import ConfigurationError
+from hvdspark.estimators.fitted import FittedModule
+from hvdspark.estimators.persistence import HvdSparkReader, HvdSparkWriter, Saved
+from hvdspark.estimators.summary import TrainingSummary
+from hvdspark.store import Store
+
+
+class _FittedModel(Model, MLWritable, MLReadable[Any]):
+    """A trained module in the store.
+
+    Attributes:
+        summary: the training history.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._fitted: FittedModule | None = None
+        self._allow_pickle = False
+
+    @property
+    def summary(self) -> TrainingSummary:
+        """What happened during the fit (kept when the model is saved)."""
+        return TrainingSummary(self._state.result)
+
+    @property
+    def hasSummary(self) -> bool:
+        """Whether there is a summary: always, for a fitted or loaded model."""
+        return self._fitted is not None
+
+    @property
+    def uri(self) -> str:
+        """Directory of the weights and of sharded embedding tables."""
+        return self._state.uri
+
+    def module(self) -> nn.Module:
+        """The trained module on this machine, in evaluation mode; a fresh one for each call.
+
+        Sharded embedding tables are looked up in their files.
+        """
+        return self._state.module()
+
+    def write(self) -> MLWriter:
+        """Writer of this model; weights and tables are copied, so the saved model does not need the store."""
+        return HvdSparkWriter(self)
+
+    @classmethod
+    def read(cls) -> MLReader[Any]:
+        """Reader of models that `write` wrote."""
+        return HvdSparkReader(cls)
+
+    @property
+    def _state(self) -> FittedModule:
+        if self._fitted is None:
+            raise ConfigurationError(
+                "this model was not fitted", hint=f"an estimator's fit or {type(self).__name__}.load makes one"
+            )
+        return self._fitted
+
+    def _to_saved(self) -> Saved:
+        return self._state.to_saved(self._allow_pickle)
+
+    def _restore(self, saved: Saved, store: Store, allow_pickle: bool) -> None:
+        self._fitted = FittedModule.from_saved(saved, store, allow_pickle)
+        self._allow_pickle = allow_pickle
