@@ -16,8 +16,7 @@ class WaitingKeys:
     def __init__(self) -> None:
         self._index = KeyIndex()
         self._counts = Slab(0, (), torch.int32)  # 0: admitted meanwhile; the entry counts again if the row is evicted
-        self._seen_in = Slab(0, (), torch.int32)
-        self._period = 0
+        self._ages = Slab(0, (), torch.int32)  # calls of `forget` for the key's table since its last sighting
 
     def sight(self, keys: Int64Array, least: Int64Array) -> Int64Array:
         """Count one more sighting of unique keys.
@@ -31,19 +30,21 @@ class WaitingKeys:
         counts = self._counts.memory[places].astype(np.int64) + 1
         admitted = counts >= least
         self._counts.memory[places] = np.where(admitted, 0, counts)
-        self._seen_in.memory[places] = self._period
+        self._ages.memory[places] = 0
         return np.where(admitted, counts, 0)
 
     def forget(self, keys: NDArray[np.bool_]) -> None:
-        """Drop those that were not sighted since the last call and whose entry of `keys` (as in `all_keys`) is True."""
+        """Drop the keys whose entry of `keys` (as in `all_keys`) is True, where they were not sighted since it last was.
+
+        So the keys of a table do not age by what is forgotten of other tables.
+        """
         size = len(self._index)
-        counts, seen_in = self._counts.memory[:size], self._seen_in.memory[:size]
-        kept = (counts > 0) & ((seen_in == self._period) | ~keys)
+        kept = (self._counts.memory[:size] > 0) & ((self._ages.memory[:size] == 0) | ~keys)
+        self._ages.memory[:size] += keys
         self._index.keep(kept)
-        for slab in (self._counts, self._seen_in):
+        for slab in (self._counts, self._ages):
             slab.move_up(0, kept)
             slab.resize(len(self._index))
-        self._period += 1
 
     @property
     def all_keys(self) -> Int64Array:
@@ -55,18 +56,18 @@ class WaitingKeys:
         return self._counts.memory[places] > 0
 
     def entries(self, places: Int64Array) -> tuple[Int64Array, NDArray[np.int32], NDArray[np.int32]]:
-        """(keys, counts, calls of `forget` since the last sighting) as copies."""
-        return self._index.keys[places], self._counts.memory[places], self._period - self._seen_in.memory[places]
+        """(keys, counts, calls of `forget` for their table since the last sighting) as copies."""
+        return self._index.keys[places], self._counts.memory[places], self._ages.memory[places]
 
     def restore(self, keys: Int64Array, counts: NDArray[np.int32], ages: NDArray[np.int32]) -> None:
         """Put back unique keys, as `entries` gave them."""
         places = self._places(keys)
         self._counts.memory[places] = counts
-        self._seen_in.memory[places] = self._period - ages
+        self._ages.memory[places] = ages
 
     @property
     def nbytes(self) -> int:
-        return self._index.nbytes + self._counts.nbytes + self._seen_in.nbytes
+        return self._index.nbytes + self._counts.nbytes + self._ages.nbytes
 
     def _places(self, keys: Int64Array) -> Int64Array:
         places = self._index.find(keys)
@@ -75,6 +76,6 @@ class WaitingKeys:
             places[new] = self._index.insert(keys[new])
             needed = len(self._index)
             if needed > len(self._counts):
-                for slab in (self._counts, self._seen_in):
+                for slab in (self._counts, self._ages):
                     slab.resize(needed + needed // 8)
         return places

@@ -32,7 +32,7 @@ def test_what_is_not_met_between_two_calls_is_forgotten() -> None:
     waiting.forget(np.ones(3, dtype=bool))  # all were met since the beginning
     waiting.sight(array(2), array(9))
     waiting.forget(waiting.all_keys != 3)  # 3 is of a table that forgets nothing
-    assert entries(waiting) == {2: (2, 1), 3: (1, 2)}
+    assert entries(waiting) == {2: (2, 1), 3: (1, 1)}
 
 
 def test_restored_counts_go_on() -> None:

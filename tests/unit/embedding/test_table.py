@@ -273,6 +273,19 @@ def test_eviction_by_frequency_halves_the_counts() -> None:
     assert shard.row_counts() == [0]
 
 
+def test_waiting_ids_of_a_table_do_not_age_by_the_eviction_of_another() -> None:
+    often = unbounded("often", eviction=Eviction(every_steps=1, max_age_steps=100))
+    seldom = unbounded("seldom", admission=Admission(3), eviction=Eviction(every_steps=4, max_age_steps=100))
+    for tables in ([seldom], [often, seldom]):
+        shard, place = TableShard(tables, seed=SEED), len(tables) - 1
+        shard.slots(shard.key_space.fuse(place, torch.tensor([7])), insert=True)
+        for step in range(1, 8):
+            shard.evict(step)
+        assert shard.export(place)["waiting_ids"].tolist() == [7]  # met before the pass of step 4
+        shard.evict(8)
+        assert shard.export(place)["waiting_ids"].tolist() == []
+
+
 def test_waiting_ids_are_forgotten_when_eviction_passes_twice_without_them() -> None:
     table = unbounded(admission=Admission(3), eviction=Eviction(every_steps=5, max_age_steps=100))
     shard = TableShard([table, unbounded("other", admission=Admission(3))])
