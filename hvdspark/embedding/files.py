@@ -138,13 +138,13 @@ def parse_entries(entries: Iterable[Mapping[str, Any]], where: str) -> list[File
 
 
 def file_of_buckets(files: Sequence[FileEntry], table: str, first: int, stop: int, where: str) -> np.ndarray:
-    """For each of the buckets [first, stop) the number of the entry that has the rows of a table. int16 [stop - first]
+    """For each of the buckets [first, stop) the number of the entry that has the rows of a table. int32 [stop - first]
 
     Raises:
         CheckpointError: for some bucket there is none, or more than one.
     """
-    numbers = np.full(BUCKETS, -1, dtype=np.int16)
-    times = np.zeros(BUCKETS, dtype=np.int16)
+    numbers = np.full(BUCKETS, -1, dtype=np.int32)
+    times = np.zeros(BUCKETS, dtype=np.int32)
     for number, file in enumerate(files):
         if table in file.rows:
             numbers[file.first : file.stop] = number

@@ -354,6 +354,12 @@ class ShardedEmbeddingCollection(nn.Module):
         return limits
 
     def _remember(self, lookups: list[Any]) -> None:
+        if self._reduced:
+            raise ConfigurationError(
+                "a training forward pass between synchronize() and apply_gradients()",
+                where="ShardedEmbeddingCollection",
+                hint="its gradients would take the place of those that wait: call apply_gradients() first",
+            )
         if len(self._pending) >= _MAX_PENDING:
             raise ConfigurationError(
                 "too many forward passes without an update",
@@ -365,11 +371,13 @@ class ShardedEmbeddingCollection(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         """Configuration and Parameters. Shards that were never updated are left out: the seed makes them anew."""
-        if self._steps:
+        if self._steps or self._frozen is not None:
             raise PersistenceError(
                 "trained sharded rows cannot be pickled or copied",
                 where="ShardedEmbeddingCollection",
-                hint="save the shards (`shards`, `TableShard.export`)",
+                hint="save the shards (`shards`, `TableShard.export`)"
+                if self._frozen is None
+                else "the rows of a fitted model are mapped files: save the model, and load it where it is needed",
             )
         return {
             **self.__dict__,

@@ -281,6 +281,15 @@ def test_resharding_finds_every_bucket_once(old: int, new: int) -> None:
         assert (buckets < bounds[numbers, 1]).all()
 
 
+def test_there_may_be_more_files_than_16_bits_count() -> None:
+    others = [
+        {"path": "x", "group": group, "first": 0, "stop": BUCKETS, "rows": {f"t{group}": 1}, "state": True}
+        for group in range(33_000)
+    ]
+    files = parse_entries([*others, {**others[0], "rows": {"last": 1}}], "here")
+    assert set(file_of_buckets(files, "last", 0, BUCKETS, "here").tolist()) == {33_000}
+
+
 @given(st.sets(st.integers(0, 2**40), min_size=1, max_size=300), st.integers(1, 9), st.integers(1, 9))
 def test_resharding_keeps_every_row(ids: set[int], old: int, new: int) -> None:
     store = Store(f"memory://{uuid.uuid4().hex}")

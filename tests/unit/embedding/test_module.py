@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from hvdspark.collectives import Collective, LocalCollective, ThreadedCollective
 from hvdspark.embedding.config import Admission, Initialization, SparseOptimizer, TableConfig
 from hvdspark.embedding.module import ShardedEmbeddingCollection
 from hvdspark.errors import ConfigurationError, DataError, PersistenceError, SchemaError, TrainingDivergedError
+from hvdspark.store import Store
 
 
 def small(collective: Collective | None = None) -> ShardedEmbeddingCollection:
@@ -195,6 +197,18 @@ def test_copies_before_training_begin_alike_and_later_ones_are_refused() -> None
         pickle.dumps(embeddings)
 
 
+def test_rows_that_are_looked_up_in_files_are_not_left_out_of_a_copy(tmp_path: Path) -> None:
+    embeddings, store = small(LocalCollective()), Store(str(tmp_path))
+    embeddings(cells())
+    embeddings.apply_gradients()
+    entries = embeddings.write_rows(store, "tables", state=False)
+    loaded = small().eval()
+    loaded.freeze(store, "tables", embeddings.description(), entries, "fingerprint")
+    for spread in (copy.deepcopy, pickle.dumps):
+        with pytest.raises(PersistenceError, match="cannot be pickled or copied.*save the model"):
+            spread(loaded)
+
+
 def test_ranks_are_bound_once() -> None:
     def body(collective: ThreadedCollective) -> ShardedEmbeddingCollection:
         embeddings = ShardedEmbeddingCollection([TableConfig("t", 2)], {"f": "t"}, collective=collective)
@@ -255,6 +269,20 @@ def test_gradients_may_be_scaled_between_exchange_and_update_and_rates_in_a_step
     assert step(1.0, 0.25) == [-3.5, -3.5, -1.75]
     assert step(1.0, 0.0) == [-3.5, -3.5, -1.75]
     assert embeddings.steps == 4
+
+
+def test_gradients_that_wait_are_not_replaced_by_those_of_another_pass() -> None:
+    table = TableConfig("t", 1, optimizer=SparseOptimizer("sgd", 1.0), init=Initialization("zeros"))
+    embeddings = ShardedEmbeddingCollection([table], {"f": "t"}, collective=LocalCollective())
+    embeddings([torch.tensor([1])])["f"].sum().backward()
+    embeddings.synchronize()
+    with torch.no_grad():
+        embeddings([torch.tensor([2])])
+    with pytest.raises(ConfigurationError, match="between synchronize.. and apply_gradients"):
+        embeddings([torch.tensor([2])])
+    embeddings.apply_gradients()
+    with torch.no_grad():
+        assert embeddings([torch.tensor([1])])["f"].tolist() == [[-1.0]]
 
 
 def test_training_that_never_applies_gradients_is_named() -> None:
