@@ -46,8 +46,9 @@ class TrainState:
 class Callback:
     """Base class: override what you need. An exception in a callback fails the run.
 
-    The methods run on every rank at the same points, so a callback may use collectives if all ranks do. A callback
-    keeps no state across a relaunch after a lost executor: the resumed ranks start with fresh copies.
+    The methods run on every rank at the same points, so a callback may use collectives if all ranks do. Calling a
+    module with sharded embedding tables is one: on one rank alone, it would wait for the others. A callback keeps no
+    state across a relaunch after a lost executor: the resumed ranks start with fresh copies.
     """
 
     def on_train_begin(self, state: TrainState) -> None:

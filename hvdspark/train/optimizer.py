@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
 from hvdspark.errors import ConfigurationError
+from hvdspark.train.tables import collections_of
 
 _BY_NAME: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,
@@ -88,7 +89,14 @@ def check_parameters(module: nn.Module) -> None:
                 hint="run the module once on a sample batch before fitting",
             )
     if not any(parameter.requires_grad for parameter in module.parameters()):
-        raise ConfigurationError("the module has no parameter to train", value=type(module).__name__, where="model")
+        raise ConfigurationError(
+            "the module has no parameter to train",
+            value=type(module).__name__,
+            where="model",
+            hint="rows of sharded tables are no Parameter, and are not enough alone: add a dense one, such as a bias"
+            if collections_of(module)
+            else None,
+        )
 
 
 def _named(name: str, module: nn.Module) -> Callable[..., torch.optim.Optimizer]:

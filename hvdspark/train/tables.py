@@ -67,15 +67,14 @@ def write_tables(
     except Exception as caught:  # raised on every rank below
         error = caught
     raise_together(collective, error, CheckpointError, "writing tables")
-    if collective.rank != 0 or not collections:
-        return []
-    parts = [json.loads(store.read_text(_part(directory, rank))) for rank in range(collective.size)]
-    for rank in range(collective.size):
-        store.delete(_part(directory, rank))
-    return [
-        {"description": collection.description(), "files": [file for part in parts for file in part[number]]}
-        for number, collection in enumerate(collections)
-    ]
+    tables: list[dict[str, Any]] = []
+    try:
+        if collective.rank == 0 and collections:
+            tables = _gathered(store, directory, collections, collective.size)
+    except Exception as caught:  # raised on every rank below
+        error = caught
+    raise_together(collective, error, CheckpointError, "describing tables")
+    return tables
 
 
 def read_tables(store: Store, directory: str, module: nn.Module, manifest: Mapping[str, Any]) -> None:
@@ -124,6 +123,19 @@ def _matched(
             hint="the tables are of another module",
         )
     return list(zip(collections, saved, strict=True))
+
+
+def _gathered(
+    store: Store, directory: str, collections: Sequence[ShardedEmbeddingCollection], size: int
+) -> list[dict[str, Any]]:
+    """What all ranks said about their files, which no reader needs any more, as entries of the manifest."""
+    parts = [json.loads(store.read_text(_part(directory, rank))) for rank in range(size)]
+    for rank in range(size):
+        store.delete(_part(directory, rank))
+    return [
+        {"description": collection.description(), "files": [file for part in parts for file in part[number]]}
+        for number, collection in enumerate(collections)
+    ]
 
 
 def _part(directory: str, rank: int) -> str:

@@ -10,13 +10,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from hvdspark.collectives import ThreadedCollective, run_threaded
 from hvdspark.embedding import Initialization, ShardedEmbeddingCollection, SparseOptimizer, TableConfig
-from hvdspark.errors import CheckpointError, ConfigurationError, DataError, TrainingDivergedError
+from hvdspark.errors import CheckpointError, ConfigurationError, DataError, StoreError, TrainingDivergedError
 from hvdspark.specs import DatasetSpec
 from hvdspark.store import Store
 from hvdspark.train.callbacks import TrainState
 from hvdspark.train.program import Program, TrainResult
-from hvdspark.train.tables import collections_of, load_model
+from hvdspark.train.tables import bind_tables, collections_of, load_model, write_tables
 from tests.unit.train.datasets import click_columns, train_spec, write_dataset
 from tests.unit.train.toys import At, SetRate, click_program, largest_difference, train_on_threads, weights_of
 
@@ -257,6 +258,39 @@ def test_a_damaged_file_of_rows_is_passed_over(store: Store, damage: str) -> Non
             min((folder / "epoch-00001" / "tables").rglob("*.safetensors")).unlink()
             with pytest.raises(CheckpointError, match="every checkpoint of the run is damaged"):
                 train_on_threads(spec, resume, 2, generation=2)
+
+
+def test_what_rank_0_alone_cannot_do_is_an_error_on_every_rank(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def on_rank(collective: ThreadedCollective) -> str:
+        module = ShardedNet()
+        bind_tables(module, collective)
+        module(torch.zeros(3, 3), torch.arange(3))
+        try:
+            write_tables(store, "tables", module, collective, state=True)
+        except (CheckpointError, StoreError) as error:
+            return f"{type(error).__name__}: {error}"
+        return ""
+
+    def refuse(self: Store, path: str) -> str:
+        raise StoreError("gone", value=path)
+
+    monkeypatch.setattr(Store, "read_text", refuse)
+    first, second = run_threaded(2, on_rank, timeout_s=20)
+    assert first.startswith("StoreError: gone")
+    assert second.startswith("CheckpointError: rank 0 failed in describing tables")
+
+
+def test_sharded_rows_alone_are_not_enough_to_train(store: Store) -> None:
+    class NoParameter(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.tables = ShardedEmbeddingCollection([TableConfig("x", 1)], {"x": "x"})
+
+        def forward(self, dense: Tensor, id: Tensor) -> Tensor:
+            return self.tables([id])["x"]
+
+    with pytest.raises(ConfigurationError, match="no parameter to train.*Hint: rows of sharded tables"):
+        train_on_threads(train_spec(store, data(store)), lambda: click_program(module=NoParameter()), 2)
 
 
 def test_two_collections_need_two_names(store: Store) -> None:
