@@ -31,13 +31,20 @@ def vectors_as_arrays(dataset: DataFrame, names: Sequence[str]) -> tuple[DataFra
 
 
 def check_new_columns(schema: StructType, names: Sequence[str]) -> None:
-    """SchemaError when one of the output columns exists already."""
+    """SchemaError when one of the output columns exists already, two have one name, or one has none."""
+    where = "predictionCol, probabilityCol, rawPredictionCol or outputCols"
+    # To Spark, names that differ in case alone are one: withColumns would replace the column that is there.
+    there = {name.lower(): name for name in schema.names}
+    if not all(names):
+        raise SchemaError("an output column needs a name", value=list(names), where=where)
+    if len({name.lower() for name in names}) < len(names):
+        raise SchemaError("two output columns have the same name", value=list(names), where=where)
     for name in names:
-        if name in schema.names:
+        if name.lower() in there:
             raise SchemaError(
                 "output column exists already",
-                value=name,
-                where="predictionCol or outputCols",
+                value=there[name.lower()],
+                where=where,
                 hint="drop it, or choose another name",
             )
 
@@ -54,18 +61,20 @@ def scoring_input(
     there, at next to no cost.
 
     Args:
-        derived: what stands for a feature column, where that is not the column itself: bigint, or an array of it.
+        derived: what stands for a feature column, where that is not the column itself: of the dtype that the model was
+            trained on, or an array of it.
 
     Raises:
         SchemaError: a feature column is missing or has become something else since training.
     """
     derived = derived or {}
+    dtypes = {spec.name: spec.dtype for spec in features if spec.name in derived}
     vectors = {field.name for field in dataset.schema.fields if isinstance(field.dataType, VectorUDT)}
     types = [
         (field.name, "array<float>" if field.name in vectors else field.dataType.simpleString().lower())
         for field in dataset.schema.fields
     ]
-    types = [(name, _derived_type(kind) if name in derived else kind) for name, kind in types]
+    types = [(name, _derived_type(kind, dtypes[name]) if name in dtypes else kind) for name, kind in types]
     found = check_columns(types, [spec.name for spec in features], [])
     rows, columns = dataset, []
     for spec, source in zip(features, found, strict=True):
@@ -95,8 +104,8 @@ def _check_as_trained(spec: ColumnSpec, source: SourceColumn, type_name: str) ->
         )
 
 
-def _derived_type(type_name: str) -> str:
-    return "array<bigint>" if type_name.startswith("array<") else "bigint"
+def _derived_type(type_name: str, dtype: str) -> str:
+    return SourceColumn("", "feature", dtype, type_name.startswith("array<")).spark_type
 
 
 def _vector_to_array(vector: Column) -> Column:

@@ -15,10 +15,10 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.types import DoubleType, StructField, StructType
 
-from hvdspark.data.schema import check_columns
 from hvdspark.errors import ConfigurationError
 from hvdspark.estimators.categories import category_key, check_categories, is_array
 from hvdspark.estimators.columns import check_new_columns, column, scoring_input
+from hvdspark.estimators.continuous import check_numbers, number
 from hvdspark.estimators.ctr_params import _CTRScoringParams, _CTRTrainingParams
 from hvdspark.estimators.fit import fit
 from hvdspark.estimators.model import _FittedModel
@@ -125,11 +125,10 @@ class CTRClassifier(
     def _fit(self, dataset: DataFrame) -> CTRClassificationModel:
         value = self.getOrDefault
         numbers, categories = _columns(self)
-        if numbers:
-            check_columns(dataset.schema, numbers, [value("labelCol")])
+        check_numbers(dataset.schema, numbers)
         check_categories(dataset.schema, categories)
         # Integers among the numbers become floats here, where null can be kept as NaN.
-        columns = {name: column(name).cast("float") for name in numbers}
+        columns = {name: number(name) for name in numbers}
         columns |= {name: category_key(dataset, name, ID_BITS, value("handleInvalid")) for name in categories}
         module = ClickModel(
             value("architecture"),
@@ -198,9 +197,11 @@ class CTRClassificationModel(_FittedModel, _CTRScoringParams):
         self.transformSchema(dataset.schema)
         handle_invalid = self.getOrDefault("handleInvalid")
         numbers, categories = _columns(self)
+        check_numbers(dataset.schema, numbers)
         check_categories(dataset.schema, categories)
-        keys = {name: category_key(dataset, name, ID_BITS, handle_invalid) for name in categories}
-        rows, inputs = scoring_input(dataset, self._state.features, handle_invalid, keys)
+        derived = {name: number(name) for name in numbers}
+        derived |= {name: category_key(dataset, name, ID_BITS, handle_invalid) for name in categories}
+        rows, inputs = scoring_input(dataset, self._state.features, handle_invalid, derived)
         score = scorer(self._state.scoring_spec(handle_invalid), [DoubleType()])(*inputs)
         logit = F.col(SCORES)
         probability = 1.0 / (1.0 + F.exp(-logit))
@@ -245,7 +246,7 @@ def _standardise(module: ClickModel, dataset: DataFrame, data: DatasetSpec, stor
     wanted = []
     for name in numbers:
         value = column(name).cast("double")
-        # NaN is above infinity in Spark: both are left out here. Infinity then ends training with an error naming it.
+        # NaN, which is a missing number, is above infinity in Spark.
         scaled = F.when(F.abs(value) < F.lit(float("inf")), F.signum(value) * F.log1p(F.abs(value)))
         wanted += [F.avg(scaled), F.stddev_pop(scaled)]
     found = [part if part is not None else 0.0 for part in written.agg(*wanted).head() or ()]

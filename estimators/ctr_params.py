@@ -37,8 +37,9 @@ class _CTRScoringParams(HasPredictionCol, HasProbabilityCol, HasRawPredictionCol
     )
     handleInvalid = param(
         "handleInvalid",
-        "null or NaN in a feature: error (default), skip (drop the row) or keep (a continuous column: the mean; a "
-        "categorical one: null is a category of its own, a null array an empty one), the same in fit and transform",
+        "null, NaN or infinity (also beyond 3.4e38, the float32 range) in a feature: error (default), skip (drop the "
+        "row) or keep (a continuous column: the mean; a categorical one: null is a category of its own, a null array "
+        "an empty one), the same in fit and transform",
         one_of("handleInvalid", "error", "skip", "keep"),
     )
 

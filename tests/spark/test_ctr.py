@@ -171,6 +171,33 @@ def test_a_damaged_or_newer_save_is_refused_on_the_driver(
         CTRClassificationModel.load(str(tmp_path / "model"))
 
 
+def test_no_input_column_is_replaced(spark: SparkSession, fitted: CTRClassificationModel) -> None:
+    data = clicks(spark, 10)
+    with pytest.raises(SchemaError, match="exists already: 'Prediction'"):  # one name, to Spark
+        fitted.transform(data.withColumn("Prediction", F.lit(1)))
+    with pytest.raises(SchemaError, match="two output columns have the same name"):
+        fitted.copy({fitted.probabilityCol: "prediction"}).transform(data)
+    with pytest.raises(SchemaError, match="needs a name"):
+        fitted.copy({fitted.probabilityCol: ""}).transform(data)
+
+
+def test_infinity_is_a_gap(spark: SparkSession, store_uri: str) -> None:
+    data = clicks(spark, 300)
+    beyond = F.when(F.col("id") % 7 == 0, 1e300).when(F.col("id") % 7 == 1, float("-inf")).otherwise(F.col("price"))
+    gaps, infinite = (
+        data.withColumn("price", F.when(F.col("id") % 7 > 1, F.col("price"))),
+        data.withColumn("price", beyond),
+    )
+    with pytest.raises(DataError, match="price"):
+        classifier(storeUri=store_uri).fit(infinite)
+    keeping = classifier(storeUri=store_uri, handleInvalid="keep", epochs=1).fit(infinite)
+    assert probabilities(keeping.transform(infinite)) == probabilities(keeping.transform(gaps))
+    skipping = keeping.copy({keeping.handleInvalid: "skip"})
+    assert skipping.transform(infinite).count() == data.filter("id % 7 > 1").count()
+    with pytest.raises(Exception, match="null or NaN in feature column 'price'"):
+        keeping.copy({keeping.handleInvalid: "error"}).transform(infinite).agg(F.sum("prediction")).collect()
+
+
 def with_gaps(spark: SparkSession) -> DataFrame:
     data = clicks(spark, 600)
     return data.withColumn("user", F.when(F.col("id") % 10 != 0, F.col("user"))).withColumn(
@@ -201,8 +228,10 @@ def test_gaps_at_scoring(spark: SparkSession, fitted: CTRClassificationModel) ->
 @pytest.mark.parametrize(
     ("changes", "error", "words"),
     [
-        ({"continuousCols": ["page"], "categoricalCols": ["user"]}, SchemaError, "page"),
         ({"continuousCols": ["age"], "categoricalCols": ["price"]}, SchemaError, "continuousCols"),
+        ({"continuousCols": ["page"], "categoricalCols": ["user"]}, SchemaError, "categoricalCols"),
+        ({"continuousCols": ["tags"], "categoricalCols": ["user"]}, SchemaError, "tags"),
+        ({"continuousCols": ["Price"], "categoricalCols": ["user"]}, SchemaError, "did you mean 'price'"),
         ({"categoricalCols": ["usr"]}, SchemaError, "user"),
         ({"categoricalCols": ["user", "age"]}, ConfigurationError, "both continuous and categorical.*age"),
         ({"labelCol": "click"}, SchemaError, "clicked"),
