@@ -34,7 +34,7 @@ class WaitingKeys:
         return np.where(admitted, counts, 0)
 
     def forget(self, keys: NDArray[np.bool_]) -> None:
-        """Drop the keys whose entry of `keys` (as in `all_keys`) is True, where they were not sighted since it last was.
+        """Drop keys whose entry of `keys` (as in `all_keys`) is True, where they were not sighted since it last was.
 
         So the keys of a table do not age by what is forgotten of other tables.
         """
