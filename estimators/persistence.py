@@ -66,6 +66,13 @@ class HvdSparkWriter(MLWriter):
         self._saved = self._instance._to_saved()
         source, directory = self._saved.tables_at
         if self._saved.tables and f"{Store(source).uri}/{directory}".startswith(f"{Store(path).uri}/"):
+            if not Store(source).exists(directory):
+                raise PersistenceError(
+                    "the embedding tables of this model are lost: Spark deletes what a pipeline is to overwrite before "
+                    "its stages can refuse, and the model was loaded from there",
+                    value=path,
+                    hint="save a loaded pipeline elsewhere; this one has to be fitted again, or restored from a copy",
+                )
             raise PersistenceError(
                 "a model with sharded tables cannot be saved over the one that it was loaded from",
                 value=path,

@@ -14,6 +14,10 @@ from hvdspark.train.weights import verify
 
 Action = Callable[[dict[str, Any]], None]
 
+# Small tables are as many files as large ones, and a Spark task costs more than a small file.
+_TASKS_PER_CORE = 4
+_TASK_BYTES = 64 << 20
+
 
 def copy_tables(
     session: SparkSession,
@@ -57,8 +61,9 @@ def _for_each(session: SparkSession, action: Action, entries: Sequence[dict[str,
             return str(error)
         return None
 
-    failed = [
-        words for words in session.sparkContext.parallelize(entries, len(entries)).map(attempt).collect() if words
-    ]
+    context = session.sparkContext
+    large = sum(entry["bytes"] for entry in entries) // _TASK_BYTES
+    tasks = min(len(entries), max(_TASKS_PER_CORE * context.defaultParallelism, large))
+    failed = [words for words in context.parallelize(entries, tasks).map(attempt).collect() if words]
     if failed:
         raise CheckpointError(f"{len(failed)} of {len(entries)} files of embedding tables", value=failed[0])

@@ -147,6 +147,8 @@ def test_in_a_pipeline_saved_and_loaded(spark: SparkSession, store_uri: str, tmp
     with pytest.raises(PersistenceError, match="save it elsewhere"):
         again.write().overwrite().save(str(tmp_path / "again"))
     assert probabilities(again.transform(data)) == expected
+    with pytest.raises(PersistenceError, match="tables of this model are lost"):
+        loaded.write().overwrite().save(str(tmp_path / "fitted"))
     pickles = [path for path in tmp_path.rglob("*") if "pickle" in path.name or path.suffix in (".pt", ".pkl")]
     assert pickles == []
 
