@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -28,12 +28,20 @@ class HorovodCollective:
         return self._hvd.broadcast(tensor, root_rank=root, name=name)
 
     def alltoall(self, tensor: Tensor, splits: Tensor, name: str) -> tuple[Tensor, Tensor]:
+        return self.alltoall_async(tensor, splits, name)()
+
+    def alltoall_async(self, tensor: Tensor, splits: Tensor, name: str) -> Callable[[], tuple[Tensor, Tensor]]:
         rows_by_rank(tensor, splits, self.size)
         tensor = tensor.detach()
         # Gloo knows no bfloat16 (GetAlgorithmsForType in Horovod's gloo_operations.cc); the bits travel as int16.
         wire = tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor
-        received, received_splits = self._hvd.alltoall(wire, splits=splits, name=name)
-        return received.view(tensor.dtype), received_splits.cpu()
+        handle = self._hvd.alltoall_async(wire, splits=splits, name=name)
+
+        def wait() -> tuple[Tensor, Tensor]:
+            received, received_splits = self._hvd.synchronize(handle)
+            return received.view(tensor.dtype), received_splits.cpu()
+
+        return wait
 
     def broadcast_parameters(self, tensors: dict[str, Tensor], root: int = 0) -> None:
         self._hvd.broadcast_parameters(tensors, root_rank=root)

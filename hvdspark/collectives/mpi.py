@@ -6,7 +6,7 @@ import atexit
 import math
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -97,6 +97,10 @@ class MpiCollective:
         rows = tensor.detach().cpu().contiguous()
         received = self._exchange(rows, given, _firsts(given), received_splits.tolist(), name)
         return received.to(tensor.device), received_splits
+
+    def alltoall_async(self, tensor: Tensor, splits: Tensor, name: str) -> Callable[[], tuple[Tensor, Tensor]]:
+        received = self.alltoall(tensor, splits, name)
+        return lambda: received
 
     def broadcast_parameters(self, tensors: dict[str, Tensor], root: int = 0) -> None:
         for name, tensor in tensors.items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 import torch
@@ -36,6 +36,14 @@ class Collective(Protocol):
             received: [sum(received_splits), ...], rows in the order of the ranks they come from; the input's dtype,
                 which may be bfloat16 too. It shares no memory with any rank's input.
             received_splits: int32 [size].
+        """
+        ...
+
+    def alltoall_async(self, tensor: Tensor, splits: Tensor, name: str) -> Callable[[], tuple[Tensor, Tensor]]:
+        """Collective. Begin an `alltoall`; what is returned waits for it to end, and must be called once.
+
+        Until then the tensor must not change, and no other call may have the same name. A library without calls that
+        run beside the caller's work may do all of it at once.
         """
         ...
 

@@ -47,6 +47,10 @@ class ThreadedCollective:
         received = [given[self.rank] for given in self._exchange(name, parts)]
         return torch.cat(received), torch.tensor([len(part) for part in received], dtype=torch.int32)
 
+    def alltoall_async(self, tensor: Tensor, splits: Tensor, name: str) -> Callable[[], tuple[Tensor, Tensor]]:
+        received = self.alltoall(tensor, splits, name)
+        return lambda: received
+
     def broadcast_parameters(self, tensors: dict[str, Tensor], root: int = 0) -> None:
         for name, tensor in tensors.items():
             with torch.no_grad():

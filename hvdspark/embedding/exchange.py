@@ -8,7 +8,7 @@ leave a rank with U distinct keys of dimension D, b bytes an element, W ranks: U
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -45,6 +45,21 @@ class BadIdError(Exception):
     def __init__(self, bad: BadId) -> None:
         super().__init__(bad)
         self.bad = bad
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The keys of one forward pass at their owners.
+
+    Attributes:
+        distinct, route, splits: as in `Lookup`.
+        keys: the keys among those that the ranks asked this one for.
+    """
+
+    distinct: Unique
+    route: Route
+    splits: Tensor
+    keys: Unique
 
 
 @dataclass(frozen=True)
@@ -129,20 +144,45 @@ class GroupExchange:
         Raises:
             BadIdError: on every rank, before any shard has changed.
         """
+        return self.answer(self.ask(keys, bad=bad)(), train=train)()
+
+    def ask(self, keys: Tensor, *, bad: BadId | None = None) -> Callable[[], Asked]:
+        """Collective: begins one alltoall call. Keys to their owners, the first half of `look_up`.
+
+        Looks at no row, so it may run before the update of the step before.
+
+        Returns: what waits for the call to end, and raises BadIdError on every rank.
+        """
         size = self.collective.size
         distinct = unique(keys)
         way = route(self.shard.key_space.owners(distinct.keys, size), size)
-        keys = distinct.keys if way.order is None else distinct.keys[way.order]
-        asked_keys, splits = self._send_keys(keys, way.splits, bad)
-        # What one rank asks for is distinct already.
-        asked = unique(asked_keys) if int((splits > 0).sum()) > 1 else all_distinct(asked_keys)
-        slots = self.shard.slots(asked.keys, insert=train)
-        owned = self.shard.gather(slots, met=train)
-        answer = self._rows.filled(owned, None if asked.trivial else asked.inverse)
-        rows = self.collective.alltoall(answer, splits, f"{self.name}/rows")[0].float()
-        if way.place is not None:
-            rows = rows.index_select(0, way.place)
-        return Lookup(distinct, rows.requires_grad_(train), way, splits, asked, slots, owned, self._updates)
+        received = self._send_keys(distinct.keys if way.order is None else distinct.keys[way.order], way.splits, bad)
+
+        def wait() -> Asked:
+            asked, splits = _without_headers(*received())
+            # What one rank asks for is distinct already.
+            return Asked(distinct, way, splits, unique(asked) if int((splits > 0).sum()) > 1 else all_distinct(asked))
+
+        return wait
+
+    def answer(self, asked: Asked, *, train: bool) -> Callable[[], Lookup]:
+        """Collective: begins one alltoall call. Rows as they are now to those who asked, the second half of `look_up`.
+
+        Returns: what waits for the call to end.
+        """
+        slots = self.shard.slots(asked.keys.keys, insert=train)
+        owned, updates = self.shard.gather(slots, met=train), self._updates
+        answer = self._rows.filled(owned, None if asked.keys.trivial else asked.keys.inverse)
+        received = self.collective.alltoall_async(answer, asked.splits, f"{self.name}/rows")
+
+        def wait() -> Lookup:
+            rows = received()[0].float()
+            if asked.route.place is not None:
+                rows = rows.index_select(0, asked.route.place)
+            rows.requires_grad_(train)
+            return Lookup(asked.distinct, rows, asked.route, asked.splits, asked.keys, slots, owned, updates)
+
+        return wait
 
     def reduce(self, lookups: Sequence[Lookup]) -> Reduced:
         """Collective: one alltoall for each lookup. Bring gradients to the owners, and add them up.
@@ -176,20 +216,11 @@ class GroupExchange:
             self._updates += 1
         self.shard.evict(step)
 
-    def _send_keys(self, keys: Tensor, splits: Tensor, bad: BadId | None) -> tuple[Tensor, Tensor]:
-        """Collective. The keys that all ranks ask this one for, and how many each: int64 [R], int32 [world size]."""
+    def _send_keys(self, keys: Tensor, splits: Tensor, bad: BadId | None) -> Callable[[], tuple[Tensor, Tensor]]:
+        """Collective. A header and the keys that are for it, to each rank."""
         header = torch.tensor([0, 0] if bad is None else [1 + bad.feature, bad.id])
         parts = [part for mine in keys.split(splits.tolist()) for part in (header, mine)]
-        received, received_splits = self.collective.alltoall(
-            self._keys.filled(torch.cat(parts)), splits + _HEADER, f"{self.name}/ids"
-        )
-        asked = []
-        for rank, part in enumerate(received.split(received_splits.tolist())):
-            feature, value = part[:_HEADER].tolist()
-            if feature:
-                raise BadIdError(BadId(feature - 1, value, rank))
-            asked.append(part[_HEADER:])
-        return torch.cat(asked), received_splits - _HEADER
+        return self.collective.alltoall_async(self._keys.filled(torch.cat(parts)), splits + _HEADER, f"{self.name}/ids")
 
     def _send_gradients(self, lookup: Lookup) -> Reduced:
         """Collective. The slots with a gradient of one lookup, and the sum of it over the ranks."""
@@ -215,6 +246,21 @@ class GroupExchange:
         touched = torch.zeros(len(lookup.slots), dtype=torch.bool)
         touched[lookup.asked.inverse[came]] = True
         return Reduced(lookup.slots[touched], sum_equal(all_values, lookup.asked)[touched])
+
+
+def _without_headers(received: Tensor, splits: Tensor) -> tuple[Tensor, Tensor]:
+    """The keys that all ranks ask this one for, and how many each: int64 [R], int32 [world size].
+
+    Raises:
+        BadIdError: a header says so.
+    """
+    asked = []
+    for rank, part in enumerate(received.split(splits.tolist())):
+        feature, value = part[:_HEADER].tolist()
+        if feature:
+            raise BadIdError(BadId(feature - 1, value, rank))
+        asked.append(part[_HEADER:])
+    return torch.cat(asked), splits - _HEADER
 
 
 def _is_finite(values: Tensor) -> bool:

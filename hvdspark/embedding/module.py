@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,18 +11,19 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from hvdspark.collectives import Collective, current_collective
-from hvdspark.embedding.bad_ids import bad_id_error, first_bad_id
 from hvdspark.embedding.cells import Cells, cells_of, device_of, name_features
-from hvdspark.embedding.config import DTYPES, TableConfig, check_unique_names
+from hvdspark.embedding.config import DTYPES, TableConfig
 from hvdspark.embedding.dedup import Unique
 from hvdspark.embedding.description import check_description, describe_tables
-from hvdspark.embedding.exchange import BadIdError, GroupExchange, Lookup, Reduced
+from hvdspark.embedding.exchange import BadId, BadIdError, GroupExchange, Lookup, Reduced
 from hvdspark.embedding.expand import Source, stack, take
 from hvdspark.embedding.files import read_shards, write_shards
 from hvdspark.embedding.frozen import FrozenGroup
-from hvdspark.embedding.frozen_exchange import FrozenExchange, FrozenLookup
+from hvdspark.embedding.frozen_exchange import FrozenExchange
 from hvdspark.embedding.host_copies import locate_files
-from hvdspark.embedding.placement import group_tables, home_buckets, is_replicated
+from hvdspark.embedding.keys import KeySpace
+from hvdspark.embedding.layout import Layout
+from hvdspark.embedding.prefetch import Prefetched
 from hvdspark.embedding.replicas import Replicas
 from hvdspark.embedding.table import TableShard
 from hvdspark.errors import ConfigurationError, PersistenceError, TrainingDivergedError
@@ -82,29 +84,17 @@ class ShardedEmbeddingCollection(nn.Module):
         name: str = "embedding",
     ) -> None:
         super().__init__()
-        check_unique_names(tables)
-        self.tables = {table.name: table for table in tables}
-        for feature, table in features.items():
-            if table not in self.tables:
-                known = f"tables are {', '.join(self.tables)}"
-                raise ConfigurationError("unknown table", value=table, where=f"feature {feature!r}", hint=known)
-        for table in self.tables:
-            if table not in features.values():
-                raise ConfigurationError("no feature uses this table", value=table, where="features")
         if wire_dtype not in DTYPES:
             raise ConfigurationError("unknown wire_dtype", value=wire_dtype, hint=f"known are {', '.join(DTYPES)}")
-        self.features, self.seed, self.name, self.wire_dtype = dict(features), seed, name, wire_dtype
-        self.replicated = Replicas([table for table in tables if is_replicated(table)], seed)
-        self.groups = group_tables([table for table in tables if not is_replicated(table)])
-        homes = dict(zip(self.tables, home_buckets(list(self.tables.values())), strict=True))
-        self._homes = [[homes[table.name] for table in group] for group in self.groups]
-        # For each group the place of every table in it, and the features that look something up there.
-        self._places = [{table.name: place for place, table in enumerate(group)} for group in self.groups]
-        self._features_of = [self._readers(places) for places in self._places]
+        self._layout = Layout(tables, features)
+        self.tables, self.features, self.groups = self._layout.tables, self._layout.features, self._layout.groups
+        self.seed, self.name, self.wire_dtype = seed, name, wire_dtype
+        self.replicated = Replicas(self._layout.replicated, seed)
         self._steps = 0
         self._collective = collective
         self._exchanges: list[GroupExchange] | None = None
         self._frozen: list[FrozenExchange] | None = None
+        self._prefetched: Prefetched | None = None
         self._pending: list[list[Lookup]] = []
         self._reduced: list[Reduced] = []
 
@@ -142,6 +132,30 @@ class ShardedEmbeddingCollection(nn.Module):
         """
         by_feature = name_features(inputs, list(self.features))
         return stack(self._sources(by_feature)).to(device_of(next(iter(by_feature.values()))))
+
+    def prefetch(self, inputs: Mapping[str, Any] | Sequence[Any], *, stale_rows: bool = False) -> None:
+        """Collective. Begin the lookup of the next pass while this one is worked on, say before its backward pass.
+
+        Ids travel, which do not depend on the rows: the results are the same, bit for bit. The next pass has to be
+        called with these very tensors, in this mode.
+
+        Args:
+            inputs: as of `forward`.
+            stale_rows: rows travel, too, and miss what updates until then change: one step of staleness, no longer
+                exact. Not for tables with eviction.
+
+        Raises: as `forward`.
+        """
+        by_feature = name_features(inputs, list(self.features))
+        keys, bad = self._keys(self._cells(by_feature))
+        if self._prefetched is not None:
+            raise ConfigurationError("prefetched twice", hint="one forward pass after each prefetch()")
+        if stale_rows and any(table.eviction is not None for table in self.tables.values()):
+            raise ConfigurationError("stale rows of a table with eviction", hint="prefetch ids alone, or drop eviction")
+        with self._bad_ids_named():
+            self._prefetched = Prefetched(
+                by_feature, self._is_training(), self._bound(), keys, bad, stale_rows=stale_rows
+            )
 
     @property
     def steps(self) -> int:
@@ -206,7 +220,7 @@ class ShardedEmbeddingCollection(nn.Module):
 
     def description(self) -> dict[str, Any]:
         """What a manifest has to say about the sharded tables, beside the entries of their files; JSON-able."""
-        return describe_tables(self.groups, self._homes, self.seed, self._steps)
+        return describe_tables(self.groups, self._layout.homes, self.seed, self._steps)
 
     def write_rows(self, store: Store, directory: str, *, state: bool) -> list[dict[str, Any]]:
         """Write this rank's sharded rows into a directory of the store; the entries of its files for a manifest.
@@ -232,7 +246,7 @@ class ShardedEmbeddingCollection(nn.Module):
         """
         check_description(description, self.description(), directory)
         self.discard_gradients()
-        self._exchanges = None  # their memory goes before the new rows come
+        self._exchanges = self._prefetched = None  # their memory goes before the new rows come
         read_shards(store, directory, entries, self.shards, steps=description["steps"])
         self._steps = description["steps"]
 
@@ -258,7 +272,7 @@ class ShardedEmbeddingCollection(nn.Module):
         locate = locate_files(store, directory, fingerprint)
         self._frozen = [
             FrozenExchange(FrozenGroup(group, homes, self.seed, entries, locate))
-            for group, homes in zip(self.groups, self._homes, strict=True)
+            for group, homes in zip(self.groups, self._layout.homes, strict=True)
         ]
 
     def bind(self, collective: Collective) -> None:
@@ -278,23 +292,11 @@ class ShardedEmbeddingCollection(nn.Module):
     def _bound(self) -> list[GroupExchange]:
         """The exchange of each group; the first call makes the shards."""
         if self._exchanges is None:
-            ranks = self._ranks()
-            self._exchanges = [
-                GroupExchange(
-                    f"{self.name}/{number}",
-                    TableShard(
-                        group,
-                        rank=ranks.rank,
-                        world_size=ranks.size,
-                        seed=self.seed,
-                        home_buckets=homes,
-                    ),
-                    group[0].dim,
-                    ranks,
-                    DTYPES[self.wire_dtype],
-                )
-                for number, (group, homes) in enumerate(zip(self.groups, self._homes, strict=True))
-            ]
+            ranks, self._exchanges = self._ranks(), []
+            for number, (group, homes) in enumerate(zip(self.groups, self._layout.homes, strict=True)):
+                shard = TableShard(group, rank=ranks.rank, world_size=ranks.size, seed=self.seed, home_buckets=homes)
+                name, wire = f"{self.name}/{number}", DTYPES[self.wire_dtype]
+                self._exchanges.append(GroupExchange(name, shard, group[0].dim, ranks, wire))
         return self._exchanges
 
     def _lookups_by(self) -> Sequence[GroupExchange | FrozenExchange]:
@@ -303,55 +305,60 @@ class ShardedEmbeddingCollection(nn.Module):
 
     def _sources(self, by_feature: Mapping[str, Any]) -> list[Source]:
         """Collective. What the features read in this forward pass."""
-        cells = {
-            feature: cells_of(by_feature[feature], self.tables[table].pooling, feature)
-            for feature, table in self.features.items()
-        }
-        train = self.training and torch.is_grad_enabled()
-        lookups = self._look_up(cells, train)
+        cells, train = self._cells(by_feature), self._is_training()
+        lookups = self._look_up(by_feature, cells, train)
         if train and lookups:
             self._remember(lookups)
         read: list[tuple[list[str], Tensor, Unique | None]] = [
             (features, lookup.rows, lookup.distinct)
-            for features, lookup in zip(self._features_of, lookups, strict=True)
+            for features, lookup in zip(self._layout.readers, lookups, strict=True)
         ]
-        read += [(self._readers([table]), self.replicated.rows(table), None) for table in self.replicated.tables]
+        read += [
+            (self._layout.readers_of([table]), self.replicated.rows(table), None) for table in self.replicated.tables
+        ]
         columns = {feature: number for number, feature in enumerate(self.features)}
         return [
             Source(rows, distinct, [cells[name] for name in features], [columns[name] for name in features])
             for features, rows, distinct in read
         ]
 
-    def _readers(self, tables: Container[str]) -> list[str]:
-        """The features that look something up in some tables."""
-        return [feature for feature, table in self.features.items() if table in tables]
+    def _cells(self, by_feature: Mapping[str, Any]) -> dict[str, Cells]:
+        return {
+            feature: cells_of(by_feature[feature], self.tables[table].pooling, feature)
+            for feature, table in self.features.items()
+        }
 
-    def _look_up(self, cells: Mapping[str, Cells], train: bool) -> list[Lookup | FrozenLookup]:
+    def _is_training(self) -> bool:
+        return self.training and torch.is_grad_enabled()
+
+    def _look_up(self, by_feature: Mapping[str, Any], cells: Mapping[str, Cells], train: bool) -> list[Any]:
         """Collective. One lookup for each group; DataError on every rank if some rank has a bad id."""
-        exchanges = self._lookups_by()
-        limits = self._limits()
-        bad = first_bad_id(cells, self.features, limits, 0 if self._frozen is not None else self._ranks().rank)
-        if bad is not None and not exchanges:
-            raise bad_id_error(bad, self.features, self.tables, limits)
-        lookups: list[Lookup | FrozenLookup] = []
-        for exchange, places, features in zip(exchanges, self._places, self._features_of, strict=True):
-            keys = torch.zeros(0, dtype=torch.int64)
-            if bad is None:
-                fuse = exchange.key_space.fuse
-                keys = torch.cat([fuse(places[self.features[name]], cells[name].ids) for name in features])
-            try:
-                # The first exchange tells everybody of a bad id, so there is no second one after it.
-                lookups.append(exchange.look_up(keys, train=train, bad=bad))
-            except BadIdError as error:
-                raise bad_id_error(error.bad, self.features, self.tables, limits) from None
-        return lookups
+        prefetched, self._prefetched = self._prefetched, None
+        keys, bad = self._keys(cells)
+        with self._bad_ids_named():
+            if prefetched is not None:
+                return prefetched.take(by_feature, train)
+            # The first exchange tells everybody of a bad id, so there is no second one after it.
+            pairs = zip(self._lookups_by(), keys, strict=True)
+            return [exchange.look_up(some, train=train, bad=bad) for exchange, some in pairs]
 
-    def _limits(self) -> dict[str, int]:
-        """Ids of each table are in [0, limit)."""
-        limits = {name: table.num_embeddings or 0 for name, table in self.tables.items()}
-        for exchange, places in zip(self._lookups_by(), self._places, strict=True):
-            limits.update({table: exchange.key_space.limit(place) for table, place in places.items()})
-        return limits
+    def _keys(self, cells: Mapping[str, Cells]) -> tuple[list[Tensor], BadId | None]:
+        """What each group is asked for."""
+        rank = 0 if self._frozen is not None else self._ranks().rank
+        keys, bad = self._layout.keys(cells, self._spaces(), rank)
+        if bad is not None and not keys:  # nobody else would hear of it
+            raise self._layout.error(bad, [])
+        return keys, bad
+
+    def _spaces(self) -> list[KeySpace]:
+        return [exchange.key_space for exchange in self._lookups_by()]
+
+    @contextlib.contextmanager
+    def _bad_ids_named(self) -> Iterator[None]:
+        try:
+            yield
+        except BadIdError as error:
+            raise self._layout.error(error.bad, self._spaces()) from None
 
     def _remember(self, lookups: list[Any]) -> None:
         if self._reduced:
@@ -384,6 +391,7 @@ class ShardedEmbeddingCollection(nn.Module):
             "_collective": None,
             "_exchanges": None,
             "_frozen": None,
+            "_prefetched": None,
             "_pending": [],
             "_reduced": [],
         }
