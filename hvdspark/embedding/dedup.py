@@ -82,8 +82,10 @@ def all_distinct(keys: Tensor) -> Unique:
 def whole_table(ids: Tensor, rows: int) -> Unique:
     """All ids of a table as distinct keys, also those that do not occur. int64 [L] in [0, rows) -> U = rows."""
     places = ids.numpy()
-    # numpy's stable sort of 16 bits is a counting sort.
-    order = np.argsort(places.astype(np.uint16) if rows <= 1 << 16 else places, kind="stable")
+    if rows <= 1 << 16 or not len(places):
+        order = np.argsort(places.astype(np.uint16), kind="stable")  # a counting sort
+    else:
+        order, _, _ = _by_key(places)
     lengths = np.bincount(places, minlength=rows)
     offsets = np.cumsum(lengths) - lengths
     return Unique(torch.arange(rows), ids, torch.from_numpy(order), torch.from_numpy(offsets))
@@ -138,11 +140,10 @@ def _place_bits(count: int) -> int:
 
 
 def route(owners: Tensor, world_size: int) -> Route:
-    """Sort keys by the rank that owns them. owners: int64 [U] in [0, world_size), world_size <= 4096."""
+    """Sort keys by the rank that owns them, by counting. owners: int64 [U] in [0, world_size), world_size <= 4096."""
     splits = torch.bincount(owners, minlength=world_size).to(torch.int32)
     if bool((splits == len(owners)).any()):
         return Route(None, None, splits)
-    # A counting sort, see `whole_table`.
     order = torch.from_numpy(np.argsort(owners.numpy().astype(np.uint16), kind="stable"))
     place = torch.empty_like(order)
     place[order] = torch.arange(len(order))
@@ -161,5 +162,5 @@ def sum_equal(values: Tensor, distinct: Unique, places: Tensor | None = None) ->
         return values
     if len(distinct.keys) == 0:
         return values.new_zeros(0, values.shape[1])
-    order = distinct.order if places is None else places[distinct.order]
+    order = distinct.order if places is None else places.index_select(0, distinct.order)
     return F.embedding_bag(order, values, distinct.offsets, mode="sum")

@@ -6,6 +6,7 @@ them, where torch's own sorts them in comparisons or goes from id to id.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -40,12 +41,6 @@ class Source:
         if self.distinct is None:
             return [feature.ids for feature in self.cells]
         return self.distinct.inverse.split([len(feature.ids) for feature in self.cells])
-
-    def readers(self) -> Unique:
-        """Which ids read each of the rows."""
-        if self.distinct is not None:
-            return self.distinct
-        return whole_table(torch.cat([feature.ids for feature in self.cells]), len(self.rows))
 
 
 def outputs(rows: Tensor, index: Tensor, cells: Cells) -> Tensor:
@@ -98,7 +93,7 @@ class _Take(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         parts = [_of_each_id(*pair) for pair in zip(gradients, ctx.source.cells, strict=True)]
-        return sum_equal(torch.cat(parts), ctx.source.readers()), None
+        return sum_equal(torch.cat(parts), _readers([ctx.source])), None
 
 
 class _Stack(torch.autograd.Function):
@@ -119,11 +114,25 @@ class _Stack(torch.autograd.Function):
         batch, fields, dim = gradient.shape
         of_each_id = gradient.reshape(batch * fields, dim)
         firsts = torch.arange(0, batch * fields, fields)
-        sums = [
-            sum_equal(of_each_id, source.readers(), torch.cat([firsts + column for column in source.columns]))
-            for source in ctx.sources
-        ]
-        return None, *sums
+        sums: dict[int, Tensor] = {}
+        # Tables that are there as a whole are counted together: many are small.
+        whole = [source for source in ctx.sources if source.distinct is None]
+        for together in [*([source] for source in ctx.sources if source.distinct is not None), whole]:
+            if together:
+                places = torch.cat([firsts + column for source in together for column in source.columns])
+                summed = sum_equal(of_each_id, _readers(together), places)
+                parts = summed.split([len(source.rows) for source in together])
+                sums.update(zip(map(id, together), parts, strict=True))
+        return None, *(sums[id(source)] for source in ctx.sources)
+
+
+def _readers(sources: Sequence[Source]) -> Unique:
+    """Which ids read each of the rows: of one source, or of tables that are there as a whole, one after the other."""
+    if sources[0].distinct is not None:
+        return sources[0].distinct
+    firsts = itertools.accumulate((len(source.rows) for source in sources), initial=0)
+    ids = [cells.ids + first for source, first in zip(sources, firsts, strict=False) for cells in source.cells]
+    return whole_table(torch.cat(ids), sum(len(source.rows) for source in sources))
 
 
 def _of_each_id(gradient: Tensor, cells: Cells) -> Tensor:
