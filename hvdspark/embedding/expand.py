@@ -112,8 +112,13 @@ class _Stack(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = gradients
         batch, fields, dim = gradient.shape
-        of_each_id = gradient.reshape(batch * fields, dim)
-        firsts = torch.arange(0, batch * fields, fields)
+        if gradient.stride()[1:] != (dim, 1) or gradient.stride(0) % dim:
+            gradient = gradient.contiguous()
+        # Often a slice of a wider tensor, that of a `torch.cat`: read where it lies.
+        distance = gradient.stride(0) // dim
+        spanned = (batch - 1) * distance + fields if batch else 0
+        of_each_id = gradient.as_strided((spanned, dim), (dim, 1))
+        firsts = torch.arange(batch) * distance
         sums: dict[int, Tensor] = {}
         # Tables that are there as a whole are counted together: many are small.
         whole = [source for source in ctx.sources if source.distinct is None]

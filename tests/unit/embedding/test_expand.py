@@ -85,11 +85,28 @@ def test_stacked_is_taken_and_stacked(ids: list[list[int]]) -> None:
         torch.autograd.grad(stacked, leaves, gradient), torch.autograd.grad(expected, leaves, gradient), strict=True
     ):
         assert torch.equal(mine, stock)
-    strided = gradient.transpose(0, 2).contiguous().transpose(0, 2)
-    assert torch.equal(
-        torch.autograd.grad(stack(sources), leaves[0], strided)[0],
-        torch.autograd.grad(stack(sources), leaves[0], gradient)[0],
-    )
+
+
+@pytest.mark.parametrize("batch", [0, 1, 2, 5])
+def test_gradients_in_any_layout(batch: int) -> None:
+    table = torch.rand(7, 3, requires_grad=True)
+    columns = torch.randint(0, 7, (batch, 4))
+    cells = [cells_of(column, "none", "f") for column in columns.unbind(1)]
+
+    def of(gradient: Tensor) -> Tensor:
+        return torch.autograd.grad(stack([Source(table, None, cells, range(4))]), table, gradient)[0]
+
+    wide, transposed = torch.randn(batch, 9, 3), torch.randn(3, 4, batch)
+    for gradient in (
+        wide[:, 1:5],  # as of torch.cat
+        wide[:, ::2][:, :4],
+        transposed.permute(2, 1, 0),
+        torch.randn(batch, 14)[:, 1:13].unflatten(1, (4, 3)),  # rows at no multiple of the width
+        torch.randn(4, 3).expand(batch, 4, 3),
+        torch.ones(()).expand(batch, 4, 3),
+        torch.randn(2 * batch, 4, 3)[::2],
+    ):
+        assert torch.equal(of(gradient), of(gradient.clone(memory_format=torch.contiguous_format)))
 
 
 def test_what_is_pooled_is_stacked_too() -> None:
