@@ -55,7 +55,7 @@ def bucket_of(keys: Tensor, salt: int) -> Tensor:
 
 def owner_of(bucket: Tensor, world_size: int) -> Tensor:
     """Rank that owns each bucket; a rank's buckets are consecutive. int64 [n] -> int64 [n]."""
-    return torch.div(bucket * world_size, BUCKETS, rounding_mode="floor")
+    return (bucket * world_size) >> (BUCKETS.bit_length() - 1)
 
 
 def bucket_range(rank: int, world_size: int) -> tuple[int, int]:
