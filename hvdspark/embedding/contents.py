@@ -115,6 +115,26 @@ def load(shard: TableShard, table: int, tensors: dict[str, Tensor]) -> None:
     )
 
 
+def not_finite(shard: TableShard) -> str | None:
+    """Name of a table that has a NaN or an infinity in a row that training met; None where there is none."""
+    end = shard._dense + len(shard._index)
+    for start in range(0, end, _BLOCK_ROWS):
+        slots = np.arange(start, min(start + _BLOCK_ROWS, end))
+        # The memory of a bounded table's row that was never met says nothing.
+        slots = slots[(slots >= shard._dense) | (shard._counts.memory[start : start + len(slots)] > 0)]
+        rows = shard._rows.take(slots)
+        # A sum reads each number once and keeps every NaN and infinity; only its own overflow needs a second look.
+        if bool(torch.isfinite(rows.sum(dtype=torch.float32))):
+            continue
+        finite = torch.isfinite(rows).all(dim=1)
+        if not bool(finite.all()):
+            slot = int(slots[int((~finite).nonzero()[0])])
+            if slot < shard._dense:
+                return shard.tables[int(np.searchsorted(shard._bases, slot, side="right")) - 1].name
+            return shard.tables[int(shard._index.keys[slot - shard._dense]) >> shard.key_space.id_bits].name
+    return None
+
+
 def _column(name: str, values: NDArray[np.int64] | NDArray[np.int32]) -> Column:
     tensor = torch.from_numpy(values)
     return Column(name, tensor.dtype, tuple(tensor.shape), lambda: [tensor])

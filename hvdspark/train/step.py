@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from hvdspark.collectives import Collective
 from hvdspark.data.loader import Batch, Ragged
+from hvdspark.embedding.contents import not_finite
 from hvdspark.errors import ConfigurationError, DataError, TrainingDivergedError
 from hvdspark.specs import TrainSpec
 from hvdspark.train.agreement import broadcast_json, ranks_where
@@ -172,9 +173,10 @@ class GradientStep:
         self._group_columns.clear()
 
     def check_weights(self, epoch: int, step: int) -> None:
-        """Raise TrainingDivergedError if a trained weight is not finite. The same on every rank, without a collective.
+        """Raise TrainingDivergedError on every rank if a trained weight is not finite.
 
-        Also refuses parameters that were frozen or unfrozen meanwhile: their gradients would not be exchanged.
+        Collective where the module has sharded embeddings, of which each rank looks at its own rows. Also refuses
+        parameters that were frozen or unfrozen meanwhile: their gradients would not be exchanged.
         """
         if [id(p) for p in self._parameters_to_train()] != [id(p) for p in self._trained]:
             raise ConfigurationError(
@@ -184,6 +186,19 @@ class GradientStep:
             )
         if not _all_finite([parameter.detach() for parameter in self._trained]):
             raise _diverged("the weights are not finite", None, f"epoch {epoch}, step {step}", self._spec, [])
+        shards = [shard for collection in self._collections for shard in collection.shards]
+        if not shards:
+            return
+        table = next(filter(None, map(not_finite, shards)), None)
+        ranks = ranks_where(self._collective, table is not None, "train/rows/ranks")
+        if ranks:
+            table = broadcast_json(self._collective, table, ranks[0], "train/rows/table")
+            raise TrainingDivergedError(
+                "embeddings are not finite",
+                value=table,
+                where=f"rank {ranks[0]}, epoch {epoch}, step {step}",
+                hint="lower the learning rate of the table, or store it in float32 or bfloat16: float16 ends at 65504",
+            )
 
     def _clip(self, gradients: list[Tensor], max_norm: float) -> float:
         """Collective if there are sharded rows, of which each rank has its own: scale all gradients together so that

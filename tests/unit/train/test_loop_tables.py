@@ -16,6 +16,7 @@ from hvdspark.errors import CheckpointError, ConfigurationError, DataError, Stor
 from hvdspark.specs import DatasetSpec
 from hvdspark.store import Store
 from hvdspark.train.callbacks import TrainState
+from hvdspark.train.loop import train
 from hvdspark.train.program import Program, TrainResult
 from hvdspark.train.tables import bind_tables, collections_of, load_model, write_tables
 from tests.unit.train.datasets import click_columns, train_spec, write_dataset
@@ -291,6 +292,36 @@ def test_sharded_rows_alone_are_not_enough_to_train(store: Store) -> None:
 
     with pytest.raises(ConfigurationError, match="no parameter to train.*Hint: rows of sharded tables"):
         train_on_threads(train_spec(store, data(store)), lambda: click_program(module=NoParameter()), 2)
+
+
+@pytest.mark.parametrize("bound", [None, 50])
+def test_rows_that_became_infinite_are_not_saved(store: Store, bound: int | None) -> None:
+    class Overflowing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.out = nn.Linear(2, 1)
+            calm = TableConfig("calm", 1, bound, placement="row", dtype="float16")
+            optimizer = SparseOptimizer("sgd", 1e38)
+            wild = TableConfig("wild", 1, bound, placement="row", dtype="float16", optimizer=optimizer)
+            self.tables = ShardedEmbeddingCollection([calm, wild], {"calm": "calm", "wild": "wild"})
+
+        def forward(self, dense: Tensor, id: Tensor) -> Tensor:
+            return self.out(torch.cat(list(self.tables({"calm": id, "wild": id}).values()), dim=1))
+
+    columns = click_columns(8)
+    columns["id"] = np.arange(8)  # each is met once: no later loss would tell
+    spec = train_spec(store, write_dataset(store, columns), batch_size=8)
+    errors: list[str] = []
+
+    def on_rank(collective: ThreadedCollective) -> None:
+        with pytest.raises(TrainingDivergedError, match="embeddings are not finite: 'wild'") as caught:
+            train(spec, click_program(module=Overflowing()), collective, "cpu", lambda event: None)
+        errors.append(str(caught.value))
+
+    run_threaded(2, on_rank, timeout_s=20)
+    assert len(errors) == 2
+    assert len(set(errors)) == 1
+    assert not list(store.list("runs/run-1"))
 
 
 def test_two_collections_need_two_names(store: Store) -> None:
