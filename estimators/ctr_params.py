@@ -90,7 +90,7 @@ class _CTRTrainingParams(_TrainingParams):
     )
     embeddingMinCount = param(
         "embeddingMinCount",
-        "training steps that must meet a category before it gets an embedding; until then it is the zero vector "
+        "global batches that must meet a category before it gets an embedding; until then it is the zero vector "
         "(default 1, at least 1)",
         in_range("embeddingMinCount", TypeConverters.toInt, 1),
     )

@@ -137,7 +137,7 @@ class Admission:
     Until then its row is zeros, and its gradients are dropped.
 
     Attributes:
-        min_count: training steps that must have met the id, this one included; 1 admits at first sight.
+        min_count: global batches of training that must have met the id, this one included; 1 admits at first sight.
     """
 
     min_count: int = 1

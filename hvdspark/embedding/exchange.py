@@ -92,7 +92,7 @@ class Reduced:
     """Gradients of the global batch for the rows that this rank owns.
 
     Attributes:
-        slots: int64 [G], unique except for -1, whose gradients are dropped.
+        slots: int64 [G], unique.
         gradients: float32 [G, D], summed over the ranks. May be scaled in place before the update.
         diverged: ranks that have a gradient that is not finite: the same on every rank. If there is one, no gradients
             were exchanged.
@@ -105,6 +105,14 @@ class Reduced:
     diverged: tuple[int, ...] = ()
     owned: Tensor | None = None
     updates: int = 0
+
+    def without_missing(self) -> Reduced:
+        """Without slots of -1: ids that are not admitted yet have no row, and their gradients count nowhere."""
+        kept = self.slots >= 0
+        if bool(kept.all()):
+            return self
+        owned = None if self.owned is None else self.owned[kept]
+        return replace(self, slots=self.slots[kept], gradients=self.gradients[kept], owned=owned)
 
 
 class GroupExchange:
@@ -196,8 +204,10 @@ class GroupExchange:
         """
         parts = [self._send_gradients(lookup) for lookup in lookups]
         diverged = tuple(sorted({rank for part in parts for rank in part.diverged}))
-        if len(parts) == 1 or diverged:
+        if diverged:
             return replace(parts[0], diverged=diverged)
+        if len(parts) == 1:
+            return parts[0].without_missing()
         slots = torch.cat([part.slots for part in parts])
         kept = slots >= 0
         distinct = unique(slots[kept])

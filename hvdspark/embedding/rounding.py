@@ -13,8 +13,9 @@ _DROPPED_BITS = {torch.bfloat16: 16, torch.float16: 13}
 def stochastic_round(values: Tensor, dtype: torch.dtype, step: int) -> Tensor:
     """Round to one of the two neighbours with a probability that keeps the mean (Gupta and others: ICML 2015).
 
-    The randomness is a hash of the value's own bits, its place in the row and the step: the same for any number of
-    ranks. float16 rounds to nearest below its normal range (6e-5); infinities and NaN stay what they are.
+    The randomness is a hash of the value's own bits, its place in the row and the step: equal values are rounded
+    alike on any number of ranks. (Values that differ in their last bit are not, so narrow rows of two runs may be a
+    step of their type apart where float32 rows would agree to 1e-5.) float16 rounds to nearest below its normal range (6e-5); infinities and NaN stay what they are.
 
     Args:
         values: float32 [n, D].

@@ -46,6 +46,9 @@ def rank_environment(base: Mapping[str, str], threads: int, extra: Mapping[str, 
         "HOROVOD_CPU_OPERATIONS": "gloo",
         # Also the longest a rank waits for one that is frozen (SIGSTOP, swapping): Gloo then gives up.
         "HOROVOD_GLOO_TIMEOUT_SECONDS": "60",
+        # A collective that some ranks never call (a callback on rank 0 alone) would be waited for without end. Long
+        # enough for one rank to write a large model while the others wait.
+        "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS": "3600",
     }
     return {**kept, **defaults, **extra}
 

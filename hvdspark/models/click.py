@@ -33,7 +33,7 @@ class ClickModel(nn.Module):
         hidden: units of each hidden layer.
         dropout: probability with which a hidden unit is dropped in training.
         embedding_optimizer, embedding_learning_rate: of the embeddings.
-        embedding_min_count: training steps that must meet an id before it gets a row.
+        embedding_min_count: global batches of training that must meet an id before it gets a row.
         embedding_dtype: of stored embeddings.
         seed: of initial embeddings, which depend on (seed, column, id) alone, and of the initial dense weights.
     """

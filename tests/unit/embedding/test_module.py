@@ -292,3 +292,15 @@ def test_training_that_never_applies_gradients_is_named() -> None:
         embeddings([none])
     with pytest.raises(ConfigurationError, match="too many forward passes"):
         embeddings([none])
+
+
+@pytest.mark.parametrize("passes", [1, 2])
+def test_gradients_of_ids_that_wait_for_admission_do_not_count(passes: int) -> None:
+    table = TableConfig("t", 2, admission=Admission(9))
+    embeddings = ShardedEmbeddingCollection([table], {"f": "t"}, collective=LocalCollective())
+    for _ in range(passes):
+        embeddings({"f": torch.arange(5)})["f"].sum().backward()
+    embeddings.synchronize()
+    assert [gradient.shape for gradient in embeddings.reduced_gradients] == [(0, 2)]
+    embeddings.apply_gradients()
+    assert embeddings.shards[0].row_counts() == [0]
