@@ -15,7 +15,8 @@ def stochastic_round(values: Tensor, dtype: torch.dtype, step: int) -> Tensor:
 
     The randomness is a hash of the value's own bits, its place in the row and the step: equal values are rounded
     alike on any number of ranks. (Values that differ in their last bit are not, so narrow rows of two runs may be a
-    step of their type apart where float32 rows would agree to 1e-5.) float16 rounds to nearest below its normal range (6e-5); infinities and NaN stay what they are.
+    step of their type apart where float32 rows would agree to 1e-5.) float16 rounds to nearest below its normal range
+    (6e-5); infinities and NaN stay what they are.
 
     Args:
         values: float32 [n, D].
