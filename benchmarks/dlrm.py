@@ -1,6 +1,7 @@
 """Where the time of a DLRM step goes: embeddings, their exchange and the dense layers, for 1 and 2 ranks.
 
-    python benchmarks/dlrm.py [--rows 8192] [--steps 40] [--ranks 1 2] [--ids skewed uniform] [--placement auto]
+    python benchmarks/dlrm.py [--rows 8192] [--steps 40] [--ranks 1 2] [--ids skewed uniform]
+        [--placement auto] [--prefetch no]
 
 DLRM with a bottom MLP 512-256-16 and a top MLP 512-512-256-1, dense layers in bfloat16 where the CPU has it, trained
 by Adam; 26 tables with the cardinalities of the Criteo Kaggle data, cut at 10^6 rows, 16 columns, rowwise Adagrad. One
@@ -89,6 +90,23 @@ class Clock:
 
         setattr(owner, function, timed)
 
+    def watch_async(self, owner: Any, function: str, phase: Callable[..., str]) -> None:
+        """The same of a function that returns another one, which waits for the result."""
+        real = getattr(owner, function)
+
+        def begin(*positional: Any, **named: Any) -> Callable[[], Any]:
+            name = phase(*positional, **named)
+            with self.phase(name):
+                wait = real(*positional, **named)
+
+            def timed() -> Any:
+                with self.phase(name):
+                    return wait()
+
+            return timed
+
+        setattr(owner, function, begin)
+
 
 def _now() -> NDArray[np.float64]:
     return np.array([time.perf_counter(), time.process_time()])
@@ -130,7 +148,7 @@ def bandwidth() -> float:
     return 2 * source.nbytes / min(seconds)
 
 
-def measure(kind: str, rows: int, steps: int, placement: str, examples: str) -> dict[str, Any]:
+def measure(kind: str, rows: int, steps: int, placement: str, prefetch: str, examples: str) -> dict[str, Any]:
     """Collective. Train; phases of each step on this rank, and what they worked on."""
     sys.path.insert(0, examples)
     skew = importlib.import_module("click_data")
@@ -151,7 +169,8 @@ def measure(kind: str, rows: int, steps: int, placement: str, examples: str) -> 
     precision = resolve_precision("auto", "cpu", collective)
 
     exchange_names = {"ids": "exchange of ids", "rows": "exchange of rows", "gradients": "exchange of gradients"}
-    clock.watch(collective, "alltoall", lambda tensor, splits, name: exchange_names[name.rsplit("/")[-1]])
+    for watch, function in ((clock.watch, "alltoall"), (clock.watch_async, "alltoall_async")):
+        watch(collective, function, lambda tensor, splits, name: exchange_names[name.rsplit("/")[-1]])
     for owner, function, phase in [
         (exchange, "unique", "dedup"),
         (exchange, "route", "routes to owners"),
@@ -175,9 +194,12 @@ def measure(kind: str, rows: int, steps: int, placement: str, examples: str) -> 
         for number in range(REUSED_BATCHES)
     ]
 
-    def step(numbers: Tensor, ids: dict[str, Tensor], labels: Tensor) -> None:
+    def step(number: int) -> None:
+        numbers, ids, labels = batches[number % len(batches)]
         with clock.phase("other of embeddings"):
             vectors = embeddings.stacked(ids)
+            if prefetch != "no":
+                embeddings.prefetch(batches[(number + 1) % len(batches)][1], stale_rows=prefetch == "stale rows")
         with clock.phase("dense forward"), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
             logits = network(numbers, vectors, numbers.new_zeros(rows, 0)).float()
             loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, labels, reduction="sum")
@@ -195,12 +217,12 @@ def measure(kind: str, rows: int, steps: int, placement: str, examples: str) -> 
         counts["asked"].append(sum(len(lookup.asked.inverse) for lookup in lookups))
         counts["owned"].append(sum(len(lookup.asked.keys) for lookup in lookups))
 
-    for batch in batches:  # warms allocators up, and Horovod's memory of names and shapes
-        step(*batch)
+    for number in range(len(batches)):  # warms allocators up, and Horovod's memory of names and shapes
+        step(number)
     counts.clear()
     for number in range(steps):
         with clock.step():
-            step(*batches[number % len(batches)])
+            step(number)
     return {
         "steps": [dict(phases) for phases in clock.steps],
         "counts": {name: statistics.mean(values) for name, values in counts.items()},
@@ -209,7 +231,7 @@ def measure(kind: str, rows: int, steps: int, placement: str, examples: str) -> 
     }
 
 
-def report(results: list[dict[str, Any]], kind: str, rows: int, placement: str) -> None:
+def report(results: list[dict[str, Any]], setting: str, rows: int) -> None:
     """Print what the ranks measured, over the steps of all ranks."""
     steps = [phases for result in results for phases in result["steps"]]
     phases = {name: np.array([step.get(name, (0.0, 0.0)) for step in steps]) for name in steps[-1]}
@@ -219,8 +241,8 @@ def report(results: list[dict[str, Any]], kind: str, rows: int, placement: str) 
     lookups = rows * len(FEATURES)
     counts = results[0]["counts"]
     print(
-        f"\n{len(results)} rank{'s' * (len(results) > 1)}, {kind} ids, placement {placement}, {rows} rows a rank, "
-        f"dense layers in {results[0]['precision']}"
+        f"\n{len(results)} rank{'s' * (len(results) > 1)}, {setting}, {rows} rows a rank, dense layers in "
+        f"{results[0]['precision']}"
     )
     print(
         f"  {lookups} lookups a rank, in sharded tables {counts['distinct']:.0f} distinct keys; "
@@ -260,13 +282,15 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--ids", nargs="+", choices=["skewed", "uniform"], default=["skewed", "uniform"])
     parser.add_argument("--placement", choices=["auto", "row"], default="auto", help="of all tables")
+    parser.add_argument("--prefetch", choices=["no", "ids", "stale rows"], default="no", help="of the next batch")
     arguments = parser.parse_args()
     examples = str(Path(__file__).resolve().parent.parent / "examples")
     for ranks in arguments.ranks:
         for kind in arguments.ids:
-            given = (kind, arguments.rows, arguments.steps, arguments.placement, examples)
+            given = (kind, arguments.rows, arguments.steps, arguments.placement, arguments.prefetch, examples)
             results = [measure(*given)] if ranks == 1 else on_ranks(ranks, given)
-            report(results, kind, arguments.rows, arguments.placement)
+            setting = f"{kind} ids, placement {arguments.placement}, prefetch {arguments.prefetch}"
+            report(results, setting, arguments.rows)
 
 
 def on_ranks(ranks: int, given: tuple[Any, ...]) -> list[dict[str, Any]]:

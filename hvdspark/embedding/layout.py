@@ -67,7 +67,8 @@ class Layout:
         limits = self._limits(spaces)
         for number, (feature, table) in enumerate(self.features.items()):
             ids, limit = cells[feature].ids, limits[table]
-            if len(ids) and (int(ids.min()) < 0 or int(ids.max()) >= limit):
+            least, most = (int(bound) for bound in ids.aminmax()) if len(ids) else (0, 0)
+            if least < 0 or most >= limit:
                 bad = BadId(number, int(ids[(ids < 0) | (ids >= limit)][0]), rank)
                 return [torch.zeros(0, dtype=torch.int64) for _ in spaces], bad
         return [
