@@ -49,6 +49,8 @@ def classifier(architecture: str, store: str, **changes: Any) -> CTRClassifier:
         "categoricalCols": CATEGORIES,
         "handleInvalid": "keep",
         "batchSize": 4096,
+        "learningRate": 2e-3,
+        "embeddingLearningRate": 0.05,
         "storeUri": store,
         "seed": 7,
     }

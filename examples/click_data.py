@@ -40,7 +40,9 @@ _POPULAR = 20.0
 _TAIL_POWER = 1.5
 _INTERACTING = (1, 4, 7, 8, 13, 16, 19, 22)  # positions of the categories that interact pairwise
 _FACTORS = 4
-_LINEAR_SCALE, _PAIR_SCALE, _DENSE_SCALE = 0.22, 0.15, 0.15
+# So that a linear model is clearly below one with pairs of categories, and that below one with curves of the numbers.
+_LINEAR_SCALE, _PAIR_SCALE, _DENSE_SCALE, _CURVE_SCALE = 0.48, 0.09, 0.18, 0.09
+_BIAS = -1.15  # gives about CLICK_RATE
 
 
 @dataclass(frozen=True)
@@ -109,11 +111,10 @@ def _teacher(
     for factor in range(_FACTORS):
         v = _normal(columns[chosen], ranks[:, chosen], factor + 1) * strength[:, chosen]
         pairs += (v.sum(axis=1) ** 2 - (v**2).sum(axis=1)) / 2  # sum over f < g of v_f v_g
-    weights = np.cos(np.arange(13))
-    curved = 0.5 * np.tanh(dense[:, :6] * dense[:, 6:12]).sum(axis=1)
-    numbers = (dense @ weights + curved) * _DENSE_SCALE
-    bias = -1.24  # gives about CLICK_RATE
-    return bias + linear + pairs * _PAIR_SCALE + numbers
+    straight = dense @ np.cos(np.arange(13))
+    curved = (np.minimum(dense**2, 4.0) - 0.8) @ np.sin(np.arange(13))
+    curved += 0.5 * np.tanh(dense[:, :6] * dense[:, 6:12]).sum(axis=1)
+    return _BIAS + linear + pairs * _PAIR_SCALE + straight * _DENSE_SCALE + curved * _CURVE_SCALE
 
 
 def _normal(columns: np.ndarray[Any, Any], ranks: np.ndarray[Any, Any], stream: int) -> np.ndarray[Any, Any]:

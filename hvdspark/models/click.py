@@ -8,13 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hvdspark.embedding.config import Admission, SparseOptimizer, TableConfig
+from hvdspark.embedding.config import Admission, Initialization, SparseOptimizer, TableConfig
 from hvdspark.embedding.module import ShardedEmbeddingCollection
 from hvdspark.models import make_model
 
 # Of the ids that categories are hashed to. Leaves room for 2048 tables beside each other in a 64-bit key; of 10**9
 # categories of a column about 100 pairs share an id.
 ID_BITS = 52
+# Products of two embeddings begin large enough for their gradients to be seen in the first epoch.
+_INITIAL_SCALE = 0.05
 
 
 class ClickModel(nn.Module):
@@ -115,6 +117,7 @@ class ClickModel(nn.Module):
                     dim,
                     pooling=self.pooling if column in self.pooled else "none",
                     optimizer=optimizer,
+                    init=Initialization("uniform", _INITIAL_SCALE),
                     dtype=self.embedding_dtype,
                     admission=Admission(self.embedding_min_count),
                 )

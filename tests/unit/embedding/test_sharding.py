@@ -59,9 +59,9 @@ def test_size_and_traffic_decide_what_is_replicated() -> None:
         table = TableConfig("t", 8, num_embeddings=rows, placement=asked)
         return plan_sharding([table], 2, traffic={"t": Traffic(ids)}).tables[0].table.placement
 
-    assert placement(32_768, 8192) == "replicated"
-    assert placement(32_769, 8192) == "row"
-    assert placement(32_768, 8191) == "row"  # exchanged whole for the sake of few rows
+    assert placement(4096, 1024) == "replicated"
+    assert placement(4097, 8192) == "row"
+    assert placement(4096, 1023) == "row"  # exchanged whole for the sake of few rows
     assert placement(10, 1, "row") == "row"
     assert placement(10**6, 1, "replicated") == "replicated"
 
