@@ -66,6 +66,8 @@ def run(spark: SparkSession, arguments: argparse.Namespace, scratch: Path) -> No
         handleInvalid="keep",
         numWorkers=arguments.workers,
         batchSize=4096,
+        learningRate=2e-3,
+        embeddingLearningRate=0.05,
         epochs=arguments.epochs,
         storeUri=arguments.store or f"file://{scratch}/store",
         seed=7,
