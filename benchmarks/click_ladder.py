@@ -42,7 +42,7 @@ from clicks import read_criteo
 
 
 def classifier(architecture: str, store: str, **changes: Any) -> CTRClassifier:
-    """The same settings for every architecture: those of `make demo`."""
+    """The same settings for every architecture."""
     settings: dict[str, Any] = {
         "architecture": architecture,
         "continuousCols": INTEGERS,
@@ -50,7 +50,8 @@ def classifier(architecture: str, store: str, **changes: Any) -> CTRClassifier:
         "handleInvalid": "keep",
         "batchSize": 4096,
         "learningRate": 2e-3,
-        "embeddingLearningRate": 0.05,
+        "embeddingOptimizer": "adam",
+        "embeddingLearningRate": 2e-3,
         "storeUri": store,
         "seed": 7,
     }

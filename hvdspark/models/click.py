@@ -73,8 +73,12 @@ class ClickModel(nn.Module):
             self.network = make_model(
                 architecture, numbers=numbers, fields=len(self.categories), dim=dim, hidden=hidden, dropout=dropout
             )
-        self.vectors = self._tables(dim, "vectors") if self.categories and self.network.uses_vectors else None
-        self.weights = self._tables(1, "weights") if self.categories and self.network.uses_weights else None
+        self.vectors = self.weights = None
+        if self.categories and self.network.uses_vectors:
+            self.vectors = self._tables(dim, "vectors", Initialization("uniform", _INITIAL_SCALE))
+        if self.categories and self.network.uses_weights:
+            # Weights of ids that are met once or twice would otherwise be mostly noise.
+            self.weights = self._tables(1, "weights", Initialization("zeros"))
 
     def forward(self, *columns: Any) -> Tensor:
         """Collective. One logit for each row.
@@ -104,7 +108,7 @@ class ClickModel(nn.Module):
         numbers = (numbers.sign() * numbers.abs().log1p() - self.mean) / self.deviation
         return numbers.masked_fill(numbers.isnan(), 0.0)
 
-    def _tables(self, dim: int, name: str) -> ShardedEmbeddingCollection:
+    def _tables(self, dim: int, name: str, init: Initialization) -> ShardedEmbeddingCollection:
         # The role of beta in the paper of FTRL, which proposes 1 for 0/1 inputs; the others begin at 0, as in torch.
         accumulator = 1.0 if self.embedding_optimizer == "ftrl" else 0.0
         optimizer = SparseOptimizer(
@@ -117,7 +121,7 @@ class ClickModel(nn.Module):
                     dim,
                     pooling=self.pooling if column in self.pooled else "none",
                     optimizer=optimizer,
-                    init=Initialization("uniform", _INITIAL_SCALE),
+                    init=init,
                     dtype=self.embedding_dtype,
                     admission=Admission(self.embedding_min_count),
                 )
