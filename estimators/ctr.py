@@ -141,6 +141,7 @@ class CTRClassifier(
             dropout=value("dropout"),
             embedding_optimizer=value("embeddingOptimizer"),
             embedding_learning_rate=value("embeddingLearningRate"),
+            embedding_initial_accumulator=_initial_accumulator(value("embeddingOptimizer"), value("batchSize")),
             embedding_min_count=value("embeddingMinCount"),
             embedding_dtype=value("embeddingDtype"),
             seed=value("seed"),
@@ -233,6 +234,12 @@ def _columns(params: _CTRScoringParams) -> tuple[list[str], list[str]]:
     if both := sorted(set(numbers) & set(categories)):
         raise ConfigurationError("a column is both continuous and categorical", value=both)
     return numbers, categories
+
+
+def _initial_accumulator(optimizer: str, batch_size: int) -> float:
+    # FTRL: the paper's beta (McMahan and others, KDD 2013). Adagrad: so that a row that is met once does not move by
+    # all of the learning rate; gradients are means over the global batch.
+    return {"ftrl": 1.0, "adagrad": (2 / batch_size) ** 2, "rowwise_adagrad": (2 / batch_size) ** 2}.get(optimizer, 0.0)
 
 
 def _pair(negative: Column, positive: Column) -> Column:

@@ -35,6 +35,9 @@ class ClickModel(nn.Module):
         hidden: units of each hidden layer.
         dropout: probability with which a hidden unit is dropped in training.
         embedding_optimizer, embedding_learning_rate: of the embeddings.
+        embedding_initial_accumulator: where the sum of squared gradients of adagrad, rowwise_adagrad and ftrl begins.
+            Gradients of a mean over B rows are of the size 1 / B; from 0, the first step of a row would be of the size
+            of the learning rate whatever its gradient.
         embedding_min_count: global batches of training that must meet an id before it gets a row.
         embedding_dtype: of stored embeddings.
         seed: of initial embeddings, which depend on (seed, column, id) alone, and of the initial dense weights.
@@ -56,6 +59,7 @@ class ClickModel(nn.Module):
         dropout: float = 0.0,
         embedding_optimizer: str = "rowwise_adagrad",
         embedding_learning_rate: float = 0.02,
+        embedding_initial_accumulator: float = 0.0,
         embedding_min_count: int = 1,
         embedding_dtype: str = "float32",
         seed: int = 0,
@@ -65,6 +69,7 @@ class ClickModel(nn.Module):
         self.categories, self.pooled, self.pooling = tuple(categories), tuple(pooled), pooling
         self.hidden, self.dropout = tuple(hidden), dropout
         self.embedding_optimizer, self.embedding_learning_rate = embedding_optimizer, embedding_learning_rate
+        self.embedding_initial_accumulator = embedding_initial_accumulator
         self.embedding_min_count, self.embedding_dtype = embedding_min_count, embedding_dtype
         self.register_buffer("mean", torch.zeros(numbers))
         self.register_buffer("deviation", torch.ones(numbers))
@@ -109,10 +114,10 @@ class ClickModel(nn.Module):
         return numbers.masked_fill(numbers.isnan(), 0.0)
 
     def _tables(self, dim: int, name: str, init: Initialization) -> ShardedEmbeddingCollection:
-        # The role of beta in the paper of FTRL, which proposes 1 for 0/1 inputs; the others begin at 0, as in torch.
-        accumulator = 1.0 if self.embedding_optimizer == "ftrl" else 0.0
         optimizer = SparseOptimizer(
-            self.embedding_optimizer, self.embedding_learning_rate, initial_accumulator=accumulator
+            self.embedding_optimizer,
+            self.embedding_learning_rate,
+            initial_accumulator=self.embedding_initial_accumulator,
         )
         return ShardedEmbeddingCollection(
             [

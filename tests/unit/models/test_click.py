@@ -88,7 +88,17 @@ def test_the_seed_decides_all_and_leaves_torchs_generator_alone() -> None:
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_rebuilt_from_json(name: str) -> None:
-    model = ClickModel(name, 2, ["a", "b"], ["b"], dim=4, hidden=(8, 4), embedding_optimizer="ftrl", seed=9)
+    model = ClickModel(
+        name,
+        2,
+        ["a", "b"],
+        ["b"],
+        dim=4,
+        hidden=(8, 4),
+        embedding_optimizer="ftrl",
+        embedding_initial_accumulator=1.0,
+        seed=9,
+    )
     again = architecture.rebuild(architecture.describe(model, "model"))
     assert again.embedding_optimizer == "ftrl"
     assert repr(again) == repr(model)
