@@ -211,7 +211,7 @@ def measure(kind: str, rows: int, steps: int, placement: str, prefetch: str, exa
             optimizer.step()
             optimizer.zero_grad()
         with clock.phase("other of embeddings"):
-            lookups = embeddings._pending[-1]
+            lookups = embeddings._pending.passes[-1]
             embeddings.apply_gradients()
         counts["distinct"].append(sum(len(lookup.distinct.keys) for lookup in lookups))
         counts["asked"].append(sum(len(lookup.asked.inverse) for lookup in lookups))

@@ -11,23 +11,24 @@ from hvdspark.embedding.slab import Slab
 
 
 class WaitingKeys:
-    """Exact counts of sightings of keys that wait for admission: about 25 bytes for each."""
+    """Exact counts of occurrences of keys that wait for admission: about 25 bytes for each."""
 
     def __init__(self) -> None:
         self._index = KeyIndex()
         self._counts = Slab(0, (), torch.int32)  # 0: admitted meanwhile; the entry counts again if the row is evicted
         self._ages = Slab(0, (), torch.int32)  # calls of `forget` for the key's table since its last sighting
 
-    def sight(self, keys: Int64Array, least: Int64Array) -> Int64Array:
-        """Count one more sighting of unique keys.
+    def sight(self, keys: Int64Array, least: Int64Array, times: Int64Array | None = None) -> Int64Array:
+        """Count more sightings of unique keys.
 
         Args:
             least: for each key the count that admits it.
+            times: for each key how often it was met since the last call, >= 1; None: once.
 
         Returns: int64 [n], the count of keys that are admitted now (and wait no longer), 0 for all others.
         """
         places = self._places(keys)
-        counts = self._counts.memory[places].astype(np.int64) + 1
+        counts = self._counts.memory[places].astype(np.int64) + (1 if times is None else times)
         admitted = counts >= least
         self._counts.memory[places] = np.where(admitted, 0, counts)
         self._ages.memory[places] = 0

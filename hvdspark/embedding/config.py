@@ -134,16 +134,24 @@ class Initialization:
 class Admission:
     """When an id of an unbounded table gets a row.
 
-    Until then its row is zeros, and its gradients are dropped.
+    Until then its row is zeros, and its gradients are dropped. What counts are occurrences in the training rows: each
+    lookup of the id, also several in one row or batch, in the rows of all ranks and of all features of the table; not
+    the rows' weights; and each once, in the first pass over the rows (`ShardedEmbeddingCollection.begin_epoch`).
 
     Attributes:
-        min_count: global batches of training that must have met the id, this one included; 1 admits at first sight.
+        min_count: occurrences that admit the id, those in the present batch included; 1 admits at first sight.
+        forget_after_steps: an id that waits and is not met for so many steps (up to twice as many) is forgotten: no
+            more ids wait than come in that time. None: it waits until the first pass over the rows is over, or until
+            eviction passes over its table twice without it.
     """
 
     min_count: int = 1
+    forget_after_steps: int | None = None
 
     def __post_init__(self) -> None:
-        whole("min_count", self.min_count, "Admission", least=1)
+        if self.forget_after_steps is not None:
+            whole("forget_after_steps", self.forget_after_steps, "Admission", least=1)
+        whole("min_count", self.min_count, "Admission", least=1, most=2**31 - 1)
 
 
 @dataclass(frozen=True)
@@ -153,8 +161,9 @@ class Eviction:
     Attributes:
         every_steps: steps between two passes over the table.
         max_age_steps: a row that was not updated during so many steps goes; None: age does not matter.
-        min_count: a row met in fewer steps than this goes, and the counts of all others are halved, so that a count
-            is a frequency in which the past fades; None: frequency does not matter.
+        min_count: a row met in fewer steps than this goes (the occurrences that admitted it count as steps), and the
+            counts of all others are halved, so that a count is a frequency in which the past fades; None: frequency
+            does not matter.
     """
 
     every_steps: int
@@ -216,7 +225,7 @@ class TableConfig:
             raise ConfigurationError(
                 "an unbounded table cannot be replicated", where=where, hint="give num_embeddings, or placement='row'"
             )
-        if self.num_embeddings is not None and (self.admission.min_count > 1 or self.eviction is not None):
+        if self.num_embeddings is not None and (self.admission != Admission() or self.eviction is not None):
             raise ConfigurationError(
                 "admission and eviction are for unbounded tables",
                 value=self.num_embeddings,

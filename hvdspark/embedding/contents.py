@@ -108,6 +108,8 @@ def load(shard: TableShard, table: int, tensors: dict[str, Tensor]) -> None:
         shard._last_step.put(slots, block["last_step"][chosen])
         for name, slab in shard._state.items():
             slab.put(slots, block[f"state.{name}"][chosen])
+    if not shard._counting:
+        return
     waiting = shard.key_space.fuse(table, tensors["waiting_ids"])
     chosen = _owned(shard, waiting)
     shard._waiting.restore(

@@ -40,6 +40,10 @@ class Unique:
     offsets: Tensor
     trivial: bool = False
 
+    def times(self) -> Tensor:
+        """How often each key occurs: int64 [U]."""
+        return self.offsets.diff(append=self.offsets.new_tensor([len(self.inverse)]))
+
 
 @dataclass(frozen=True)
 class Route:

@@ -3,7 +3,8 @@
 Three alltoall calls for each group, step and forward pass, whatever the number of tables, named
 `<group>/ids`, `<group>/rows` and `<group>/gradients`. Every rank takes part with however few ids, also none. Bytes that
 leave a rank with U distinct keys of dimension D, b bytes an element, W ranks: U * (8 + 2 * D * b) * (W - 1) / W, and
-16 bytes of header for each other rank.
+16 bytes of header for each other rank. While ids of the group wait for admission, each key travels with the number of
+its lookups: 8 bytes more.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from hvdspark.embedding.dedup import Route, Unique, all_distinct, route, sum_equ
 from hvdspark.embedding.keys import KeySpace
 from hvdspark.embedding.table import TableShard
 
-# Before the keys for each rank: 1 + the number of a feature with a bad id, or 0; and that id.
+# Before the keys for each rank: 1 + the number of a feature with a bad id, and that id; or 0, and whether the keys are
+# followed by how often each of them occurs.
 _HEADER = 2
 _GROWTH = 1.5
 
@@ -54,12 +56,14 @@ class Asked:
     Attributes:
         distinct, route, splits: as in `Lookup`.
         keys: the keys among those that the ranks asked this one for.
+        times: int64 [G], lookups of each of them, over all ranks; None where nobody counts.
     """
 
     distinct: Unique
     route: Route
     splits: Tensor
     keys: Unique
+    times: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -152,24 +156,35 @@ class GroupExchange:
         Raises:
             BadIdError: on every rank, before any shard has changed.
         """
-        return self.answer(self.ask(keys, bad=bad)(), train=train)()
+        return self.answer(self.ask(keys, train=train, bad=bad)(), train=train)()
 
-    def ask(self, keys: Tensor, *, bad: BadId | None = None) -> Callable[[], Asked]:
+    def ask(self, keys: Tensor, *, train: bool, bad: BadId | None = None) -> Callable[[], Asked]:
         """Collective: begins one alltoall call. Keys to their owners, the first half of `look_up`.
 
         Looks at no row, so it may run before the update of the step before.
+
+        Args:
+            train: also tell how often each key occurs, where ids of the group wait for admission.
 
         Returns: what waits for the call to end, and raises BadIdError on every rank.
         """
         size = self.collective.size
         distinct = unique(keys)
         way = route(self.shard.key_space.owners(distinct.keys, size), size)
-        received = self._send_keys(distinct.keys if way.order is None else distinct.keys[way.order], way.splits, bad)
+        sent = [distinct.keys]
+        if train and self.shard.counts_occurrences:
+            sent.append(distinct.times())
+        if way.order is not None:
+            sent = [values[way.order] for values in sent]
+        received = self._send_keys(sent, way.splits, bad)
 
         def wait() -> Asked:
-            asked, splits = _without_headers(*received())
+            asked, times, splits = _without_headers(*received())
             # What one rank asks for is distinct already.
-            return Asked(distinct, way, splits, unique(asked) if int((splits > 0).sum()) > 1 else all_distinct(asked))
+            keys = unique(asked) if int((splits > 0).sum()) > 1 else all_distinct(asked)
+            if times is not None and not keys.trivial:
+                times = torch.zeros_like(keys.keys).index_add_(0, keys.inverse, times)
+            return Asked(distinct, way, splits, keys, times)
 
         return wait
 
@@ -178,7 +193,7 @@ class GroupExchange:
 
         Returns: what waits for the call to end.
         """
-        slots = self.shard.slots(asked.keys.keys, insert=train)
+        slots = self.shard.slots(asked.keys.keys, insert=train, times=asked.times)
         owned, updates = self.shard.gather(slots, met=train), self._updates
         answer = self._rows.filled(owned, None if asked.keys.trivial else asked.keys.inverse)
         received = self.collective.alltoall_async(answer, asked.splits, f"{self.name}/rows")
@@ -226,11 +241,15 @@ class GroupExchange:
             self._updates += 1
         self.shard.evict(step)
 
-    def _send_keys(self, keys: Tensor, splits: Tensor, bad: BadId | None) -> Callable[[], tuple[Tensor, Tensor]]:
-        """Collective. A header and the keys that are for it, to each rank."""
-        header = torch.tensor([0, 0] if bad is None else [1 + bad.feature, bad.id])
-        parts = [part for mine in keys.split(splits.tolist()) for part in (header, mine)]
-        return self.collective.alltoall_async(self._keys.filled(torch.cat(parts)), splits + _HEADER, f"{self.name}/ids")
+    def _send_keys(
+        self, values: Sequence[Tensor], splits: Tensor, bad: BadId | None
+    ) -> Callable[[], tuple[Tensor, Tensor]]:
+        """Collective. A header and the keys that are for it, and maybe how often each occurs, to each rank."""
+        header = torch.tensor([0, len(values) - 1] if bad is None else [1 + bad.feature, bad.id])
+        for_ranks = zip(*(some.split(splits.tolist()) for some in values), strict=True)
+        parts = [part for mine in for_ranks for part in (header, *mine)]
+        buffer, sizes = self._keys.filled(torch.cat(parts)), splits * len(values) + _HEADER
+        return self.collective.alltoall_async(buffer, sizes, f"{self.name}/ids")
 
     def _send_gradients(self, lookup: Lookup) -> Reduced:
         """Collective. The slots with a gradient of one lookup, and the sum of it over the ranks."""
@@ -258,19 +277,26 @@ class GroupExchange:
         return Reduced(lookup.slots[touched], sum_equal(all_values, lookup.asked)[touched])
 
 
-def _without_headers(received: Tensor, splits: Tensor) -> tuple[Tensor, Tensor]:
-    """The keys that all ranks ask this one for, and how many each: int64 [R], int32 [world size].
+def _without_headers(received: Tensor, splits: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+    """The keys that all ranks ask this one for, int64 [R]; how often each occurs, int64 [R], or None where no rank
+    counts; how many keys each rank sent, int32 [world size].
 
     Raises:
         BadIdError: a header says so.
     """
-    asked = []
+    asked, times, counted = [], [], False
     for rank, part in enumerate(received.split(splits.tolist())):
         feature, value = part[:_HEADER].tolist()
         if feature:
             raise BadIdError(BadId(feature - 1, value, rank))
-        asked.append(part[_HEADER:])
-    return torch.cat(asked), splits - _HEADER
+        keys = part[_HEADER:]
+        if value:
+            counted = True
+            keys, often = keys.tensor_split(2)
+            times.append(often)
+        asked.append(keys)
+    sizes = torch.tensor([len(keys) for keys in asked], dtype=splits.dtype)
+    return torch.cat(asked), torch.cat(times) if counted else None, sizes
 
 
 def _is_finite(values: Tensor) -> bool:

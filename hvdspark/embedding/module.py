@@ -15,7 +15,7 @@ from hvdspark.embedding.cells import Cells, cells_of, device_of, name_features
 from hvdspark.embedding.config import DTYPES, TableConfig
 from hvdspark.embedding.dedup import Unique
 from hvdspark.embedding.description import check_description, describe_tables
-from hvdspark.embedding.exchange import BadId, BadIdError, GroupExchange, Lookup, Reduced
+from hvdspark.embedding.exchange import BadId, BadIdError, GroupExchange
 from hvdspark.embedding.expand import Source, stack, take
 from hvdspark.embedding.files import read_shards, write_shards
 from hvdspark.embedding.frozen import FrozenGroup
@@ -23,14 +23,12 @@ from hvdspark.embedding.frozen_exchange import FrozenExchange
 from hvdspark.embedding.host_copies import locate_files
 from hvdspark.embedding.keys import KeySpace
 from hvdspark.embedding.layout import Layout
+from hvdspark.embedding.pending import Pending
 from hvdspark.embedding.prefetch import Prefetched
 from hvdspark.embedding.replicas import Replicas
 from hvdspark.embedding.table import TableShard
 from hvdspark.errors import ConfigurationError, PersistenceError, TrainingDivergedError
 from hvdspark.store import Store
-
-# Forward passes that may wait for one `apply_gradients`; more is a training loop that never calls it.
-_MAX_PENDING = 1024
 
 
 class ShardedEmbeddingCollection(nn.Module):
@@ -95,8 +93,8 @@ class ShardedEmbeddingCollection(nn.Module):
         self._exchanges: list[GroupExchange] | None = None
         self._frozen: list[FrozenExchange] | None = None
         self._prefetched: Prefetched | None = None
-        self._pending: list[list[Lookup]] = []
-        self._reduced: list[Reduced] = []
+        self._pending = Pending()
+        self._counting = True
 
     @property
     def shards(self) -> list[TableShard]:
@@ -157,6 +155,20 @@ class ShardedEmbeddingCollection(nn.Module):
                 by_feature, self._is_training(), self._bound(), keys, bad, stale_rows=stale_rows
             )
 
+    def begin_epoch(self, epoch: int) -> None:
+        """Say that a pass over the training rows begins; for tables with admission, on every rank. Not collective.
+
+        Occurrences are counted in epoch 0 alone, since the same rows come again later: from epoch 1 on no id is
+        admitted (nor is one again that eviction dropped), and those that wait are forgotten. A loop that sees every row
+        once, such as one over a stream, need not call this.
+
+        Args:
+            epoch: its number from 0, also where training was resumed.
+        """
+        self._counting = epoch == 0
+        for exchange in self._exchanges or []:
+            exchange.shard.count_occurrences(self._counting)
+
     @property
     def steps(self) -> int:
         """Updates so far, by `apply_gradients`."""
@@ -171,18 +183,12 @@ class ShardedEmbeddingCollection(nn.Module):
         Returns: the ranks that have a gradient that is not finite, the same on every rank. If there are any, nothing
             can be applied.
         """
-        if self._pending:
-            pending, self._pending = self._pending, []
-            self._reduced = [
-                exchange.reduce([lookups[number] for lookups in pending])
-                for number, exchange in enumerate(self._bound())
-            ]
-        return tuple(sorted({rank for reduced in self._reduced for rank in reduced.diverged}))
+        return self._pending.synchronize(self._bound()) if self._pending.passes else self._pending.diverged
 
     @property
     def reduced_gradients(self) -> list[Tensor]:
         """What `synchronize` brought, summed over the ranks, for the rows that this rank owns: float32 [G, D] each."""
-        return [reduced.gradients for reduced in self._reduced]
+        return [reduced.gradients for reduced in self._pending.reduced]
 
     def apply_gradients(self, learning_rate_factor: float = 1.0) -> None:
         """Collective. Update the sharded rows with the gradients of all forward passes since the last call.
@@ -204,15 +210,15 @@ class ShardedEmbeddingCollection(nn.Module):
                 where=f"{self.name}, ranks {', '.join(map(str, diverged))}, step {self._steps + 1}",
                 hint="lower the learning rates, and look for NaN among the inputs",
             )
-        if self._reduced:
-            reduced, self._reduced = self._reduced, []
+        if self._pending.reduced:
+            reduced, self._pending = self._pending.reduced, Pending()
             self._steps += 1
             for exchange, gradients in zip(self._bound(), reduced, strict=True):
                 exchange.update(gradients, self._steps, learning_rate_factor)
 
     def discard_gradients(self) -> None:
         """Forget the forward passes since the last `apply_gradients`: the counterpart of `zero_grad`. On every rank."""
-        self._pending, self._reduced = [], []
+        self._pending = Pending()
 
     def step_with(self, optimizer: torch.optim.Optimizer) -> RemovableHandle:
         """Call `apply_gradients` after each `optimizer.step()`, until the handle is removed."""
@@ -295,6 +301,7 @@ class ShardedEmbeddingCollection(nn.Module):
             ranks, self._exchanges = self._ranks(), []
             for number, (group, homes) in enumerate(zip(self.groups, self._layout.homes, strict=True)):
                 shard = TableShard(group, rank=ranks.rank, world_size=ranks.size, seed=self.seed, home_buckets=homes)
+                shard.count_occurrences(self._counting)
                 name, wire = f"{self.name}/{number}", DTYPES[self.wire_dtype]
                 self._exchanges.append(GroupExchange(name, shard, group[0].dim, ranks, wire))
         return self._exchanges
@@ -308,7 +315,7 @@ class ShardedEmbeddingCollection(nn.Module):
         cells, train = self._cells(by_feature), self._is_training()
         lookups = self._look_up(by_feature, cells, train)
         if train and lookups:
-            self._remember(lookups)
+            self._pending.remember(lookups)
         read: list[tuple[list[str], Tensor, Unique | None]] = [
             (features, lookup.rows, lookup.distinct)
             for features, lookup in zip(self._layout.readers, lookups, strict=True)
@@ -360,22 +367,6 @@ class ShardedEmbeddingCollection(nn.Module):
         except BadIdError as error:
             raise self._layout.error(error.bad, self._spaces()) from None
 
-    def _remember(self, lookups: list[Any]) -> None:
-        if self._reduced:
-            raise ConfigurationError(
-                "a training forward pass between synchronize() and apply_gradients()",
-                where="ShardedEmbeddingCollection",
-                hint="its gradients would take the place of those that wait: call apply_gradients() first",
-            )
-        if len(self._pending) >= _MAX_PENDING:
-            raise ConfigurationError(
-                "too many forward passes without an update",
-                value=len(self._pending),
-                where="ShardedEmbeddingCollection",
-                hint="call apply_gradients() after each backward pass, or use eval() or no_grad() for other passes",
-            )
-        self._pending.append(lookups)
-
     def __getstate__(self) -> dict[str, Any]:
         """Configuration and Parameters. Shards that were never updated are left out: the seed makes them anew."""
         if self._steps or self._frozen is not None:
@@ -392,6 +383,5 @@ class ShardedEmbeddingCollection(nn.Module):
             "_exchanges": None,
             "_frozen": None,
             "_prefetched": None,
-            "_pending": [],
-            "_reduced": [],
+            "_pending": Pending(),
         }

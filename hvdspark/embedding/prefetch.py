@@ -36,7 +36,7 @@ class Prefetched:
         stale_rows: bool,
     ) -> None:
         self._inputs, self._train, self._exchanges = dict(inputs), train, exchanges
-        self._asked = [exchange.ask(some, bad=bad) for exchange, some in zip(exchanges, keys, strict=True)]
+        self._asked = [exchange.ask(some, train=train, bad=bad) for exchange, some in zip(exchanges, keys, strict=True)]
         self._answers = self._answer() if stale_rows else None
 
     def take(self, inputs: Mapping[str, Any], train: bool) -> list[Lookup]:

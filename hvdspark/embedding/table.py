@@ -87,7 +87,7 @@ class TableShard:
         self._owned = np.diff(self._bases).astype(np.uint64)
         self._dense = int(self._bases[-1])
         self._index = KeyIndex()
-        self._waiting = WaitingKeys()
+        self._waiting, self._counting = WaitingKeys(), True
         self._least_counts = np.array([table.admission.min_count for table in tables], dtype=np.int64)
         self._rows = Slab(self._dense, (self.dim,), self.dtype)
         self._state = {
@@ -97,7 +97,19 @@ class TableShard:
         self._counts = Slab(self._dense, (), torch.int32)  # bounded: 0 = never met, its memory says nothing
         self._last_step = Slab(self._dense, (), torch.int32)
 
-    def slots(self, keys: Tensor, insert: bool) -> Tensor:
+    @property
+    def counts_occurrences(self) -> bool:
+        """Whether training counts how often ids occur that wait for admission."""
+        return self._counting and bool((self._least_counts > 1).any())
+
+    def count_occurrences(self, counting: bool) -> None:
+        """Count occurrences from now on; or do not any more: then ids that wait for admission are forgotten, and no id
+        of a table with admission gets a new row."""
+        self._counting = counting
+        if not counting:
+            self._waiting = WaitingKeys()
+
+    def slots(self, keys: Tensor, insert: bool, times: Tensor | None = None) -> Tensor:
         """Slot of every key, -1 where it has none (unknown and not inserted, or not admitted yet).
 
         Args:
@@ -105,19 +117,21 @@ class TableShard:
                 order, ascending is fastest.
             insert: training: give new keys of unbounded tables a slot (if admitted) with their initial row, and count
                 the sighting of every key. False (evaluation, scoring) changes nothing at all.
+            times: int64 [n], how often each key occurs in the global batch, for admission; None: once.
 
         Returns: int64 [n].
         """
-        fused = keys.detach().numpy()
+        fused, occurrences = keys.detach().numpy(), None if times is None else times.numpy()
         bounded = self.key_space.bounded
         if bounded.all():
             return torch.from_numpy(self._dense_slots(fused, insert))
         if not bounded.any():
-            return torch.from_numpy(self._hashed_slots(fused, insert))
+            return torch.from_numpy(self._hashed_slots(fused, insert, occurrences))
         dense = bounded[fused >> self.key_space.id_bits]
         found = np.empty(len(fused), dtype=np.int64)
         found[dense] = self._dense_slots(fused[dense], insert)
-        found[~dense] = self._hashed_slots(fused[~dense], insert)
+        occurrences = None if occurrences is None else occurrences[~dense]
+        found[~dense] = self._hashed_slots(fused[~dense], insert, occurrences)
         return torch.from_numpy(found)
 
     def gather(self, slots: Tensor, *, met: bool = False) -> Tensor:
@@ -182,10 +196,12 @@ class TableShard:
         """Drop the rows that the eviction rules of their tables give up now; all slots are invalid afterwards.
 
         To be called after the update of every step: does nothing unless step > 0 is a multiple of `every_steps` of some
-        table. Ids of that table that wait for admission and were not met since the last call go, too.
+        table. Ids of that table that wait for admission and were not met since the last such step go, too; those of a
+        table with `forget_after_steps` at its multiples.
 
         Returns: rows dropped.
         """
+        self._forget(step)
         due = [
             number
             for number, table in enumerate(self.tables)
@@ -208,7 +224,6 @@ class TableShard:
                 kept &= ~(mine & (counts < rule.min_count))
                 counts[mine] >>= 1
         del counts
-        self._waiting.forget(np.isin(self._waiting.all_keys >> self.key_space.id_bits, due))
         dropped = len(kept) - int(kept.sum())
         if dropped:
             self._index.keep(kept)
@@ -216,6 +231,16 @@ class TableShard:
                 slab.move_up(self._dense, kept)
                 slab.resize(self._dense + len(self._index))
         return dropped
+
+    def _forget(self, step: int) -> None:
+        """Ids that wait for admission and did not come again."""
+        periods = [
+            table.admission.forget_after_steps or (table.eviction.every_steps if table.eviction else 0)
+            for table in self.tables
+        ]
+        due = [number for number, period in enumerate(periods) if period and step > 0 and step % period == 0]
+        if due:
+            self._waiting.forget(np.isin(self._waiting.all_keys >> self.key_space.id_bits, due))
 
     def parts(self, ranges: Sequence[tuple[int, int]]) -> Iterator[contents.Part]:
         """The rows met in training, by ranges [first, stop) of buckets that do not overlap; see `contents.parts`."""
@@ -280,7 +305,7 @@ class TableShard:
             self._counts.memory[slots] = counts + 1
         return slots
 
-    def _hashed_slots(self, keys: Int64Array, insert: bool) -> Int64Array:
+    def _hashed_slots(self, keys: Int64Array, insert: bool, times: Int64Array | None) -> Int64Array:
         places = self._index.find(keys)
         if not insert:
             return np.where(places >= 0, places + self._dense, -1)
@@ -292,7 +317,10 @@ class TableShard:
             least = self._least_counts[keys[new] >> self.key_space.id_bits]
             rare = least > 1
             if rare.any():
-                counts[rare] = self._waiting.sight(keys[new[rare]], least[rare])
+                counts[rare] = 0
+                if self._counting:
+                    often = None if times is None else times[new[rare]]
+                    counts[rare] = self._waiting.sight(keys[new[rare]], least[rare], often)
                 new, counts = new[counts > 0], counts[counts > 0]
             slots = self._place(keys[new])
             self._begin(slots, keys[new])

@@ -27,7 +27,7 @@ from hvdspark.train.program import OutputSpec, Program, TrainResult
 from hvdspark.train.replicas import agree_on_buffers, make_contiguous, seed_generators
 from hvdspark.train.schedule import make_schedule
 from hvdspark.train.step import GradientStep
-from hvdspark.train.tables import bind_tables
+from hvdspark.train.tables import begin_epoch, bind_tables
 from hvdspark.train.validate import Validation
 from hvdspark.train.weights import check_saveable
 
@@ -111,6 +111,7 @@ def train(
     while done.epochs < spec.epochs and done.stopped is None:
         epoch = state.epoch = done.epochs
         seed_generators(spec.seed, epoch, collective.rank)
+        begin_epoch(module, epoch)
         callbacks.on_epoch_begin(state)
         started, before = time.perf_counter(), dict(clock.seconds)
 

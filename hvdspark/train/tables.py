@@ -44,6 +44,12 @@ def bind_tables(module: nn.Module, collective: Collective) -> None:
         collection.bind(collective)
 
 
+def begin_epoch(module: nn.Module, epoch: int) -> None:
+    """Tell the tables of a module that a pass over the training rows begins: ids are counted in the first one alone."""
+    for collection in collections_of(module):
+        collection.begin_epoch(epoch)
+
+
 def write_tables(
     store: Store, directory: str, module: nn.Module, collective: Collective, *, state: bool
 ) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hvdspark.collectives import ThreadedCollective, run_threaded
-from hvdspark.embedding import Initialization, ShardedEmbeddingCollection, SparseOptimizer, TableConfig
+from hvdspark.embedding import Admission, Initialization, ShardedEmbeddingCollection, SparseOptimizer, TableConfig
 from hvdspark.errors import CheckpointError, ConfigurationError, DataError, StoreError, TrainingDivergedError
 from hvdspark.specs import DatasetSpec
 from hvdspark.store import Store
@@ -333,3 +333,39 @@ def test_two_collections_need_two_names(store: Store) -> None:
     spec = train_spec(store, data(store))
     with pytest.raises(ConfigurationError, match="same name"):
         train_on_threads(spec, lambda: click_program(module=Twins()), 1)
+
+
+class RareNet(ShardedNet):
+    """Gives a row to the ids that occur five times."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tables = ShardedEmbeddingCollection([TableConfig("open", 4, admission=Admission(5))], {"one": "open"})
+
+    def forward(self, dense: Tensor, id: Tensor) -> Tensor:
+        vectors = self.tables({"one": id})["one"]
+        return self.out(torch.tanh(self.hidden(torch.cat([dense, vectors, vectors], dim=1))))
+
+
+@pytest.mark.parametrize(("epochs", "batch_size"), [(1, 500), (6, 13)])
+@pytest.mark.parametrize("size", [1, 2])
+def test_admission_counts_occurrences_in_the_training_rows_once(
+    store: Store, epochs: int, batch_size: int, size: int
+) -> None:
+    ids = np.repeat([3, 4, 5, 6], [1, 4, 5, 60])
+    dataset = data(store, id=ids)
+    spec = train_spec(store, dataset, epochs=epochs, batch_size=batch_size)
+    programs, _ = train_on_threads(spec, lambda: click_program(module=RareNet()), size)
+    assert {name.split("/")[1] for name in rows_of(programs)} == {"5", "6"}
+
+
+def test_a_resumed_run_counts_no_row_again(store: Store) -> None:
+    def lose_the_executor(state: TrainState) -> None:
+        raise ConnectionError("executor lost")
+
+    spec = train_spec(store, data(store, id=np.repeat([3, 4, 5, 6], [1, 4, 5, 60])), epochs=6)
+    cut = At(1, 1, lose_the_executor)
+    with pytest.raises(ConnectionError):
+        train_on_threads(spec, lambda: click_program(module=RareNet(), callbacks=[cut]), 2)
+    programs, _ = train_on_threads(spec, lambda: click_program(module=RareNet()), 2, generation=1)
+    assert {name.split("/")[1] for name in rows_of(programs)} == {"5", "6"}
