@@ -13,7 +13,7 @@ from hvdspark.embedding.hashing import BUCKETS, salt_of
 from hvdspark.embedding.keys import KeySpace
 from hvdspark.errors import CheckpointError
 
-FORMAT = 1
+FORMAT = 2
 
 # What another version of hvdspark could do otherwise without changing the format of the files.
 _HASHING = {"buckets": BUCKETS, "mix": "splitmix64", "salt": "blake2b-64"}
@@ -101,6 +101,19 @@ def check_description(saved: dict[str, Any], wanted: dict[str, Any], where: str)
             where=where,
             hint="the manifest was not written by hvdspark, or was changed",
         ) from error
+
+
+def absent_state(saved: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """What files of an older format do not have: for each table the tensors [rows], by name, and their one value.
+
+    Args:
+        saved: the description beside the files, which `check_description` has found good.
+    """
+    if saved["format"] >= 2:
+        return {}
+    # Before the rate was part of the state, rows were made from it at the table's own learning rate.
+    of_ftrl = [table for table in saved["tables"] if table["optimizer"]["name"] == "ftrl"]
+    return {table["name"]: {"state.rate": float(table["optimizer"]["learning_rate"])} for table in of_ftrl}
 
 
 _FIELDS = {

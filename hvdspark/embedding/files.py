@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from hvdspark.embedding.contents import Part
@@ -78,7 +79,13 @@ def write_shards(store: Store, directory: str, shards: Sequence[TableShard], *, 
 
 
 def read_shards(
-    store: Store, directory: str, entries: Iterable[Mapping[str, Any]], shards: Sequence[TableShard], *, steps: int
+    store: Store,
+    directory: str,
+    entries: Iterable[Mapping[str, Any]],
+    shards: Sequence[TableShard],
+    *,
+    steps: int,
+    absent: Mapping[str, Mapping[str, float]] | None = None,
 ) -> None:
     """Load this rank's rows into its shards, which must be new, from what any number of ranks wrote.
 
@@ -89,6 +96,7 @@ def read_shards(
         entries: of all ranks' files.
         shards: all of one rank. Of no use any more after an error.
         steps: updates that the tables had when they were saved.
+        absent: what the files do not have, see `description.absent_state`.
 
     Raises:
         CheckpointError: a file is missing or damaged, was written without state, or does not fit the tables.
@@ -115,9 +123,13 @@ def read_shards(
                 where=directory,
                 hint="load a checkpoint",
             )
-        tensors = _read_file(store, directory, file)
+        tensors = _by_table(_read_file(store, directory, file))
         for shard, place in takers:
-            shard.load(place, _of_table(tensors, shard.tables[place].name))
+            name = shard.tables[place].name
+            found = tensors.get(name, {})
+            for tensor, value in (absent or {}).get(name, {}).items():
+                found.setdefault(tensor, torch.full((file.rows[name],), value))
+            shard.load(place, found)
 
 
 def parse_entries(entries: Iterable[Mapping[str, Any]], where: str) -> list[FileEntry]:
@@ -225,6 +237,10 @@ def _read_file(store: Store, directory: str, file: FileEntry) -> dict[str, Tenso
     return tensors_of(data, store.spark_uri(f"{directory}/{file.path}"))
 
 
-def _of_table(tensors: Mapping[str, Tensor], table: str) -> dict[str, Tensor]:
-    prefix = tensor_name(table, "")
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.rpartition("/")[0] == table}
+def _by_table(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """The tensors of a file, by table and by their name there."""
+    found: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        table, _, kind = name.rpartition("/")  # tables may have slashes in their names
+        found.setdefault(table, {})[kind] = tensor
+    return found

@@ -14,7 +14,7 @@ from hvdspark.collectives import Collective, current_collective
 from hvdspark.embedding.cells import Cells, cells_of, device_of, name_features
 from hvdspark.embedding.config import DTYPES, TableConfig
 from hvdspark.embedding.dedup import Unique
-from hvdspark.embedding.description import check_description, describe_tables
+from hvdspark.embedding.description import absent_state, check_description, describe_tables
 from hvdspark.embedding.exchange import BadId, BadIdError, GroupExchange
 from hvdspark.embedding.expand import Source, stack, take
 from hvdspark.embedding.files import read_shards, write_shards
@@ -253,7 +253,8 @@ class ShardedEmbeddingCollection(nn.Module):
         check_description(description, self.description(), directory)
         self.discard_gradients()
         self._exchanges = self._prefetched = None  # their memory goes before the new rows come
-        read_shards(store, directory, entries, self.shards, steps=description["steps"])
+        steps, absent = description["steps"], absent_state(description)
+        read_shards(store, directory, entries, self.shards, steps=steps, absent=absent)
         self._steps = description["steps"]
 
     def freeze(

@@ -19,7 +19,7 @@ def state_shapes(optimizer: SparseOptimizer, dim: int) -> dict[str, tuple[int, .
         "adagrad": {"accumulator": (dim,)},
         "rowwise_adagrad": {"accumulator": ()},
         "adam": {"mean": (dim,), "variance": (dim,), "steps": ()},
-        "ftrl": {"accumulator": (dim,), "linear": (dim,)},
+        "ftrl": {"accumulator": (dim,), "linear": (dim,), "rate": ()},
     }
     return shapes[optimizer.name]
 
@@ -34,6 +34,7 @@ def initial_state(optimizer: SparseOptimizer, rows: Tensor) -> dict[str, Tensor]
         # What the closed form of `_ftrl` turns into the rows as they are; with zeros it would forget them at once.
         strength = optimizer.initial_accumulator**0.5 / optimizer.learning_rate + optimizer.l2
         state["linear"] = -rows * strength - rows.sign() * optimizer.l1
+        state["rate"].fill_(optimizer.learning_rate)
     return state
 
 
@@ -60,13 +61,13 @@ def _sgd(optimizer: SparseOptimizer, rows: Tensor, state: dict[str, Tensor], gra
 def _adagrad(optimizer: SparseOptimizer, rows: Tensor, state: dict[str, Tensor], gradients: Tensor) -> None:
     """Duchi, Hazan, Singer: JMLR 2011."""
     accumulator = state["accumulator"].addcmul_(gradients, gradients)
-    rows.addcdiv_(gradients, accumulator.sqrt().add_(optimizer.eps), value=-optimizer.learning_rate)
+    rows.addcdiv_(gradients, _plus_eps(accumulator.sqrt(), optimizer), value=-optimizer.learning_rate)
 
 
 def _rowwise_adagrad(optimizer: SparseOptimizer, rows: Tensor, state: dict[str, Tensor], gradients: Tensor) -> None:
     """One accumulator for each row, of the mean square of its gradient (Mudigere and others: arXiv 2104.05158)."""
     accumulator = state["accumulator"].add_(gradients.square().mean(dim=1))
-    scale = accumulator.sqrt().add_(optimizer.eps)
+    scale = _plus_eps(accumulator.sqrt(), optimizer)
     rows.addcdiv_(gradients, scale.unsqueeze(1), value=-optimizer.learning_rate)
 
 
@@ -80,20 +81,46 @@ def _adam(optimizer: SparseOptimizer, rows: Tensor, state: dict[str, Tensor], gr
     count = steps.double().unsqueeze(1)
     mean_correction = (1 - optimizer.beta1**count).float()
     variance_correction = (1 - optimizer.beta2**count).sqrt().float()
-    denominator = variance.sqrt().div_(variance_correction).add_(optimizer.eps).mul_(mean_correction)
+    denominator = _plus_eps(variance.sqrt().div_(variance_correction), optimizer).mul_(mean_correction)
     rows.addcdiv_(mean, denominator, value=-optimizer.learning_rate)
 
 
 def _ftrl(optimizer: SparseOptimizer, rows: Tensor, state: dict[str, Tensor], gradients: Tensor) -> None:
-    """FTRL-proximal, McMahan and others: KDD 2013, algorithm 1; `initial_accumulator` has the role of its beta."""
+    """FTRL-proximal, McMahan and others: KDD 2013, algorithm 1; `initial_accumulator` has the role of its beta.
+
+    A row is a function of its state and the learning rate. So that a schedule changes steps and not rows, the rate of
+    the last update is part of the state: where it was another one, `linear` becomes that of the same row at this one.
+    """
     accumulator, linear = state["accumulator"], state["linear"]
     root = accumulator.sqrt()
+    _change_rate(optimizer, linear, root, state["rate"])
     accumulator.addcmul_(gradients, gradients)
     new_root = accumulator.sqrt()
     linear.add_(gradients).sub_((new_root - root).div_(optimizer.learning_rate).mul_(rows))
     strength = new_root.div_(optimizer.learning_rate).add_(optimizer.l2)
     # soft threshold: exact zeros where |linear| <= l1
     rows.copy_(torch.nn.functional.softshrink(linear, optimizer.l1)).div_(strength).neg_()
+
+
+def _change_rate(optimizer: SparseOptimizer, linear: Tensor, root: Tensor, rates: Tensor) -> None:
+    """linear -> what gives the same rows at the optimizer's rate as it gave at `rates`, which become that; in place."""
+    rate = rates.new_tensor(optimizer.learning_rate)
+    other = rates != rate
+    if not bool(other.any()):
+        return
+    chosen = other.nonzero().squeeze(1)
+    some, squares = linear[chosen].double(), root[chosen].double()
+    # Of what lies beyond the threshold; where nothing does, the row is 0 at any rate.
+    beyond = torch.nn.functional.softshrink(some, optimizer.l1)
+    old = squares / rates[chosen].double().unsqueeze(1) + optimizer.l2
+    new = squares / rate.double() + optimizer.l2
+    linear[chosen] = (some + beyond * (new / old - 1)).float()
+    rates.fill_(rate)
+
+
+def _plus_eps(denominator: Tensor, optimizer: SparseOptimizer) -> Tensor:
+    """In place; and no step, instead of 0 / 0, where eps is 0 and there was never a gradient but 0."""
+    return denominator.add_(optimizer.eps) if optimizer.eps else denominator.masked_fill_(denominator == 0, torch.inf)
 
 
 _UPDATES = {
