@@ -15,6 +15,7 @@ from pyspark.sql import functions as F
 from pyspark.sql.types import ArrayType, DoubleType, StructField, StructType
 from torch import nn
 
+from hvdspark.embedding import dense_weights_alone
 from hvdspark.errors import ConfigurationError
 from hvdspark.estimators.columns import check_new_columns, scoring_input
 from hvdspark.estimators.fit import fit
@@ -202,7 +203,8 @@ class TorchEstimator(
             from safetensors.torch import load
 
             tensors = unpack_tensors(load(saved.files["weights.safetensors"]), saved.aliases)
-            self._objects["model"].load_state_dict(tensors)
+            with dense_weights_alone():
+                self._objects["model"].load_state_dict(tensors)
 
 
 @accessors

@@ -1,6 +1,15 @@
 """Embedding tables larger than one worker: sharding (pure plan), exchange (alltoall), table (local rows), module."""
 
 from hvdspark.embedding.config import Admission, Eviction, Initialization, SparseOptimizer, TableConfig
+from hvdspark.embedding.lineage import dense_weights_alone
 from hvdspark.embedding.module import ShardedEmbeddingCollection
 
-__all__ = ["Admission", "Eviction", "Initialization", "ShardedEmbeddingCollection", "SparseOptimizer", "TableConfig"]
+__all__ = [
+    "Admission",
+    "Eviction",
+    "Initialization",
+    "ShardedEmbeddingCollection",
+    "SparseOptimizer",
+    "TableConfig",
+    "dense_weights_alone",
+]

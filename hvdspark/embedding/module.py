@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from hvdspark.collectives import Collective, current_collective
@@ -23,15 +23,16 @@ from hvdspark.embedding.frozen_exchange import FrozenExchange
 from hvdspark.embedding.host_copies import locate_files
 from hvdspark.embedding.keys import KeySpace
 from hvdspark.embedding.layout import Layout
+from hvdspark.embedding.lineage import RowsApart
 from hvdspark.embedding.pending import Pending
 from hvdspark.embedding.prefetch import Prefetched
 from hvdspark.embedding.replicas import Replicas
 from hvdspark.embedding.table import TableShard
-from hvdspark.errors import ConfigurationError, PersistenceError, TrainingDivergedError
+from hvdspark.errors import ConfigurationError, TrainingDivergedError
 from hvdspark.store import Store
 
 
-class ShardedEmbeddingCollection(nn.Module):
+class ShardedEmbeddingCollection(RowsApart):
     """Embedding tables of any size; each rank holds the rows whose bucket it owns.
 
         embeddings = ShardedEmbeddingCollection(
@@ -88,7 +89,6 @@ class ShardedEmbeddingCollection(nn.Module):
         self.tables, self.features, self.groups = self._layout.tables, self._layout.features, self._layout.groups
         self.seed, self.name, self.wire_dtype = seed, name, wire_dtype
         self.replicated = Replicas(self._layout.replicated, seed)
-        self._steps = 0
         self._collective = collective
         self._exchanges: list[GroupExchange] | None = None
         self._frozen: list[FrozenExchange] | None = None
@@ -172,7 +172,7 @@ class ShardedEmbeddingCollection(nn.Module):
     @property
     def steps(self) -> int:
         """Updates so far, by `apply_gradients`."""
-        return self._steps
+        return self._lineage.steps
 
     def synchronize(self) -> tuple[int, ...]:
         """Collective. Bring the gradients of all forward passes since the last update to the ranks that own the rows.
@@ -207,14 +207,14 @@ class ShardedEmbeddingCollection(nn.Module):
             self.discard_gradients()
             raise TrainingDivergedError(
                 "a gradient of an embedding became NaN or infinite",
-                where=f"{self.name}, ranks {', '.join(map(str, diverged))}, step {self._steps + 1}",
+                where=f"{self.name}, ranks {', '.join(map(str, diverged))}, step {self._lineage.steps + 1}",
                 hint="lower the learning rates, and look for NaN among the inputs",
             )
         if self._pending.reduced:
             reduced, self._pending = self._pending.reduced, Pending()
-            self._steps += 1
+            self._lineage.steps += 1
             for exchange, gradients in zip(self._bound(), reduced, strict=True):
-                exchange.update(gradients, self._steps, learning_rate_factor)
+                exchange.update(gradients, self._lineage.steps, learning_rate_factor)
 
     def discard_gradients(self) -> None:
         """Forget the forward passes since the last `apply_gradients`: the counterpart of `zero_grad`. On every rank."""
@@ -226,7 +226,7 @@ class ShardedEmbeddingCollection(nn.Module):
 
     def description(self) -> dict[str, Any]:
         """What a manifest has to say about the sharded tables, beside the entries of their files; JSON-able."""
-        return describe_tables(self.groups, self._layout.homes, self.seed, self._steps)
+        return describe_tables(self.groups, self._layout.homes, self.seed, self._lineage.steps)
 
     def write_rows(self, store: Store, directory: str, *, state: bool) -> list[dict[str, Any]]:
         """Write this rank's sharded rows into a directory of the store; the entries of its files for a manifest.
@@ -255,7 +255,7 @@ class ShardedEmbeddingCollection(nn.Module):
         self._exchanges = self._prefetched = None  # their memory goes before the new rows come
         steps, absent = description["steps"], absent_state(description)
         read_shards(store, directory, entries, self.shards, steps=steps, absent=absent)
-        self._steps = description["steps"]
+        self._lineage.steps = description["steps"]
 
     def freeze(
         self,
@@ -341,6 +341,7 @@ class ShardedEmbeddingCollection(nn.Module):
 
     def _look_up(self, by_feature: Mapping[str, Any], cells: Mapping[str, Cells], train: bool) -> list[Any]:
         """Collective. One lookup for each group; DataError on every rank if some rank has a bad id."""
+        self._check_pass(train)
         prefetched, self._prefetched = self._prefetched, None
         keys, bad = self._keys(cells)
         with self._bad_ids_named():
@@ -368,21 +369,13 @@ class ShardedEmbeddingCollection(nn.Module):
         except BadIdError as error:
             raise self._layout.error(error.bad, self._spaces()) from None
 
+    def _has_rows_apart(self) -> bool:
+        return bool(self.groups)
+
+    def _are_rows_mapped(self) -> bool:
+        return self._frozen is not None
+
     def __getstate__(self) -> dict[str, Any]:
         """Configuration and Parameters. Shards that were never updated are left out: the seed makes them anew."""
-        if self._steps or self._frozen is not None:
-            raise PersistenceError(
-                "trained sharded rows cannot be pickled or copied",
-                where="ShardedEmbeddingCollection",
-                hint="save the shards (`shards`, `TableShard.export`)"
-                if self._frozen is None
-                else "the rows of a fitted model are mapped files: save the model, and load it where it is needed",
-            )
-        return {
-            **self.__dict__,
-            "_collective": None,
-            "_exchanges": None,
-            "_frozen": None,
-            "_prefetched": None,
-            "_pending": Pending(),
-        }
+        left_out = {"_collective": None, "_exchanges": None, "_frozen": None, "_prefetched": None}
+        return {**super().__getstate__(), **left_out, "_pending": Pending()}

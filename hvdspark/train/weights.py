@@ -15,6 +15,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from hvdspark.embedding.lineage import dense_weights_alone
 from hvdspark.errors import CheckpointError, ConfigurationError, StoreError
 from hvdspark.store import Store
 
@@ -161,7 +162,7 @@ def load_weights(
     verify(store, directory, manifest)
     tensors = unpack(read_tensors(store, f"{directory}/{WEIGHTS}"), manifest["aliases"])
     try:
-        with torch.no_grad():
+        with torch.no_grad(), dense_weights_alone():
             module.load_state_dict(tensors)
     except RuntimeError as error:
         raise CheckpointError("the weights are of another module", value=str(error), where=directory) from error
