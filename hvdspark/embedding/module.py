@@ -20,6 +20,7 @@ from hvdspark.embedding.expand import Source, stack, take
 from hvdspark.embedding.files import read_shards, write_shards
 from hvdspark.embedding.frozen import FrozenGroup
 from hvdspark.embedding.frozen_exchange import FrozenExchange
+from hvdspark.embedding.graphs import outside_graphs
 from hvdspark.embedding.host_copies import locate_files
 from hvdspark.embedding.keys import KeySpace
 from hvdspark.embedding.layout import Layout
@@ -101,6 +102,7 @@ class ShardedEmbeddingCollection(RowsApart):
         """This rank's rows of each of `groups`."""
         return [exchange.shard for exchange in self._bound()]
 
+    @outside_graphs
     def forward(self, inputs: Mapping[str, Any] | Sequence[Any]) -> dict[str, Tensor]:
         """Collective. The vectors of every feature.
 
@@ -120,6 +122,7 @@ class ShardedEmbeddingCollection(RowsApart):
         taken = zip(self.features, take(self._sources(by_feature)), strict=True)
         return {feature: output.to(device_of(by_feature[feature])) for feature, output in taken}
 
+    @outside_graphs
     def stacked(self, inputs: Mapping[str, Any] | Sequence[Any]) -> Tensor:
         """Collective. What `forward` gives, side by side: float32 [rows, features, D].
 
@@ -131,6 +134,7 @@ class ShardedEmbeddingCollection(RowsApart):
         by_feature = name_features(inputs, list(self.features))
         return stack(self._sources(by_feature)).to(device_of(next(iter(by_feature.values()))))
 
+    @outside_graphs
     def prefetch(self, inputs: Mapping[str, Any] | Sequence[Any], *, stale_rows: bool = False) -> None:
         """Collective. Begin the lookup of the next pass while this one is worked on, say before its backward pass.
 
@@ -174,6 +178,7 @@ class ShardedEmbeddingCollection(RowsApart):
         """Updates so far, by `apply_gradients`."""
         return self._lineage.steps
 
+    @outside_graphs
     def synchronize(self) -> tuple[int, ...]:
         """Collective. Bring the gradients of all forward passes since the last update to the ranks that own the rows.
 
@@ -190,6 +195,7 @@ class ShardedEmbeddingCollection(RowsApart):
         """What `synchronize` brought, summed over the ranks, for the rows that this rank owns: float32 [G, D] each."""
         return [reduced.gradients for reduced in self._pending.reduced]
 
+    @outside_graphs
     def apply_gradients(self, learning_rate_factor: float = 1.0) -> None:
         """Collective. Update the sharded rows with the gradients of all forward passes since the last call.
 

@@ -369,3 +369,15 @@ def test_a_resumed_run_counts_no_row_again(store: Store) -> None:
         train_on_threads(spec, lambda: click_program(module=RareNet(), callbacks=[cut]), 2)
     programs, _ = train_on_threads(spec, lambda: click_program(module=RareNet()), 2, generation=1)
     assert {name.split("/")[1] for name in rows_of(programs)} == {"5", "6"}
+
+
+def test_a_compiled_module_trains_and_scores_as_it_is(store: Store) -> None:
+    spec = train_spec(store, data(store), epochs=2, batch_size=24)
+    plain, _ = train_on_threads(spec, lambda: click_program(module=ShardedNet()), 1)
+    expected, rows = weights_of(plain[0]), rows_of(plain)
+    compiled, (result,) = train_on_threads(
+        spec, lambda: click_program(module=torch.compile(ShardedNet(), backend="eager")), 1
+    )
+    found = {name.removeprefix("_orig_mod."): value for name, value in weights_of(compiled[0]).items()}
+    assert largest_difference(found, expected) == 0
+    assert largest_difference(rows_of(compiled), rows) == 0
