@@ -92,8 +92,10 @@ class _Take(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        parts = [_of_each_id(*pair) for pair in zip(gradients, ctx.source.cells, strict=True)]
-        return sum_equal(torch.cat(parts), _readers([ctx.source])), None
+        parts = [_of_each_row(*pair) for pair in zip(gradients, ctx.source.cells, strict=True)]
+        places = _places(ctx.source.cells, parts)
+        together = parts[0] if len(parts) == 1 else torch.cat(parts)
+        return sum_equal(together, _readers([ctx.source]), places), None
 
 
 class _Stack(torch.autograd.Function):
@@ -140,11 +142,20 @@ def _readers(sources: Sequence[Source]) -> Unique:
     return whole_table(torch.cat(ids), sum(len(source.rows) for source in sources))
 
 
-def _of_each_id(gradient: Tensor, cells: Cells) -> Tensor:
-    """[*shape, D] -> [n, D]"""
-    if cells.offsets is None:
-        return gradient.reshape(-1, gradient.shape[-1])
-    lengths = cells.offsets.diff()
-    if cells.pooling == "mean":
-        gradient = gradient / lengths.clamp(min=1).unsqueeze(1)
-    return gradient.repeat_interleave(lengths, dim=0)
+def _of_each_row(gradient: Tensor, cells: Cells) -> Tensor:
+    """What each id of a row of cells gets, once for each row: [*shape, D] -> [rows, D]."""
+    if cells.offsets is not None and cells.pooling == "mean":
+        gradient = gradient / cells.offsets.diff().clamp(min=1).unsqueeze(1)
+    return gradient.reshape(-1, gradient.shape[-1])
+
+
+def _places(cells: Sequence[Cells], parts: Sequence[Tensor]) -> Tensor | None:
+    """The row of the concatenated `parts` that each id of all cells has its gradient in; None: row l for id l."""
+    if all(feature.offsets is None for feature in cells):
+        return None
+    firsts = itertools.accumulate((len(part) for part in parts), initial=0)
+    places = []
+    for feature, first, part in zip(cells, firsts, parts, strict=False):
+        rows = torch.arange(first, first + len(part))
+        places.append(rows if feature.offsets is None else rows.repeat_interleave(feature.offsets.diff()))
+    return torch.cat(places)

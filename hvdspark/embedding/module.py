@@ -139,7 +139,7 @@ class ShardedEmbeddingCollection(RowsApart):
         """Collective. Begin the lookup of the next pass while this one is worked on, say before its backward pass.
 
         Ids travel, which do not depend on the rows: the results are the same, bit for bit. The next pass has to be
-        called with these very tensors, in this mode.
+        called with these very tensors, in this mode. Of a fitted model's tables nothing travels, and nothing happens.
 
         Args:
             inputs: as of `forward`.
@@ -149,6 +149,8 @@ class ShardedEmbeddingCollection(RowsApart):
         Raises: as `forward`.
         """
         by_feature = name_features(inputs, list(self.features))
+        if self._frozen is not None:
+            return
         keys, bad = self._keys(self._cells(by_feature))
         if self._prefetched is not None:
             raise ConfigurationError("prefetched twice", hint="one forward pass after each prefetch()")
@@ -257,8 +259,7 @@ class ShardedEmbeddingCollection(RowsApart):
             CheckpointError: a file is missing or damaged, or the rows are not of these tables.
         """
         check_description(description, self.description(), directory)
-        self.discard_gradients()
-        self._exchanges = self._prefetched = None  # their memory goes before the new rows come
+        self._drop_rows()
         steps, absent = description["steps"], absent_state(description)
         read_shards(store, directory, entries, self.shards, steps=steps, absent=absent)
         self._lineage.steps = description["steps"]
@@ -282,11 +283,18 @@ class ShardedEmbeddingCollection(RowsApart):
             CheckpointError: the rows are not of these tables.
         """
         check_description(description, self.description(), directory)
+        self._drop_rows()
+        self._lineage.steps = description["steps"]
         locate = locate_files(store, directory, fingerprint)
         self._frozen = [
             FrozenExchange(FrozenGroup(group, homes, self.seed, entries, locate))
             for group, homes in zip(self.groups, self._layout.homes, strict=True)
         ]
+
+    def _drop_rows(self) -> None:
+        """Their memory goes before others come, and what waits for them."""
+        self.discard_gradients()
+        self._exchanges = self._frozen = self._prefetched = None
 
     def bind(self, collective: Collective) -> None:
         """Use these ranks. Raises ConfigurationError when rows live on others already."""
@@ -303,7 +311,16 @@ class ShardedEmbeddingCollection(RowsApart):
         return self._collective
 
     def _bound(self) -> list[GroupExchange]:
-        """The exchange of each group; the first call makes the shards."""
+        """The exchange of each group; the first call makes the shards.
+
+        Raises ConfigurationError where rows are looked up in files: what shards would say is not what they hold.
+        """
+        if self._frozen is not None:
+            raise ConfigurationError(
+                "tables of a fitted model are mapped files, which are only read",
+                where="ShardedEmbeddingCollection",
+                hint="score with them; read_rows() of a checkpoint gives rows that can be trained and written",
+            )
         if self._exchanges is None:
             ranks, self._exchanges = self._ranks(), []
             for number, (group, homes) in enumerate(zip(self.groups, self._layout.homes, strict=True)):

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hvdspark.data.batch import Ragged
 from hvdspark.embedding.cells import Cells, cells_of
-from hvdspark.embedding.dedup import unique
+from hvdspark.embedding.dedup import sum_equal, unique, whole_table
 from hvdspark.embedding.expand import Source, outputs, stack, take
 
 BAGS = st.lists(st.lists(st.integers(0, 6), max_size=4), max_size=6)
@@ -160,3 +160,46 @@ def test_shapes() -> None:
 def test_an_empty_bag_is_zeros(pooling: str) -> None:
     cells = cells_of(ragged([[], [1]]), pooling, "f")
     assert outputs(torch.ones(2, 3), cells.ids, cells).tolist() == [[0.0] * 3, [1.0] * 3]
+
+
+@pytest.mark.parametrize("pooling", ["sum", "mean"])
+@pytest.mark.parametrize("replicated", [True, False])
+@pytest.mark.parametrize("others", ["alone", "with an id", "with bags"])
+@pytest.mark.parametrize("layout", ["contiguous", "expanded", "sliced"])
+def test_the_gradient_of_bags_is_that_of_each_lookup_summed_without_writing_it(
+    monkeypatch: pytest.MonkeyPatch, pooling: str, replicated: bool, others: str, layout: str
+) -> None:
+    random = torch.Generator().manual_seed(3)
+    lengths = torch.randint(0, 6, (50,), generator=random)
+    offsets = F.pad(lengths.cumsum(0), (1, 0))
+    bags = (torch.randint(0, 40, (int(lengths.sum()),), generator=random), offsets)
+    cells = [cells_of(bags, pooling, "bags")]
+    if others == "with an id":
+        cells.append(cells_of(torch.randint(0, 40, (50,), generator=random), "none", "one"))
+    if others == "with bags":
+        cells.append(cells_of(torch.randint(0, 40, (50, 3), generator=random), "sum", "matrix"))
+    source, leaf = sources_of(torch.rand(40, 4, requires_grad=True), cells, replicated)
+    gradients = [torch.randn(50, 8, generator=random)[:, :4] for _ in cells]
+    if layout != "sliced":
+        gradients = [gradient.contiguous() for gradient in gradients]
+    if layout == "expanded":
+        gradients = [gradient[0].expand(50, 4) for gradient in gradients]
+
+    of_each_lookup = []
+    for feature, gradient in zip(cells, gradients, strict=True):
+        if feature.pooling == "mean":
+            gradient = gradient / feature.offsets.diff().clamp(min=1).unsqueeze(1)  # type: ignore[union-attr]
+        repeats = 1 if feature.offsets is None else feature.offsets.diff()
+        of_each_lookup.append(gradient.repeat_interleave(torch.as_tensor(repeats), dim=0))
+    ids = torch.cat([feature.ids for feature in cells])
+    expected = sum_equal(torch.cat(of_each_lookup), whole_table(ids, 40) if replicated else source.distinct)
+    summed: list[int] = []
+
+    def spy(values: Tensor, *arguments: object) -> Tensor:
+        summed.append(len(values))
+        return sum_equal(values, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("hvdspark.embedding.expand.sum_equal", spy)
+    (found,) = torch.autograd.grad(take([source]), source.rows, gradients)
+    assert torch.equal(found, expected)
+    assert summed == [50 * len(cells)]  # rows of cells, not lookups

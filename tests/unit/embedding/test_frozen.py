@@ -14,13 +14,15 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from hvdspark.embedding.config import DISTRIBUTIONS, Initialization, TableConfig
+from hvdspark.collectives import LocalCollective
+from hvdspark.embedding.config import DISTRIBUTIONS, Initialization, SparseOptimizer, TableConfig
 from hvdspark.embedding.files import write_shards
 from hvdspark.embedding.frozen import FrozenGroup
 from hvdspark.embedding.host_copies import locate_files
+from hvdspark.embedding.module import ShardedEmbeddingCollection
 from hvdspark.embedding.table import TableShard
 from hvdspark.embedding.tensor_file import Column, write_columns
-from hvdspark.errors import CheckpointError
+from hvdspark.errors import CheckpointError, ConfigurationError
 from hvdspark.store import Store
 from tests.unit.embedding.shards import GROUPS, HOMES, SEED, keys_of, trained
 
@@ -210,3 +212,31 @@ def test_a_manifest_with_a_gap_is_refused(tmp_path: Path) -> None:
     entries = save(store, trained(1))
     with pytest.raises(CheckpointError, match="bucket 64 of table 'pages' is in 0 files"):
         frozen(store, entries[:1] + entries[2:], GROUPS[0], HOMES[0])
+
+
+def test_a_loop_that_prefetches_scores_a_fitted_model_as_any_other(tmp_path: Path) -> None:
+    """Ids and rows of files need no journey: there is nothing to begin early, and nothing of other rows to be met."""
+    table = TableConfig("t", 2, optimizer=SparseOptimizer("sgd", 1.0))
+    trained = ShardedEmbeddingCollection([table], {"f": "t"}, collective=LocalCollective())
+    store, inputs = Store(str(tmp_path)), {"f": torch.arange(4)}
+    trained(inputs)["f"].sum().backward()
+    trained.apply_gradients()
+    expected = trained.eval()(inputs)["f"]
+    entries = trained.write_rows(store, "rows", state=True)
+    loaded = ShardedEmbeddingCollection([table], {"f": "t"}, collective=LocalCollective())
+    loaded.prefetch(inputs)  # of rows that are then replaced
+    loaded.eval().freeze(store, "rows", trained.description(), entries, "fingerprint")
+    for stale_rows in (False, True):
+        loaded.prefetch(inputs, stale_rows=stale_rows)
+        assert torch.equal(loaded(inputs)["f"], expected)
+    with pytest.raises(ConfigurationError, match="a feature is missing"):
+        loaded.prefetch({})
+    assert loaded.steps == 1
+    # What the shards of a collection say and write is not what files hold; a checkpoint gives rows to train again.
+    for use in (lambda: loaded.shards, lambda: loaded.write_rows(store, "other", state=False)):
+        with pytest.raises(ConfigurationError, match=r"mapped files, which are only read.*Hint: .*read_rows"):
+            use()
+    loaded.read_rows(store, "rows", trained.description(), entries)
+    loaded.train()(inputs)["f"].sum().backward()
+    loaded.apply_gradients()
+    assert torch.equal(loaded.eval()(inputs)["f"], expected - 1)
