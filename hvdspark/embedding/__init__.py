@@ -3,6 +3,7 @@
 from hvdspark.embedding.config import Admission, Eviction, Initialization, SparseOptimizer, TableConfig
 from hvdspark.embedding.lineage import dense_weights_alone
 from hvdspark.embedding.module import ShardedEmbeddingCollection
+from hvdspark.embedding.updates import step_scaled
 
 __all__ = [
     "Admission",
@@ -12,4 +13,5 @@ __all__ = [
     "SparseOptimizer",
     "TableConfig",
     "dense_weights_alone",
+    "step_scaled",
 ]

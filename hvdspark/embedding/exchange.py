@@ -127,7 +127,7 @@ class GroupExchange:
         shard: this rank's rows.
         collective: of all ranks that hold the group.
         wire_dtype: of rows and gradients on their way. float16 has no room for gradients below 6e-8, which a mean over
-            a large batch can reach; bfloat16 has.
+            a large batch can reach; bfloat16 has, and takes its place for gradients.
     """
 
     def __init__(
@@ -137,7 +137,7 @@ class GroupExchange:
         self.collective = collective
         self._keys = _Buffer(torch.int64)
         self._rows = _Buffer(wire_dtype, dim)
-        self._gradients = _Buffer(wire_dtype, dim)
+        self._gradients = _Buffer(torch.bfloat16 if wire_dtype == torch.float16 else wire_dtype, dim)
         self._updates = 0
 
     @property

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.hooks import RemovableHandle
 
 from hvdspark.collectives import Collective, current_collective
 from hvdspark.embedding.cells import Cells, cells_of, device_of, name_features
@@ -24,16 +23,15 @@ from hvdspark.embedding.graphs import outside_graphs
 from hvdspark.embedding.host_copies import locate_files
 from hvdspark.embedding.keys import KeySpace
 from hvdspark.embedding.layout import Layout
-from hvdspark.embedding.lineage import RowsApart
-from hvdspark.embedding.pending import Pending
 from hvdspark.embedding.prefetch import Prefetched
 from hvdspark.embedding.replicas import Replicas
 from hvdspark.embedding.table import TableShard
-from hvdspark.errors import ConfigurationError, TrainingDivergedError
+from hvdspark.embedding.updates import UpdatedRows
+from hvdspark.errors import ConfigurationError
 from hvdspark.store import Store
 
 
-class ShardedEmbeddingCollection(RowsApart):
+class ShardedEmbeddingCollection(UpdatedRows):
     """Embedding tables of any size; each rank holds the rows whose bucket it owns.
 
         embeddings = ShardedEmbeddingCollection(
@@ -48,6 +46,8 @@ class ShardedEmbeddingCollection(RowsApart):
         loss.backward()
         optimizer.step()                  # the dense layers
         embeddings.apply_gradients()      # the sharded rows; or once, before training: embeddings.step_with(optimizer)
+
+    With a GradScaler (float16), `step_scaled(model, optimizer, scaler)` does both, and `scaler.update()`.
 
     Sharded rows are no Parameter: no optimizer, no `broadcast_parameters` and no `state_dict` sees them. Their own
     optimizer is that of the `TableConfig`, and it gets the *sum* of the gradients of all ranks: divide the local loss
@@ -66,7 +66,8 @@ class ShardedEmbeddingCollection(RowsApart):
         seed: of the initial rows, which depend on (seed, table, id) alone.
         collective: the ranks; None: Horovod's if it is initialised at the first forward pass, else those of an MPI
             launcher, else this process alone.
-        wire_dtype: of rows and gradients between ranks: "float32" | "bfloat16" | "float16".
+        wire_dtype: of rows and gradients between ranks: "float32" | "bfloat16" | "float16". Gradients of means over
+            large batches are below what float16 can hold: with it they travel as bfloat16.
         name: distinguishes two collections of one model.
 
     Raises:
@@ -83,18 +84,17 @@ class ShardedEmbeddingCollection(RowsApart):
         wire_dtype: str = "float32",
         name: str = "embedding",
     ) -> None:
-        super().__init__()
+        super().__init__(name)
         if wire_dtype not in DTYPES:
             raise ConfigurationError("unknown wire_dtype", value=wire_dtype, hint=f"known are {', '.join(DTYPES)}")
         self._layout = Layout(tables, features)
         self.tables, self.features, self.groups = self._layout.tables, self._layout.features, self._layout.groups
-        self.seed, self.name, self.wire_dtype = seed, name, wire_dtype
+        self.seed, self.wire_dtype = seed, wire_dtype
         self.replicated = Replicas(self._layout.replicated, seed)
         self._collective = collective
         self._exchanges: list[GroupExchange] | None = None
         self._frozen: list[FrozenExchange] | None = None
         self._prefetched: Prefetched | None = None
-        self._pending = Pending()
         self._counting = True
 
     @property
@@ -174,63 +174,6 @@ class ShardedEmbeddingCollection(RowsApart):
         self._counting = epoch == 0
         for exchange in self._exchanges or []:
             exchange.shard.count_occurrences(self._counting)
-
-    @property
-    def steps(self) -> int:
-        """Updates so far, by `apply_gradients`."""
-        return self._lineage.steps
-
-    @outside_graphs
-    def synchronize(self) -> tuple[int, ...]:
-        """Collective. Bring the gradients of all forward passes since the last update to the ranks that own the rows.
-
-        `apply_gradients` does it where it was not done. Comes before it where `reduced_gradients` are to be looked at
-        or scaled in between.
-
-        Returns: the ranks that have a gradient that is not finite, the same on every rank. If there are any, nothing
-            can be applied.
-        """
-        return self._pending.synchronize(self._bound()) if self._pending.passes else self._pending.diverged
-
-    @property
-    def reduced_gradients(self) -> list[Tensor]:
-        """What `synchronize` brought, summed over the ranks, for the rows that this rank owns: float32 [G, D] each."""
-        return [reduced.gradients for reduced in self._pending.reduced]
-
-    @outside_graphs
-    def apply_gradients(self, learning_rate_factor: float = 1.0) -> None:
-        """Collective. Update the sharded rows with the gradients of all forward passes since the last call.
-
-        One call of the optimizer for each row, whatever the number of passes, lookups and ranks. Does nothing when no
-        pass came before. Rows that no rank has a gradient for are left as they are.
-
-        Args:
-            learning_rate_factor: of all tables' learning rates, in this step, >= 0: for schedules.
-
-        Raises:
-            TrainingDivergedError: a gradient is NaN or infinite; on every rank, and no row has changed.
-        """
-        diverged = self.synchronize()
-        if diverged:
-            self.discard_gradients()
-            raise TrainingDivergedError(
-                "a gradient of an embedding became NaN or infinite",
-                where=f"{self.name}, ranks {', '.join(map(str, diverged))}, step {self._lineage.steps + 1}",
-                hint="lower the learning rates, and look for NaN among the inputs",
-            )
-        if self._pending.reduced:
-            reduced, self._pending = self._pending.reduced, Pending()
-            self._lineage.steps += 1
-            for exchange, gradients in zip(self._bound(), reduced, strict=True):
-                exchange.update(gradients, self._lineage.steps, learning_rate_factor)
-
-    def discard_gradients(self) -> None:
-        """Forget the forward passes since the last `apply_gradients`: the counterpart of `zero_grad`. On every rank."""
-        self._pending = Pending()
-
-    def step_with(self, optimizer: torch.optim.Optimizer) -> RemovableHandle:
-        """Call `apply_gradients` after each `optimizer.step()`, until the handle is removed."""
-        return optimizer.register_step_post_hook(lambda *_: self.apply_gradients())
 
     def description(self) -> dict[str, Any]:
         """What a manifest has to say about the sharded tables, beside the entries of their files; JSON-able."""
@@ -400,5 +343,5 @@ class ShardedEmbeddingCollection(RowsApart):
 
     def __getstate__(self) -> dict[str, Any]:
         """Configuration and Parameters. Shards that were never updated are left out: the seed makes them anew."""
-        left_out = {"_collective": None, "_exchanges": None, "_frozen": None, "_prefetched": None}
-        return {**super().__getstate__(), **left_out, "_pending": Pending()}
+        left_out = ("_collective", "_exchanges", "_frozen", "_prefetched")
+        return {**super().__getstate__(), **dict.fromkeys(left_out)}

@@ -260,3 +260,22 @@ def test_short_floats_on_the_wire_stay_close(wire_dtype: str) -> None:
             embeddings.apply_gradients()
 
     run_threaded(2, body)
+
+
+@pytest.mark.parametrize("wire_dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("gradient", [1e-12, 3e-8, 1e-3, 1e6])
+def test_gradients_of_any_size_arrive(wire_dtype: str, gradient: float) -> None:
+    """Those of a mean over a batch of 10^7 rows are below what float16 holds, and scaled ones above it."""
+    table = TableConfig("t", 2, 10**5, optimizer=SparseOptimizer("sgd", 1 / gradient))
+
+    def body(collective: Collective) -> Tensor:
+        embeddings = collection(collective, [table], {"f": "t"}, wire_dtype=wire_dtype)
+        inputs = {"f": torch.arange(64)}
+        before = embeddings(inputs)["f"]
+        (before.sum() * gradient / collective.size).backward()
+        embeddings.apply_gradients()
+        with torch.no_grad():
+            return before - embeddings(inputs)["f"]
+
+    for moved in on_ranks(2, body):
+        torch.testing.assert_close(moved, torch.ones(64, 2), rtol=0, atol=0.01)
