@@ -25,7 +25,7 @@ class Source:
     """Rows that some features read.
 
     Attributes:
-        rows: [U, D]; on the CPU, but for rows of a replicated table.
+        rows: [U, D]; where the outputs are to be made, so that what moves to a GPU is distinct.
         distinct: of the ids of all cells, one feature after the other; None: the ids are the numbers of the rows.
         cells: of each feature.
         columns: the place of each feature among all features of the model.
@@ -36,11 +36,13 @@ class Source:
     cells: Sequence[Cells]
     columns: Sequence[int]
 
-    def indexes(self) -> Sequence[Tensor]:
-        """The numbers of the rows that each feature reads: int64 [n] for each."""
+    def indexes(self, device: torch.device | None = None) -> Sequence[Tensor]:
+        """The numbers of the rows that each feature reads: int64 [n] for each; on the CPU, or moved there at once."""
+        sizes = [len(feature.ids) for feature in self.cells]
         if self.distinct is None:
-            return [feature.ids for feature in self.cells]
-        return self.distinct.inverse.split([len(feature.ids) for feature in self.cells])
+            every = [feature.ids for feature in self.cells]
+            return every if device is None else torch.cat(every).to(device).split(sizes)
+        return (self.distinct.inverse if device is None else self.distinct.inverse.to(device)).split(sizes)
 
 
 def outputs(rows: Tensor, index: Tensor, cells: Cells) -> Tensor:
@@ -58,20 +60,23 @@ def take(sources: Sequence[Source]) -> list[Tensor]:
         if device.type == "cpu":
             values = _Take.apply(source.rows, source)
         else:
-            pairs = zip(source.indexes(), source.cells, strict=True)
-            values = [outputs(source.rows, index.to(device), cells.to(device)) for index, cells in pairs]
+            pairs = zip(source.indexes(device), source.cells, strict=True)
+            values = [outputs(source.rows, index, cells.to(device)) for index, cells in pairs]
         taken.update(zip(source.columns, values, strict=True))
     return [taken[column] for column in range(len(taken))]
 
 
-def stack(sources: Sequence[Source]) -> Tensor:
+def stack(sources: Sequence[Source], device: torch.device | None = None) -> Tensor:
     """`torch.stack(take(sources), dim=1)`, bit for bit, with the same gradients.
 
     Where each feature has one id in a row, vectors and gradients are moved once instead of twice.
+
+    Args:
+        device: where what was taken on several devices meets.
     """
     if _have_one_id(sources):
         return _Stack.apply(sources, *(source.rows for source in sources))
-    return torch.stack(take(sources), dim=1)
+    return torch.stack([value if device is None else value.to(device) for value in take(sources)], dim=1)
 
 
 def _have_one_id(sources: Sequence[Source]) -> bool:

@@ -132,7 +132,8 @@ class ShardedEmbeddingCollection(UpdatedRows):
         Raises: as `forward`.
         """
         by_feature = name_features(inputs, list(self.features))
-        return stack(self._sources(by_feature)).to(device_of(next(iter(by_feature.values()))))
+        device = device_of(by_feature[next(iter(self.features))])
+        return stack(self._sources(by_feature), device).to(device)
 
     @outside_graphs
     def prefetch(self, inputs: Mapping[str, Any] | Sequence[Any], *, stale_rows: bool = False) -> None:
@@ -291,10 +292,14 @@ class ShardedEmbeddingCollection(UpdatedRows):
             (self._layout.readers_of([table]), self.replicated.rows(table), None) for table in self.replicated.tables
         ]
         columns = {feature: number for number, feature in enumerate(self.features)}
-        return [
-            Source(rows, distinct, [cells[name] for name in features], [columns[name] for name in features])
-            for features, rows, distinct in read
-        ]
+        sources = []
+        for features, rows, distinct in read:
+            devices = {device_of(by_feature[name]) for name in features}
+            if distinct is not None and len(devices) == 1:
+                rows = rows.to(devices.pop())
+            of_features = [cells[name] for name in features], [columns[name] for name in features]
+            sources.append(Source(rows, distinct, *of_features))
+        return sources
 
     def _cells(self, by_feature: Mapping[str, Any]) -> dict[str, Cells]:
         return {

@@ -155,6 +155,7 @@ class UpdatedRows(RowsApart):
         Not with a GradScaler: a step that it makes raises ConfigurationError. See `step_scaled`.
         """
 
+        @outside_graphs
         def apply(*_: Any) -> None:
             if _is_scaled(sys._getframe()):
                 raise ConfigurationError(

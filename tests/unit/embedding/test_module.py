@@ -304,3 +304,54 @@ def test_gradients_of_ids_that_wait_for_admission_do_not_count(passes: int) -> N
     assert [gradient.shape for gradient in embeddings.reduced_gradients] == [(0, 2)]
     embeddings.apply_gradients()
     assert embeddings.shards[0].row_counts() == [0]
+
+
+def mixed(pooling: str) -> ShardedEmbeddingCollection:
+    """Of one dim: a replicated table, which is where the module is, and sharded ones, which are on the host."""
+    tables = [
+        TableConfig("small", 4, 10),
+        TableConfig("wide", 4, 10_000, pooling=pooling),
+        TableConfig("open", 4, optimizer=SparseOptimizer("sgd", 1.0)),
+    ]
+    return ShardedEmbeddingCollection(
+        tables, {"s": "small", "w": "wide", "o": "open", "x": "wide"}, collective=LocalCollective()
+    )
+
+
+@pytest.mark.parametrize("pooling", ["none", "sum"])
+def test_replicated_and_sharded_rows_meet_where_the_ids_are(pooling: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ "meta" stands for a GPU: it refuses to work with what is on the CPU, too. It has no values: ids only say that
+    they are there."""
+    embeddings = mixed(pooling)
+    embeddings.replicated.to("meta")
+    for target in ("module.device_of", "cells.device_of"):
+        monkeypatch.setattr(f"hvdspark.embedding.{target}", lambda value: torch.device("meta"))
+    ids = [torch.tensor([1, 2, 1])] * 4
+    stacked = embeddings.stacked(ids)
+    assert (stacked.device.type, stacked.shape) == ("meta", (3, 4, 4))
+    assert [value.device.type for value in embeddings(ids).values()] == ["meta"] * 4
+    # What moves is distinct: of 3 x 3 look-ups the rows of 2 ids in 2 tables.
+    assert [len(source.rows) for source in embeddings._sources(dict(zip("swox", ids, strict=True)))] == [2, 2, 10]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("pooling", ["none", "sum"])
+@pytest.mark.parametrize("how", ["forward", "stacked"])
+def test_a_module_on_a_gpu_is_that_on_the_host(pooling: str, how: str) -> None:
+    seen = {}
+    for device in ("cpu", "cuda"):
+        embeddings = mixed(pooling).to(device)
+        ids = [(torch.arange(6) ** 2 % 10).to(device) for _ in range(4)]
+        outputs = []
+        for _ in range(3):
+            value = embeddings.stacked(ids) if how == "stacked" else torch.stack([*embeddings(ids).values()], dim=1)
+            assert value.device.type == device
+            value.square().sum().backward()
+            embeddings.apply_gradients()
+            outputs.append(value.detach().cpu())
+        (weight,) = embeddings.parameters()
+        assert weight.grad is not None
+        seen[device] = [*outputs, weight.grad.cpu()]
+    for one, other in zip(seen["cpu"], seen["cuda"], strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
