@@ -39,9 +39,9 @@ class WaitingKeys:
 
         So the keys of a table do not age by what is forgotten of other tables.
         """
-        size = len(self._index)
-        kept = (self._counts.memory[:size] > 0) & ((self._ages.memory[:size] == 0) | ~keys)
-        self._ages.memory[:size] += keys
+        kept = self._counts.memory[: len(self._index)] > 0
+        kept &= (self._ages.memory[: len(self._index)] == 0) | ~keys
+        self._ages.memory[: len(self._index)] += keys
         self._index.keep(kept)
         for slab in (self._counts, self._ages):
             slab.move_up(0, kept)

@@ -22,12 +22,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from hvdspark.embedding.files import FileEntry, damaged, verified_chunks
+from hvdspark.embedding.sharding import format_bytes
 from hvdspark.errors import CheckpointError, StoreError
 from hvdspark.store import Store
 
 # Others copy one file, or delete one copy, meanwhile: minutes at most on a host that works.
 _LOCK_TIMEOUT_S = 900.0
 _LOCK_POLL_S = 0.05
+_ROOM = "TMPDIR names the directory for copies; it needs room for the tables that are looked up"
 
 
 def locate_files(store: Store, directory: str, fingerprint: str) -> Callable[[FileEntry], Path]:
@@ -62,7 +64,8 @@ def locate_files(store: Store, directory: str, fingerprint: str) -> Callable[[Fi
 
 
 class HostCopy:
-    """This host's copy of a directory of tables. Making it removes the copies that no process uses any more.
+    """This host's copy of a directory of tables. Making it removes the copies that no process uses any more, and what
+    killed processes left.
 
     Args:
         fingerprint: of the content.
@@ -80,6 +83,7 @@ class HostCopy:
             lock = _lock(base / f"{name}.lock", fcntl.LOCK_SH)
             self._release = weakref.finalize(self, os.close, lock)
             _remove_unused(base)
+            _remove_parts(base)
 
     def path(self, file: FileEntry) -> Path:
         """Where the copy of a file is; it is made, and its checksum compared, by the first process that asks.
@@ -96,12 +100,28 @@ class HostCopy:
             self._folder.mkdir(mode=0o700, exist_ok=True)
             with _locked(self._folder / f"{name}.lock"):
                 if not target.exists():
-                    part = self._folder / f"{name}.part"
-                    with open(part, "wb") as copy:
-                        for chunk in verified_chunks(self._store, self._directory, file):
-                            copy.write(chunk)
-                    os.replace(part, target)
+                    self._copy(file, target)
         return target
+
+    def _copy(self, file: FileEntry, target: Path) -> None:
+        free = shutil.disk_usage(self._folder).free
+        if file.bytes > free:
+            raise StoreError(
+                f"there is no room on this host for a file of embedding rows: it has {format_bytes(file.bytes)}, "
+                f"{format_bytes(free)} are free",
+                value=str(self._folder),
+                where=self._store.spark_uri(f"{self._directory}/{file.path}"),
+                hint=_ROOM,
+            )
+        part = target.with_name(f"{target.name}.part")
+        try:
+            with open(part, "wb") as copy:
+                for chunk in verified_chunks(self._store, self._directory, file):
+                    copy.write(chunk)
+            os.replace(part, target)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
 
     def close(self) -> None:
         """Let the copy be removed; mapped files stay readable."""
@@ -118,7 +138,7 @@ class HostCopy:
                 f"tables cannot be copied to this host ({type(error).__name__}: {error.strerror})",
                 value=error.filename or tempfile.gettempdir(),
                 where=self._store.spark_uri(self._directory),
-                hint="TMPDIR names the directory for copies; it needs room for the tables that are looked up",
+                hint=_ROOM,
             ) from error
 
 
@@ -146,6 +166,17 @@ def _remove_unused(base: Path) -> None:
             pass  # in use
         finally:
             os.close(descriptor)
+
+
+def _remove_parts(base: Path) -> None:
+    """What processes left in copies that are in use when they were killed."""
+    for part in base.glob("*/*.part"):
+        with contextlib.suppress(FileNotFoundError), open(part.with_suffix(".lock"), "rb+") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue  # somebody is at it
+            part.unlink()
 
 
 @contextlib.contextmanager

@@ -74,8 +74,14 @@ class KeyIndex:
 
     def keep(self, kept: NDArray[np.bool_]) -> None:
         """Drop the keys whose entry of `kept` (bool [len]) is False; the others move up and keep their order."""
-        self._keys = self.keys[kept]
-        self._size = len(self._keys)
+        size = 0
+        for start in range(0, self._size, _CHUNK):
+            stop = min(start + _CHUNK, self._size)
+            some = self._keys[start:stop][kept[start:stop]]
+            self._keys[size : size + len(some)] = some
+            size += len(some)
+        self._keys.resize(size, refcheck=False)
+        self._size = size
         self._rebuild()
 
     def _first_cells(self, keys: Int64Array) -> Int64Array:

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from hvdspark.embedding import contents, optimizers
@@ -210,10 +211,23 @@ class TableShard:
         if not due:
             return 0
         self._step = step
-        table_of = self._index.keys >> self.key_space.id_bits
-        counts = self._counts.memory[self._dense : self._dense + len(self._index)]
-        ages = step - self._last_step.memory[self._dense : self._dense + len(self._index)]
-        kept = np.ones(len(self._index), dtype=bool)
+        kept = np.empty(len(self._index), dtype=bool)
+        for start in range(0, len(kept), _BLOCK_ROWS):
+            kept[start : start + _BLOCK_ROWS] = self._kept(due, step, start, min(start + _BLOCK_ROWS, len(kept)))
+        dropped = len(kept) - int(np.count_nonzero(kept))
+        if dropped:
+            self._index.keep(kept)
+            for slab in self._slabs():
+                slab.move_up(self._dense, kept)
+                slab.resize(self._dense + len(self._index))
+        return dropped
+
+    def _kept(self, due: Sequence[int], step: int, start: int, stop: int) -> NDArray[np.bool_]:
+        """Which of the ids [start, stop) of unbounded tables stay; counts that were looked at are halved."""
+        places = slice(self._dense + start, self._dense + stop)
+        table_of = self._index.keys[start:stop] >> self.key_space.id_bits
+        counts, ages = self._counts.memory[places], step - self._last_step.memory[places]
+        kept = np.ones(stop - start, dtype=bool)
         for number in due:
             rule = self.tables[number].eviction
             assert rule is not None
@@ -223,14 +237,7 @@ class TableShard:
             if rule.min_count is not None:
                 kept &= ~(mine & (counts < rule.min_count))
                 counts[mine] >>= 1
-        del counts
-        dropped = len(kept) - int(kept.sum())
-        if dropped:
-            self._index.keep(kept)
-            for slab in self._slabs():
-                slab.move_up(self._dense, kept)
-                slab.resize(self._dense + len(self._index))
-        return dropped
+        return kept
 
     def _forget(self, step: int) -> None:
         """Ids that wait for admission and did not come again."""
@@ -240,7 +247,12 @@ class TableShard:
         ]
         due = [number for number, period in enumerate(periods) if period and step > 0 and step % period == 0]
         if due:
-            self._waiting.forget(np.isin(self._waiting.all_keys >> self.key_space.id_bits, due))
+            keys = self._waiting.all_keys
+            passed = np.empty(len(keys), dtype=bool)
+            for start in range(0, len(keys), _BLOCK_ROWS):
+                some = keys[start : start + _BLOCK_ROWS] >> self.key_space.id_bits
+                passed[start : start + _BLOCK_ROWS] = np.isin(some, due)
+            self._waiting.forget(passed)
 
     def parts(self, ranges: Sequence[tuple[int, int]]) -> Iterator[contents.Part]:
         """The rows met in training, by ranges [first, stop) of buckets that do not overlap; see `contents.parts`."""

@@ -6,6 +6,7 @@ import fcntl
 import gc
 import multiprocessing
 import os
+import shutil
 import stat
 import threading
 import uuid
@@ -246,3 +247,47 @@ def test_a_lock_that_was_removed_meanwhile_is_taken_anew(
         flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
     os.close(other)
     copy.close()
+
+
+def test_room_is_looked_for_before_a_file_is_copied(
+    temporary: Path, store: Store, files: list[FileEntry], opened: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = HostCopy(store, "tables", "f")
+    usage = shutil.disk_usage(temporary)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=files[0].bytes - 1))
+    with pytest.raises(StoreError, match=r"no room on this host.*it has \d+ B, \d+ B are free.*Hint: TMPDIR"):
+        copy.path(files[0])
+    assert opened == []
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=files[0].bytes))
+    assert copy.path(files[0]).exists()
+
+
+@pytest.mark.parametrize("what", ["full", "damaged"])
+def test_a_copy_that_failed_leaves_nothing(
+    temporary: Path, store: Store, files: list[FileEntry], monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    if what == "full":
+        monkeypatch.setattr("os.replace", full)
+    else:
+        store.write_bytes(f"tables/{files[0].path}", b"x" * files[0].bytes)
+    with pytest.raises((StoreError, CheckpointError)):
+        HostCopy(store, "tables", "f").path(files[0])
+    assert not list(temporary.rglob("*.part"))
+
+
+def test_what_a_killed_process_left_goes_and_what_another_is_writing_stays(
+    temporary: Path, store: Store, files: list[FileEntry]
+) -> None:
+    used = HostCopy(store, "tables", "used")
+    folder = used.path(files[0]).parent
+    for name in ("killed", "writing"):
+        (folder / f"{name}.safetensors.part").write_bytes(b"half of it")
+        (folder / f"{name}.safetensors.lock").touch()
+    with open(folder / "writing.safetensors.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        HostCopy(store, "tables", "another").close()
+    assert [path.name for path in temporary.rglob("*.part")] == ["writing.safetensors.part"]
+    assert used.path(files[0]).exists()
