@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -20,12 +21,16 @@ from torch import Tensor
 
 from hvdspark.embedding.contents import Part
 from hvdspark.embedding.hashing import BUCKETS
+from hvdspark.embedding.optimizers import state_shapes
 from hvdspark.embedding.table import TableShard
 from hvdspark.embedding.tensor_file import tensors_of, write_columns
 from hvdspark.errors import CheckpointError, StoreError
 from hvdspark.store import Store
 
 FILE_BUCKETS = 64
+# Where a file would be larger, it gets fewer buckets: a rank of a larger world owns a few of them and reads it whole,
+# and has one in memory at a time.
+FILE_BYTES = 1 << 26
 _CHUNK_BYTES = 1 << 22
 
 
@@ -52,9 +57,9 @@ class FileEntry:
     bytes: int = 0
 
 
-def file_ranges(first: int, stop: int) -> list[tuple[int, int]]:
-    """The buckets [first, stop) of a rank, cut at multiples of FILE_BUCKETS."""
-    edges = [first, *range(first // FILE_BUCKETS * FILE_BUCKETS + FILE_BUCKETS, stop, FILE_BUCKETS), stop]
+def file_ranges(first: int, stop: int, width: int = FILE_BUCKETS) -> list[tuple[int, int]]:
+    """The buckets [first, stop) of a rank, cut at multiples of `width`."""
+    edges = [first, *range(first // width * width + width, stop, width), stop]
     return [(start, end) for start, end in itertools.pairwise(edges) if start < end]
 
 
@@ -74,7 +79,7 @@ def write_shards(store: Store, directory: str, shards: Sequence[TableShard], *, 
     return [
         asdict(_write_part(store, directory, number, part, state))
         for number, shard in enumerate(shards)
-        for part in shard.parts(file_ranges(*shard.buckets))
+        for part in shard.parts(file_ranges(*shard.buckets, _file_buckets(shard, state)))
     ]
 
 
@@ -208,6 +213,20 @@ def damaged(where: str, expected: str) -> CheckpointError:
         where=where,
         hint="use another checkpoint or model",
     )
+
+
+def _file_buckets(shard: TableShard, state: bool) -> int:
+    """Buckets of a file: so many that it stays below FILE_BYTES, if one bucket does. A power of two."""
+    row = shard.dim * shard.dtype.itemsize + 8
+    if state:
+        shapes = state_shapes(shard.optimizer, shard.dim).values()
+        row += 4 * (2 + sum(math.prod(shape) for shape in shapes))
+    first, stop = shard.buckets
+    of_a_bucket = row * sum(shard.row_counts()) / max(1, stop - first)
+    width = FILE_BUCKETS
+    while width > 1 and width * of_a_bucket > FILE_BYTES:
+        width //= 2
+    return width
 
 
 def _write_part(store: Store, directory: str, group: int, part: Part, state: bool) -> FileEntry:

@@ -301,3 +301,49 @@ def test_resharding_keeps_every_row(ids: set[int], old: int, new: int) -> None:
     loaded = load(store, save(store, ranks), new, [[table]])
     assert sum(shard.row_counts()[0] for (shard,) in loaded) == len(ids)
     assert_same(ranks, loaded)
+
+
+def test_a_large_world_reads_little_more_than_its_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files of many rows have few buckets: what a rank reads of others' rows stays below two files for each group."""
+    store, table = Store(str(tmp_path)), TableConfig("t", 16)
+    shard = TableShard([table])
+    keys = torch.arange(100_000)
+    shard.slots(keys, insert=True)
+    monkeypatch.setattr("hvdspark.embedding.files.FILE_BYTES", 50_000, raising=False)
+    entries = save(store, [[shard]])
+    assert max(entry["bytes"] for entry in entries) < 2 * 50_000
+    read: list[int] = []
+    open_read, sizes = Store.open_read, {f"tables/{entry['path']}": entry["bytes"] for entry in entries}
+    monkeypatch.setattr(Store, "open_read", lambda self, path: (read.append(sizes[path]), open_read(self, path))[1])
+    total = sum(sizes.values())
+    for rank in (0, 101, 255):
+        read.clear()
+        mine = TableShard([table], rank=rank, world_size=256)
+        read_shards(store, "tables", entries, [mine], steps=0)
+        assert mine.row_counts()[0] == int((shard.key_space.owners(keys, 256) == rank).sum())
+        assert sum(read) < total / 256 + 2 * 50_000
+
+
+def test_many_tables_of_a_group_are_read_in_time_that_is_proportional_to_them(tmp_path: Path) -> None:
+    store, tables = Store(str(tmp_path)), [TableConfig(f"t{number}", 1) for number in range(120)]
+    (shard,) = [TableShard(tables)]
+    keys = torch.cat([shard.key_space.fuse(number, torch.tensor([7])) for number in range(120)])
+    shard.slots(keys, insert=True)
+    entries = save(store, [[shard]])
+    asked = 0
+
+    class Name(str):
+        """Counts how often it is compared with the name of a table."""
+
+        def __eq__(self, other: object) -> bool:
+            nonlocal asked
+            asked += 1
+            return str.__eq__(self, other)
+
+        __hash__ = str.__hash__
+
+    names = [TableConfig(Name(f"t{number}"), 1) for number in range(120)]
+    loaded = TableShard(names)
+    read_shards(store, "tables", entries, [loaded], steps=0)
+    assert loaded.row_counts() == [1] * 120
+    assert asked < 10 * 120 * len(entries)
