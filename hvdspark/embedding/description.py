@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -67,33 +68,39 @@ def check_description(saved: dict[str, Any], wanted: dict[str, Any], where: str)
         CheckpointError: naming the table, what was saved and what is wanted; or the description itself is of a newer
             version, or damaged.
     """
-    try:
-        if saved["format"] > FORMAT:
-            raise CheckpointError(
-                "embedding tables were written in a newer format",
-                value=saved["format"],
-                where=where,
-                hint="upgrade hvdspark",
-            )
-        if saved["hashing"] != wanted["hashing"]:
-            raise CheckpointError(
-                f"ids were placed by another rule than {wanted['hashing']}",
-                value=str(saved["hashing"]),
-                where=where,
-                hint="load the tables with the version of hvdspark that wrote them",
-            )
-        saved_tables = {table["name"]: table for table in saved["tables"]}
-        wanted_tables = {table["name"]: table for table in wanted["tables"]}
+    with _damage_named(where):
+        saved_tables, wanted_tables = _readable_tables(saved, wanted, where)
         _check_names(list(saved_tables), list(wanted_tables), where)
         _check_equal("seed", saved["seed"], wanted["seed"], where, "give the embedding collection the seed it had")
         for name, table in saved_tables.items():
-            here = f"table {name!r} of {where}"
-            for field, hint in _FIELDS.items():
-                _check_equal(field, table[field], wanted_tables[name][field], here, hint)
-            optimizers = (table["optimizer"]["name"], wanted_tables[name]["optimizer"]["name"])
-            _check_equal(
-                "optimizer", *optimizers, here, "state of one optimizer means nothing to another: keep its name"
-            )
+            _check_table(table, wanted_tables[name], where)
+
+
+def matching_tables(saved: dict[str, Any], wanted: dict[str, Any], where: str) -> tuple[set[str], list[str]]:
+    """The tables whose rows can be taken over, by name, and in words why others are not.
+
+    Args, Raises: as `check_description`, but tables may differ.
+    """
+    with _damage_named(where):
+        saved_tables, wanted_tables = _readable_tables(saved, wanted, where)
+        matching: set[str] = set()
+        words = [f"table {name!r} was saved, and is not in the model" for name in saved_tables.keys() - wanted_tables]
+        for name, table in wanted_tables.items():
+            if name not in saved_tables:
+                words.append(f"table {name!r} was not saved, and begins anew")
+                continue
+            try:
+                _check_table(saved_tables[name], table, where)
+                matching.add(name)
+            except CheckpointError as error:
+                words.append(f"table {name!r} begins anew: {error}")
+    return matching, sorted(words)
+
+
+@contextlib.contextmanager
+def _damage_named(where: str) -> Iterator[None]:
+    try:
+        yield
     except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
             "the description of embedding tables is damaged",
@@ -103,11 +110,40 @@ def check_description(saved: dict[str, Any], wanted: dict[str, Any], where: str)
         ) from error
 
 
+def _readable_tables(
+    saved: dict[str, Any], wanted: dict[str, Any], where: str
+) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
+    """Both sides' tables by name. CheckpointError where this version cannot read what was saved."""
+    if saved["format"] > FORMAT:
+        raise CheckpointError(
+            "embedding tables were written in a newer format",
+            value=saved["format"],
+            where=where,
+            hint="upgrade hvdspark",
+        )
+    if saved["hashing"] != wanted["hashing"]:
+        raise CheckpointError(
+            f"ids were placed by another rule than {wanted['hashing']}",
+            value=str(saved["hashing"]),
+            where=where,
+            hint="load the tables with the version of hvdspark that wrote them",
+        )
+    return {table["name"]: table for table in saved["tables"]}, {table["name"]: table for table in wanted["tables"]}
+
+
+def _check_table(saved: dict[str, Any], wanted: dict[str, Any], where: str) -> None:
+    here = f"table {saved['name']!r} of {where}"
+    for field, hint in _FIELDS.items():
+        _check_equal(field, saved[field], wanted[field], here, hint)
+    optimizers = (saved["optimizer"]["name"], wanted["optimizer"]["name"])
+    _check_equal("optimizer", *optimizers, here, "state of one optimizer means nothing to another: keep its name")
+
+
 def absent_state(saved: dict[str, Any]) -> dict[str, dict[str, float]]:
     """What files of an older format do not have: for each table the tensors [rows], by name, and their one value.
 
     Args:
-        saved: the description beside the files, which `check_description` has found good.
+        saved: the description beside the files, which was checked.
     """
     if saved["format"] >= 2:
         return {}

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -91,6 +91,7 @@ def read_shards(
     *,
     steps: int,
     absent: Mapping[str, Mapping[str, float]] | None = None,
+    tables: Container[str] | None = None,
 ) -> None:
     """Load this rank's rows into its shards, which must be new, from what any number of ranks wrote.
 
@@ -102,22 +103,27 @@ def read_shards(
         shards: all of one rank. Of no use any more after an error.
         steps: updates that the tables had when they were saved.
         absent: what the files do not have, see `description.absent_state`.
+        tables: that are loaded, by name; None: all of the shards.
 
     Raises:
         CheckpointError: a file is missing or damaged, was written without state, or does not fit the tables.
     """
     files = parse_entries(entries, directory)
+    wanted = [
+        (shard, place, table.name)
+        for shard in shards
+        for place, table in enumerate(shard.tables)
+        if tables is None or table.name in tables
+    ]
+    for shard, _, name in wanted:
+        file_of_buckets(files, name, *shard.buckets, directory)
     for shard in shards:
-        first, stop = shard.buckets
-        for table in shard.tables:
-            file_of_buckets(files, table.name, first, stop, directory)
         shard.resume(steps)
     for file in files:
         takers = [
-            (shard, place)
-            for shard in shards
-            for place, table in enumerate(shard.tables)
-            if table.name in file.rows and max(file.first, shard.buckets[0]) < min(file.stop, shard.buckets[1])
+            (shard, place, name)
+            for shard, place, name in wanted
+            if name in file.rows and max(file.first, shard.buckets[0]) < min(file.stop, shard.buckets[1])
         ]
         if not takers or file.path is None:
             continue
@@ -129,8 +135,7 @@ def read_shards(
                 hint="load a checkpoint",
             )
         tensors = _by_table(_read_file(store, directory, file))
-        for shard, place in takers:
-            name = shard.tables[place].name
+        for shard, place, name in takers:
             found = tensors.get(name, {})
             for tensor, value in (absent or {}).get(name, {}).items():
                 found.setdefault(tensor, torch.full((file.rows[name],), value))

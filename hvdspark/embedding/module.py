@@ -13,7 +13,7 @@ from hvdspark.collectives import Collective, current_collective
 from hvdspark.embedding.cells import Cells, cells_of, device_of, name_features
 from hvdspark.embedding.config import DTYPES, TableConfig
 from hvdspark.embedding.dedup import Unique
-from hvdspark.embedding.description import absent_state, check_description, describe_tables
+from hvdspark.embedding.description import absent_state, check_description, describe_tables, matching_tables
 from hvdspark.embedding.exchange import BadId, BadIdError, GroupExchange
 from hvdspark.embedding.expand import Source, stack, take
 from hvdspark.embedding.files import read_shards, write_shards
@@ -192,21 +192,38 @@ class ShardedEmbeddingCollection(UpdatedRows):
         return write_shards(store, directory, self.shards, state=state)
 
     def read_rows(
-        self, store: Store, directory: str, description: dict[str, Any], entries: Sequence[Mapping[str, Any]]
-    ) -> None:
+        self,
+        store: Store,
+        directory: str,
+        description: dict[str, Any],
+        entries: Sequence[Mapping[str, Any]],
+        *,
+        matching: bool = False,
+    ) -> list[str]:
         """Replace this rank's sharded rows by those that it owns of what all ranks of any world wrote.
 
         Args:
             description, entries: from the manifest, of all ranks' files.
+            matching: for a warm start after a change of the model: take over the tables that are as they were saved
+                (name, dim, dtype, ids, init, placement, optimizer's name), and let all others begin anew. Features may
+                always be others.
+
+        Returns: with `matching`, what was not taken over and why, in words.
 
         Raises:
             CheckpointError: a file is missing or damaged, or the rows are not of these tables.
         """
-        check_description(description, self.description(), directory)
+        tables: set[str] | None = None
+        words: list[str] = []
+        if matching:
+            tables, words = matching_tables(description, self.description(), directory)
+        else:
+            check_description(description, self.description(), directory)
         self._drop_rows()
         steps, absent = description["steps"], absent_state(description)
-        read_shards(store, directory, entries, self.shards, steps=steps, absent=absent)
-        self._lineage.steps = description["steps"]
+        read_shards(store, directory, entries, self.shards, steps=steps, absent=absent, tables=tables)
+        self._lineage.steps = steps
+        return words
 
     def freeze(
         self,
