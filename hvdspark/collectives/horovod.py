@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -22,10 +23,10 @@ class HorovodCollective:
         self.size: int = hvd.size()
 
     def allreduce_sum(self, tensor: Tensor, name: str) -> Tensor:
-        return self._hvd.allreduce(tensor, name=name, op=self._hvd.Sum)
+        return self._result(self._hvd.allreduce_async(tensor, name=name, op=self._hvd.Sum))
 
     def broadcast(self, tensor: Tensor, root: int, name: str) -> Tensor:
-        return self._hvd.broadcast(tensor, root_rank=root, name=name)
+        return self._result(self._hvd.broadcast_async(tensor, root_rank=root, name=name))
 
     def alltoall(self, tensor: Tensor, splits: Tensor, name: str) -> tuple[Tensor, Tensor]:
         return self.alltoall_async(tensor, splits, name)()
@@ -38,13 +39,17 @@ class HorovodCollective:
         handle = self._hvd.alltoall_async(wire, splits=splits, name=name)
 
         def wait() -> tuple[Tensor, Tensor]:
-            received, received_splits = self._hvd.synchronize(handle)
+            received, received_splits = self._result(handle)
             return received.view(tensor.dtype), received_splits.cpu()
 
         return wait
 
     def broadcast_parameters(self, tensors: dict[str, Tensor], root: int = 0) -> None:
         self._hvd.broadcast_parameters(tensors, root_rank=root)
+
+    def _result(self, handle: int) -> Any:
+        _sleep_until_done(self._hvd, [handle])
+        return self._hvd.synchronize(handle)
 
     def distributed_optimizer(
         self,
@@ -67,7 +72,7 @@ class HorovodCollective:
         # torch wraps `step` to run its hooks. Wrapping Horovod's `step` too would run them twice.
         type(distributed).step.hooked = True
         if not sparse_gradients:
-            _always_whole_groups(distributed)
+            _always_whole_groups(distributed, self._hvd)
         return distributed
 
 
@@ -116,12 +121,12 @@ def _exchange_groups(parameters: Sequence[torch.nn.Parameter]) -> list[list[torc
     return groups
 
 
-def _always_whole_groups(distributed: Any) -> None:
+def _always_whole_groups(distributed: Any, hvd: Any) -> None:
     """Let a Horovod optimizer exchange groups also where this rank's backward did not reach all of a group.
 
     Horovod 0.28.1 then exchanges the members one by one, and waits forever for the ranks that exchange the group.
     """
-    wait = distributed.synchronize
+    exchange_missing_and_wait = distributed.synchronize
 
     def synchronize() -> None:
         for group in dict.fromkeys(distributed._p_to_group.values()):
@@ -129,6 +134,23 @@ def _always_whole_groups(distributed: Any) -> None:
                 for parameter in group:
                     distributed._handles.pop(parameter, None)
                 distributed._handles[group] = distributed._grouped_allreduce_grad_async(group)
-        wait()
+        _sleep_until_done(hvd, [handle for handle, _ in distributed._handles.values()])
+        exchange_missing_and_wait()
 
     distributed.synchronize = synchronize
+
+
+# Horovod's own cycle is 1 ms (HOROVOD_CYCLE_TIME): nothing is done sooner than that.
+_POLL_INTERVAL_S = 50e-6
+
+
+def _sleep_until_done(hvd: Any, handles: Iterable[int]) -> None:
+    """Wait for operations of Horovod without burning the CPU that the other ranks of the host need.
+
+    `hvd.synchronize` spins on sched_yield until an operation is done (`WaitAndClear` in horovod/torch/mpi_ops_v2.cc).
+    Where ranks share cores, that spinning is what the others wait for: half of the time of a step, most of it in the
+    kernel.
+    """
+    for handle in handles:
+        while not hvd.poll(handle):
+            time.sleep(_POLL_INTERVAL_S)
