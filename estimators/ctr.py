@@ -69,6 +69,7 @@ class CTRClassifier(
         weightCol: str | None = None,
         validationIndicatorCol: str | None = None,
         validationFraction: float | None = None,
+        validationGroupCol: str | None = None,
         handleInvalid: str = "error",
         embeddingDim: int = 16,
         hiddenUnits: list[int] | None = None,

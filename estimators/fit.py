@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import uuid
 from collections.abc import Callable, Sequence
 
 from pyspark.sql import DataFrame, SparkSession
 
 from hvdspark import launch, versions
-from hvdspark.data.materialize import materialize
+from hvdspark.data import cache
+from hvdspark.data.materialize import check_group, materialize
 from hvdspark.data.schema import check_columns
 from hvdspark.embedding.sharding import plan_sharding
-from hvdspark.errors import ConfigurationError
+from hvdspark.errors import ConfigurationError, StoreError
 from hvdspark.estimators.columns import vectors_as_arrays
 from hvdspark.estimators.fitted import FittedModule
 from hvdspark.estimators.params import _TrainingParams
@@ -23,6 +25,8 @@ from hvdspark.train.loss import RowLoss
 from hvdspark.train.on_rank import initial_weights, send, train_on_rank
 from hvdspark.train.program import Program, TrainResult
 from hvdspark.train.tables import collections_of
+
+logger = logging.getLogger(__name__)
 
 
 def fit(
@@ -51,6 +55,9 @@ def fit(
     spark, store = dataset.sparkSession, Store(value("storeUri"))
     weight = value("weightCol") if estimator.isDefined("weightCol") else None
     validation = _validation(estimator)
+    group = value("validationGroupCol") if estimator.isDefined("validationGroupCol") else None
+    if group is not None:
+        check_group(dataset.columns, group, validation)
 
     versions.require()
     arrays, vectors = vectors_as_arrays(dataset, features)
@@ -71,6 +78,7 @@ def fit(
             weight,
             store,
             validation=validation,
+            group=group,
             num_workers=value("numWorkers"),
             seed=value("seed"),
             handle_invalid=handle_invalid,
@@ -83,22 +91,23 @@ def fit(
             prepare(data, store)
         spec = _train_spec(estimator, program, run_id, store, data, features, labels, weight)
         try:
-            results = launch.run(
-                train_on_rank,
-                (to_json(spec), send(store, run_id, program)),
-                num_workers=value("numWorkers"),
-                spark=spark,
-                device=value("device"),
-                store_uri=store.uri,
-                start_timeout_s=value("startTimeout"),
-                max_restarts=value("maxRestarts"),
-                on_event=bar.on_event,
-            )
+            with cache.leased(store, f"runs/{run_id}"):
+                results = launch.run(
+                    train_on_rank,
+                    (to_json(spec), send(store, run_id, program)),
+                    num_workers=value("numWorkers"),
+                    spark=spark,
+                    device=value("device"),
+                    store_uri=store.uri,
+                    start_timeout_s=value("startTimeout"),
+                    max_restarts=value("maxRestarts"),
+                    on_event=bar.on_event,
+                )
         except BaseException:
-            store.delete(f"runs/{run_id}")
+            _delete(store, f"runs/{run_id}")
             raise
         for finished in (f"runs/{run_id}/checkpoints", initial_weights(run_id)):
-            store.delete(finished)
+            _delete(store, finished)
     result = from_json(TrainResult, results[0])
     columns = {column.name: column for column in data.columns}
     return FittedModule(
@@ -108,6 +117,14 @@ def fit(
         features=tuple(columns[name] for name in features),
         result=result,
     )
+
+
+def _delete(store: Store, path: str) -> None:
+    # What is left is in nobody's way; an error here would hide the one of the fit, or lose a trained model.
+    try:
+        store.delete(path)
+    except StoreError as error:
+        logger.warning("what a fit wrote could not be deleted: %s", error)
 
 
 def _check_memory(estimator: _TrainingParams, spark: SparkSession, program: Program) -> None:

@@ -131,8 +131,15 @@ class _TrainingParams(HasLabelCol, HasWeightCol, HasValidationIndicatorCol, HasS
 
     validationFraction = param(
         "validationFraction",
-        "fraction of the rows held out for validation, between 0 and 1; not together with validationIndicatorCol",
+        "fraction of the rows held out for validation, each drawn by itself, between 0 and 1; not together with "
+        "validationIndicatorCol",
         _fraction,
+    )
+    validationGroupCol = param(
+        "validationGroupCol",
+        "column of any type whose equal values are held out together, such as all rows of a user; null is a value, too. "
+        "validationFraction is then the fraction of its values (default: every row is drawn by itself)",
+        TypeConverters.toString,
     )
     numWorkers = param(
         "numWorkers",

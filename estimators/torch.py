@@ -75,6 +75,7 @@ class TorchEstimator(
         weightCol: str | None = None,
         validationIndicatorCol: str | None = None,
         validationFraction: float | None = None,
+        validationGroupCol: str | None = None,
         handleInvalid: str = "error",
         numWorkers: int = 2,
         batchSize: int = 4096,

@@ -4,7 +4,7 @@ A dataset lives as long as somebody holds it: a fit that reads it, or the DataFr
 holder goes, or the interpreter exits, its directory is deleted. A process that is killed cannot do that; so each
 dataset has a lease (host, process id, start of that process) and whoever writes the next dataset into the same store
 deletes those whose process is gone. Of another host that cannot be known, and the lease runs out after 14 days without
-use.
+use; what is in use is renewed every hour. A run that is not finished has the same lease.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import threading
 import time
 import uuid
 import weakref
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,8 +36,9 @@ logger = logging.getLogger(__name__)
 DATASETS = "datasets"
 _LEASE = "lease.json"
 _FOREIGN_LEASE_S = 14 * 24 * 3600.0
-# The clock may be set while a process runs; a process id is not given out again that soon.
-_SAME_START_S = 60.0
+_RUNS = "runs"
+_START_TICKS = 19  # of what follows the name in /proc/<pid>/stat: field 22 of proc(5)
+_RENEWAL_INTERVAL_S = 3600.0
 
 
 @dataclass(eq=False)
@@ -104,7 +105,7 @@ def obtain(
         with _lock:  # it may have failed, been released just before we held it, or been deleted from outside
             usable = entry in _entries
         if usable and store.exists(f"{entry.path}/{_LEASE}"):
-            _renew_lease(entry)
+            _renew_lease(store, entry.path)
             return entry
         _forget(entry)
 
@@ -130,13 +131,12 @@ def release(entry: Entry, holder: Hashable) -> None:
 
 
 def collect_leftovers(store: Store) -> None:
-    """Delete the datasets of processes that are gone, and what this process has given up."""
+    """Delete the datasets and unfinished runs of processes that are gone, and what this process has given up."""
     with _lock:
         given_up, _given_up[:] = list(_given_up), []
     for owner, path in given_up:
         _delete(owner, path)
-    for name in store.list(DATASETS):
-        path = f"{DATASETS}/{name}"
+    for path in (f"{parent}/{name}" for parent in (DATASETS, _RUNS) for name in store.list(parent)):
         with contextlib.suppress(StoreError, ValueError, KeyError):
             if _is_abandoned(json.loads(store.read_text(f"{path}/{_LEASE}"))):
                 logger.info("deleting %s, left behind by a process that is gone", store.spark_uri(path))
@@ -145,7 +145,7 @@ def collect_leftovers(store: Store) -> None:
 
 def _write(entry: Entry, write: Callable[[str], DatasetSpec]) -> None:
     try:
-        _renew_lease(entry)
+        _renew_lease(entry.store, entry.path)
         entry.spec = write(entry.path)
     except BaseException:
         _forget(entry)
@@ -173,16 +173,46 @@ def _delete(store: Store, path: str) -> None:
         logger.warning("a dataset could not be deleted: %s", error)
 
 
-def _renew_lease(entry: Entry) -> None:
+@contextlib.contextmanager
+def leased(store: Store, path: str) -> Iterator[None]:
+    """While the context lasts, `path` is being made by this process: should it be killed, others may delete it."""
+    _renew_lease(store, path)
+    with renewed(store, path):
+        yield
+    store.delete(f"{path}/{_LEASE}")
+
+
+@contextlib.contextmanager
+def renewed(store: Store, path: str) -> Iterator[None]:
+    """Keep the lease of `path` from running out while the context lasts."""
+    over = threading.Event()
+
+    def renew() -> None:
+        while not over.wait(_RENEWAL_INTERVAL_S):
+            try:
+                _renew_lease(store, path)
+            except StoreError as error:
+                logger.warning("a lease could not be renewed: %s", error)
+
+    thread = threading.Thread(target=renew, name="hvdspark-lease", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def _renew_lease(store: Store, path: str) -> None:
     lease = {"host": _host(), "pid": os.getpid(), "started": _started(os.getpid()), "used": time.time()}
-    entry.store.write_text(f"{entry.path}/{_LEASE}", json.dumps(lease))
+    store.write_text(f"{path}/{_LEASE}", json.dumps(lease))
 
 
 def _is_abandoned(lease: dict[str, Any]) -> bool:
     if lease["host"] != _host():
         return time.time() - float(lease["used"]) > _FOREIGN_LEASE_S
     started = _started(int(lease["pid"]))
-    return started is None or abs(started - float(lease["started"])) > _SAME_START_S
+    return started is None or started != float(lease["started"])
 
 
 def _host() -> str:
@@ -195,9 +225,17 @@ def _host() -> str:
 
 
 def _started(pid: int) -> float | None:
-    """When the process started, in seconds since the epoch; None if there is no such process."""
+    """What tells a process from others that had its number; None if there is no such process.
+
+    Clock ticks since boot: a time of day would be another one after the clock was set.
+    """
     try:
-        return float(psutil.Process(pid).create_time())
+        # The name of the program, in brackets, may hold blanks and brackets itself.
+        return float(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[_START_TICKS])
+    except FileNotFoundError:
+        pass
+    try:
+        return float(psutil.Process(pid).create_time()) if not Path("/proc/self/stat").exists() else None
     except psutil.Error:
         return None
 

@@ -18,18 +18,21 @@ failure deletes what was written. A second call with the same plan and columns w
 from __future__ import annotations
 
 import contextlib
+import difflib
+import hashlib
 import logging
-import re
 import time
 from collections.abc import Collection, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hvdspark.data import cache
 from hvdspark.data.checks import check_array, check_column, check_sizes
 from hvdspark.data.footers import Evidence, count_where, read_footers
 from hvdspark.data.invalid import is_invalid
 from hvdspark.data.schema import RESERVED_PREFIX, SourceColumn, check_columns
-from hvdspark.errors import ConfigurationError, StoreError
+from hvdspark.data.unchanged import Unproven, evidence
+from hvdspark.data.written import CountedRows
+from hvdspark.errors import ConfigurationError, SchemaError, StoreError
 from hvdspark.specs import ColumnSpec, DatasetSpec
 from hvdspark.store import Store
 
@@ -58,6 +61,7 @@ def materialize(
     store: Store,
     *,
     validation: str | float | None,
+    group: str | None = None,
     num_workers: int,
     seed: int,
     handle_invalid: str,
@@ -70,9 +74,11 @@ def materialize(
         df: its columns are numbers, booleans or arrays of them.
         features, labels, weight: the wanted columns; see `schema` for types.
         store: where to write; the dataset is a directory of its own in it.
-        validation: None; the name of a boolean column (true = validation); or the share of rows in (0, 1). The share is
-            drawn by a hash of the row's values and the seed: the same rows go to the same side in any order and
-            partitioning, and equal rows go together.
+        validation: None; the name of a boolean column (true = validation); or the share of rows in (0, 1). Each row is
+            drawn by itself, once, while it is written: equal rows are on both sides. The draw depends on the seed and
+            on the row's place, so the same plan over the same files gives the same rows again.
+        group: column whose equal values go to the same side together; the share is then one of its values. Null is a
+            value, too.
         num_workers: ranks that will read.
         seed: for the share of validation rows.
         handle_invalid: what to do about null and NaN in features. "error": DataError; "skip": drop the row; "keep":
@@ -95,8 +101,14 @@ def materialize(
         raise ConfigurationError("the share of validation rows must be between 0 and 1", value=validation)
     indicator = validation if isinstance(validation, str) else None
     columns = check_columns(df.schema, features, labels, weight, indicator, fixed)
-    prepared = _prepare(df, columns, validation, seed, handle_invalid)
-    key = (store, columns, validation, handle_invalid, _input_files(df))
+    if group is not None:
+        check_group(df.columns, group, validation)
+    prepared = _prepare(df, columns, validation, group, seed, handle_invalid)
+    proof = evidence(df)
+    if isinstance(proof, Unproven):
+        logger.info("the rows are written, whether or not they were before: %s", proof.reason)
+    # What cannot be proven unchanged equals nothing, not even itself a moment later.
+    key = (store, columns, validation, group, handle_invalid, object() if isinstance(proof, Unproven) else proof)
 
     def write(path: str) -> DatasetSpec:
         return _write(
@@ -106,15 +118,42 @@ def materialize(
     holder = object()
     entry = cache.obtain(store, key, prepared, lambda other: _same_plan(prepared, other), holder, write)
     try:
-        cache.hold_while_alive(entry, df if owner is None else owner)
+        if not isinstance(proof, Unproven):
+            cache.hold_while_alive(entry, df if owner is None else owner)
         assert entry.spec is not None
-        yield entry.spec
+        with cache.renewed(store, entry.path):
+            yield entry.spec
     finally:
         cache.release(entry, holder)
 
 
+def check_group(names: Sequence[str], group: str, validation: str | float | None) -> None:
+    """Check the column whose values go to one side together.
+
+    Raises:
+        ConfigurationError: nothing is drawn that it could be about.
+        SchemaError: there is no such column.
+    """
+    if not isinstance(validation, float):
+        raise ConfigurationError(
+            "a group column needs a share of rows to draw",
+            value=group,
+            where="validationGroupCol",
+            hint="set validationFraction; with validationIndicatorCol the column says itself where a row goes",
+        )
+    if group not in names:
+        near = difflib.get_close_matches(group, names, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(names)}"
+        raise SchemaError("column not found", value=group, where="validationGroupCol", hint=hint)
+
+
 def _prepare(
-    df: DataFrame, columns: Sequence[SourceColumn], validation: str | float | None, seed: int, handle_invalid: str
+    df: DataFrame,
+    columns: Sequence[SourceColumn],
+    validation: str | float | None,
+    group: str | None,
+    seed: int,
+    handle_invalid: str,
 ) -> DataFrame:
     """The DataFrame to write: the columns as they will be read, the lengths of arrays, the split if there is one."""
     from pyspark.sql import functions as F
@@ -132,7 +171,7 @@ def _prepare(
             length = F.when(source.isNotNull(), F.size(source))
             lengths.append(length.alias(f"{_LENGTH}{len(lengths)}"))
     selected = [value.alias(name) for name, value in values.items()] + lengths
-    split = _split(columns, values, validation, seed, handle_invalid)
+    split = _split(columns, values, validation, group, seed, handle_invalid)
     return df.select(*selected) if split is None else df.select(*selected, split.alias(_SPLIT))
 
 
@@ -140,6 +179,7 @@ def _split(
     columns: Sequence[SourceColumn],
     values: dict[str, Column],
     validation: str | float | None,
+    group: str | None,
     seed: int,
     handle_invalid: str,
 ) -> Column | None:
@@ -150,9 +190,11 @@ def _split(
     if isinstance(validation, str):
         mark = F.col(_quoted(validation))
         split = F.when(mark, _VALIDATION).when(~mark, _TRAIN).otherwise(_UNDEFINED)
-    elif validation is not None:
-        draw = F.pmod(F.xxhash64(*values.values(), F.lit(seed)), F.lit(1 << 31))
+    elif validation is not None and group is not None:
+        draw = F.pmod(F.xxhash64(F.col(_quoted(group)), F.lit(_seed_of_draw(seed))), F.lit(1 << 31))
         split = F.when(draw < int(validation * (1 << 31)), _VALIDATION).otherwise(_TRAIN)
+    elif validation is not None:
+        split = F.when(F.rand(_seed_of_draw(seed)) < validation, _VALIDATION).otherwise(_TRAIN)
     if handle_invalid == "skip":
         features = [column for column in columns if column.role == "feature"]
         invalid = [is_invalid(values[column.name], column.dtype, column.is_array) for column in features]
@@ -161,6 +203,12 @@ def _split(
             bad = bad | condition
         split = F.when(bad, _DROPPED).otherwise(F.lit(_TRAIN) if split is None else split)
     return split
+
+
+def _seed_of_draw(seed: int) -> int:
+    """A seed of the draw's own: with the user's, a column rand(seed) of the DataFrame would be the draw."""
+    digest = hashlib.sha256(f"hvdspark validation rows {seed}".encode()).digest()
+    return int.from_bytes(digest[:8], "little", signed=True)
 
 
 def _write(
@@ -175,7 +223,8 @@ def _write(
     """Write the prepared DataFrame as the dataset `path`, read the footers, check them."""
     started = time.perf_counter()
     cache.collect_leftovers(store)
-    writer = prepared.coalesce(max(_MAX_FILES, num_workers, 4 * _parallelism(prepared))).write
+    counted = CountedRows(prepared.coalesce(max(_MAX_FILES, num_workers, 4 * _parallelism(prepared))))
+    writer = counted.dataframe.write
     # Snappy, because stores are often across a network and it costs little; statistics are what the checks read.
     writer = writer.option("compression", "snappy").option("parquet.block.size", _ROW_GROUP_BYTES)
     writer = writer.option("parquet.column.statistics.enabled", True)
@@ -194,6 +243,7 @@ def _write(
     used = read_footers(store, path, directories[:_DROPPED])
     train, validation = [*used.groups, []][:2]
     dropped, undefined = [*read_footers(store, path, directories[_DROPPED:]).rows, 0, 0][:2]
+    counted.check(sum(used.rows) + dropped + undefined, store.spark_uri(path))
     check_sizes(used.rows[_TRAIN], used.rows[_VALIDATION] if has_validation else None, dropped, undefined)
     specs = _check(columns, used, store, path, keep)
     if dropped:
@@ -239,23 +289,6 @@ def _same_plan(prepared: DataFrame, other: DataFrame) -> bool:
         return bool(prepared.sameSemantics(other))
     except Exception:  # one of them belongs to a session that was stopped, or to Connect
         return False
-
-
-def _input_files(df: DataFrame) -> str:
-    """The files behind a DataFrame, with sizes and times where Spark tells: a plan does not change with its files."""
-    try:
-        leaves = df._jdf.queryExecution().optimizedPlan().collectLeaves()
-        return ";".join(_files_of(leaves.apply(index)) for index in range(leaves.size()))
-    except Exception:
-        return ";".join(sorted(df.inputFiles()))
-
-
-def _files_of(leaf: Any) -> str:
-    try:
-        files = leaf.relation().location().allFiles().mkString("\n").split("\n")
-    except Exception:  # not a relation of files, or one with versions in its plan
-        return ""
-    return "\n".join(sorted(re.sub(r"access_time=\d+", "", file) for file in files))
 
 
 def _quoted(name: str) -> str:

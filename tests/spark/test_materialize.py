@@ -7,7 +7,7 @@ import gc
 import logging
 import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -88,23 +88,63 @@ def test_boolean_validation_column(spark: SparkSession, store: Store) -> None:
         assert rows_of(store, dataset, "train") == sorted(((i, i) for i in range(30, 100)), key=repr)
 
 
-def test_share_of_validation_follows_from_content_and_seed(spark: SparkSession, store: Store) -> None:
-    df = spark.range(2000).selectExpr("id AS x", "rand(5) AS z", "id % 2 AS y")
-    splits = []
-    for parts, seed in ((1, 1), (7, 1), (3, 2)):
-        shuffled = df.repartition(parts)
-        with written(shuffled, store, ["x", "z"], validation=0.25, seed=seed) as dataset:
+def test_the_share_of_validation_is_drawn_by_row_from_the_seed(spark: SparkSession, store: Store) -> None:
+    df = spark.range(2000, numPartitions=3).selectExpr("id AS x", "rand(1) AS z", "id % 2 AS y")
+    splits, paths = [], []
+    for frame, seed in ((df, 1), (df, 1), (df, 2)):
+        with written(frame, store, ["x", "z"], validation=0.25, seed=seed) as dataset:
             assert dataset.train_rows + dataset.validation_rows == 2000
             assert 400 < dataset.validation_rows < 600
             splits.append(rows_of(store, dataset, "validation"))
-    assert splits[0] == splits[1]
+            paths.append(dataset.path)
+    assert paths[0] == paths[1] != paths[2]
     assert splits[0] != splits[2]
+    numbers = [row[1] for row in splits[0]]
+    assert max(numbers) > 0.9, "a column rand(seed) of the user's is another draw"
 
 
-def test_equal_rows_are_on_the_same_side(spark: SparkSession, store: Store) -> None:
-    df = spark.range(1000).selectExpr("id % 100 AS x", "0 AS y")
-    with written(df, store, ["x"], validation=0.5) as dataset:
-        assert not set(rows_of(store, dataset, "train")) & set(rows_of(store, dataset, "validation"))
+@pytest.mark.parametrize("seed", range(3))
+def test_a_few_kinds_of_rows_are_on_both_sides_in_the_share_asked_for(
+    spark: SparkSession, store: Store, seed: int
+) -> None:
+    df = spark.range(20_000, numPartitions=2).selectExpr("id % 12 AS x", "0 AS y")
+    with written(df, store, ["x"], validation=0.2, seed=seed) as dataset:
+        # Six standard deviations of a binomial draw: 57 rows each.
+        assert abs(dataset.validation_rows - 4000) < 6 * 57
+        assert dataset.train_rows + dataset.validation_rows == 20_000
+        assert set(rows_of(store, dataset, "train")) == set(rows_of(store, dataset, "validation"))
+
+
+def test_a_group_stays_on_one_side(spark: SparkSession, store: Store) -> None:
+    user = "if(id % 50 = 0, null, concat('user ', id % 200)) AS user"
+    df = spark.range(4000, numPartitions=3).selectExpr("id % 200 AS x", "id % 2 AS y", user)
+    sides = []
+    for frame in (df, df.repartition(5)):
+        with written(frame, store, ["x"], validation=0.3, group="user") as dataset:
+            sides.append(rows_of(store, dataset, "validation"))
+            training = {row[0] for row in rows_of(store, dataset, "train")}
+            assert dataset.train_rows + dataset.validation_rows == 4000
+            assert 0.15 < dataset.validation_rows / 4000 < 0.45
+            without_user = {x for x in range(200) if x % 50 == 0}
+            assert not (training - without_user) & ({row[0] for row in sides[-1]} - without_user)
+            assert without_user <= training or not (without_user & training), "null is a group, too"
+    assert sides[0] == sides[1], "whatever the partitions"
+
+
+@pytest.mark.parametrize(
+    ("error", "says", "options"),
+    [
+        (SchemaError, "did you mean 'user'", {"group": "usr", "validation": 0.5}),
+        (ConfigurationError, "validationFraction", {"group": "user", "validation": None}),
+        (ConfigurationError, "validationFraction", {"group": "user", "validation": "v"}),
+    ],
+)
+def test_a_group_column_that_cannot_be_used(
+    spark: SparkSession, store: Store, error: type[Exception], says: str, options: Any
+) -> None:
+    df = spark.range(5).selectExpr("id AS x", "id AS y", "id AS user", "id > 2 AS v")
+    with pytest.raises(error, match=says), written(df, store, ["x"], **options):
+        pass
 
 
 INVALID = [
@@ -331,6 +371,146 @@ def test_files_that_changed_are_read_again(spark: SparkSession, store: Store, tm
     assert before.sameSemantics(after), "the plan alone does not tell"
     with written(after, store, ["x"]) as dataset:
         assert dataset.train_rows == 30
+
+
+def _table(spark: SparkSession, folder: Path) -> tuple[DataFrame, Callable[[], DataFrame]]:
+    del folder
+    spark.range(10).selectExpr("id AS x", "id AS y", "id % 2 AS p").write.partitionBy("p").saveAsTable("clicks")
+
+    def insert() -> DataFrame:
+        spark.range(10, 100).selectExpr("id AS x", "id AS y", "id % 2 AS p").write.insertInto("clicks")
+        return spark.table("clicks")
+
+    return spark.table("clicks"), insert
+
+
+def _plain_table(spark: SparkSession, folder: Path) -> tuple[DataFrame, Callable[[], DataFrame]]:
+    del folder
+    spark.range(10).selectExpr("id AS x", "id AS y").write.saveAsTable("clicks")
+
+    def insert() -> DataFrame:
+        spark.range(10, 100).selectExpr("id AS x", "id AS y").write.insertInto("clicks")
+        return spark.table("clicks")
+
+    return spark.table("clicks"), insert
+
+
+def _replaced(spark: SparkSession, folder: Path, rows: int) -> None:
+    fresh = folder / "fresh"
+    spark.range(rows).selectExpr("id AS x", "id AS y").coalesce(1).write.mode("overwrite").parquet(str(fresh))
+    target = folder / "source" / "part.parquet"
+    target.parent.mkdir(exist_ok=True)
+    next(fresh.glob("part-*")).rename(target)  # the same name: an index made before does not notice
+
+
+def _files(spark: SparkSession, folder: Path) -> tuple[DataFrame, Callable[[], DataFrame]]:
+    _replaced(spark, folder, 10)
+
+    def replace() -> DataFrame:
+        _replaced(spark, folder, 100)
+        return spark.read.parquet(str(folder / "source"))
+
+    return spark.read.parquet(str(folder / "source")), replace
+
+
+def _cached(spark: SparkSession, folder: Path) -> tuple[DataFrame, Callable[[], DataFrame]]:
+    df, replace = _files(spark, folder)
+    df.cache().count()
+
+    def replace_and_forget() -> DataFrame:
+        replace()
+        df.unpersist(blocking=True)
+        return df.sparkSession.read.parquet(str(folder / "source")).cache()
+
+    return df, replace_and_forget
+
+
+def _subquery(spark: SparkSession, folder: Path) -> tuple[DataFrame, Callable[[], DataFrame]]:
+    _, replace = _files(spark, folder)
+
+    def frame() -> DataFrame:
+        spark.read.parquet(str(folder / "source")).createOrReplaceTempView("source")
+        return spark.sql("SELECT id AS x, id AS y FROM range(1000) WHERE id <= (SELECT max(x) FROM source)")
+
+    def replaced() -> DataFrame:
+        replace()
+        return frame()
+
+    return frame(), replaced
+
+
+CHANGED = [_table, _plain_table, _files, _cached, _subquery]
+
+
+@pytest.mark.parametrize("source", CHANGED, ids=lambda source: source.__name__)
+def test_rows_that_changed_are_written_again(
+    spark: SparkSession, store: Store, tmp_path: Path, source: Callable[..., Any]
+) -> None:
+    spark.sql("DROP TABLE IF EXISTS clicks")
+    df, change = source(spark, tmp_path)
+    with written(df, store, ["x"]) as dataset:
+        assert dataset.train_rows == 10
+    again = change()
+    with written(again, store, ["x"]) as dataset:
+        assert dataset.train_rows == 100, "while the first DataFrame lives"
+    spark.sql("DROP TABLE IF EXISTS clicks")
+    again.unpersist(blocking=True)
+
+
+def _same_files(spark: SparkSession, folder: Path) -> DataFrame:
+    _replaced(spark, folder, 10)
+    return spark.read.parquet(str(folder / "source")).where("x >= 0")
+
+
+def _rows_in_the_plan(spark: SparkSession, folder: Path) -> DataFrame:
+    del folder
+    return spark.createDataFrame([(1, 1), (2, 0)], "x int, y int")
+
+
+def _same_files_cached(spark: SparkSession, folder: Path) -> DataFrame:
+    return _same_files(spark, folder).cache()
+
+
+@pytest.mark.parametrize("source", [_same_files, _rows_in_the_plan, _same_files_cached], ids=lambda f: f.__name__)
+def test_rows_that_provably_did_not_change_are_written_once(
+    spark: SparkSession, store: Store, tmp_path: Path, source: Callable[..., Any]
+) -> None:
+    df = source(spark, tmp_path)
+    with written(df, store, ["x"]) as first:
+        pass
+    with written(df, store, ["x"]) as again:
+        assert again == first
+    df.unpersist(blocking=True)
+
+
+def test_rows_read_by_an_rdd_are_never_shared(
+    spark: SparkSession, store: Store, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    (tmp_path / "numbers.txt").write_text("1\n2\n3\n")
+    lines = spark.sparkContext.textFile(str(tmp_path / "numbers.txt"))
+    df = lines.map(lambda line: (int(line), 0)).toDF(["x", "y"])
+    with caplog.at_level(logging.INFO, "hvdspark"), written(df, store, ["x"]) as first:
+        pass
+    assert "HadoopRDD" in caplog.text
+    assert store.list("datasets") == []
+    with written(df, store, ["x"]) as again:
+        assert again.path != first.path
+
+
+def test_rows_that_this_process_cannot_see_are_an_error(spark: SparkSession, store: Store, tmp_path: Path) -> None:
+    """Each host writes to a disk of its own: what lies elsewhere must not be missing in silence."""
+
+    class PartlyElsewhere(Store):
+        def list(self, path: str = "") -> list[str]:
+            names = super().list(path)
+            files = [name for name in names if name.endswith(".parquet")]
+            for name in files[1:]:
+                Path(str(self.local_path(f"{path}/{name}"))).rename(tmp_path / name)
+            return [name for name in names if name not in files[1:]]
+
+    df = spark.range(100, numPartitions=4).selectExpr("id AS x", "id AS y")
+    with pytest.raises(StoreError, match="100 written, 25 found"), written(df, PartlyElsewhere(store.uri), ["x"]):
+        pass
 
 
 def test_a_dataset_deleted_from_outside_is_written_again(spark: SparkSession, store: Store) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from hvdspark.data import cache
@@ -211,6 +212,45 @@ def test_leases(store: Store, change: dict[str, Any], abandoned: bool) -> None:
     assert store.exists("datasets/other/data/part") is not abandoned
     assert store.exists(f"{entry.path}/data/part")
     cache.release(entry, 1)
+
+
+def test_a_clock_that_is_set_abandons_nothing(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = obtain(store, 1)
+    created = psutil.Process.create_time
+    # psutil gives the time of boot, as the clock says it now, and the ticks since then.
+    monkeypatch.setattr(psutil.Process, "create_time", lambda process: created(process) + 90.0)
+    cache.collect_leftovers(store)
+    assert store.exists(f"{entry.path}/data/part")
+    cache.release(entry, 1)
+
+
+def test_runs_of_killed_processes_are_collected_and_finished_ones_are_not(store: Store) -> None:
+    for run in ("finished", "killed", "training"):
+        store.write_text(f"runs/{run}/model/weights", "numbers")
+    with cache.leased(store, "runs/finished"):
+        pass
+    with cache.leased(store, "runs/training"):
+        lease = json.loads(store.read_text("runs/training/lease.json"))
+        store.write_text("runs/killed/lease.json", json.dumps(lease | {"pid": 2**22 + 1}))
+        cache.collect_leftovers(store)
+        assert store.list("runs") == ["finished", "training"]
+    assert store.list("runs/finished") == ["model"]
+
+
+def test_what_is_in_use_is_renewed(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    renewed = threading.Event()
+    write = cache._renew_lease
+
+    def renew(target: Store, path: str) -> None:
+        write(target, path)
+        if threading.current_thread().name == "hvdspark-lease":
+            renewed.set()
+
+    monkeypatch.setattr(cache, "_RENEWAL_INTERVAL_S", 0.01)
+    monkeypatch.setattr(cache, "_renew_lease", renew)
+    with cache.renewed(store, "datasets/long"):
+        assert renewed.wait(30)
+    assert not [thread for thread in threading.enumerate() if thread.name == "hvdspark-lease"]
 
 
 def test_damaged_leases_and_strangers_are_left_alone(store: Store) -> None:

@@ -1,0 +1,55 @@
+"""How many rows Spark has written, to be compared with what this process finds."""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from typing import TYPE_CHECKING
+
+from hvdspark.errors import StoreError
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame
+
+# Spark tells it on its listener bus, right after the job; only a bus that is far behind takes seconds.
+_WAIT_S = 30.0
+
+
+class CountedRows:
+    """A DataFrame whose rows are counted while a job reads them, each once, whatever tasks are tried again.
+
+    Attributes:
+        dataframe: the one to write.
+    """
+
+    def __init__(self, dataframe: DataFrame) -> None:
+        from pyspark.sql import Observation
+        from pyspark.sql import functions as F
+
+        self._observation = Observation(f"hvdspark-{uuid.uuid4().hex}")
+        self.dataframe = dataframe.observe(self._observation, F.count(F.lit(1)).alias("rows"))
+
+    def check(self, found: int, place: str) -> None:
+        """Compare with the rows that this process found at `place` after they were written.
+
+        Raises:
+            StoreError: it sees fewer or more rows than were written, so the store is not the same place everywhere.
+        """
+        written = self._rows()
+        if written is not None and written != found:
+            raise StoreError(
+                "the executors wrote other rows than this process can see",
+                value=f"{written} written, {found} found at {place}",
+                where="storeUri",
+                hint="the store must be the same file system on the driver and on all executors: a directory of each "
+                "host (file:///tmp/...) is only that where there is one host",
+            )
+
+    def _rows(self) -> int | None:
+        """The count; None where Spark does not tell it in time."""
+        answer: list[int] = []
+        # Spark's own wait for it has no limit.
+        thread = threading.Thread(target=lambda: answer.append(int(self._observation.get["rows"])), daemon=True)
+        thread.start()
+        thread.join(_WAIT_S)
+        return answer[0] if answer else None
