@@ -137,7 +137,7 @@ class _TrainingParams(HasLabelCol, HasWeightCol, HasValidationIndicatorCol, HasS
     )
     validationGroupCol = param(
         "validationGroupCol",
-        "column of any type whose equal values are held out together, such as all rows of a user; null is a value, too. "
+        "column of any type whose equal values are held out together, such as all rows of a user; null is a value. "
         "validationFraction is then the fraction of its values (default: every row is drawn by itself)",
         TypeConverters.toString,
     )

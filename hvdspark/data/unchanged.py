@@ -87,8 +87,8 @@ def _listing(df: DataFrame, location: Any) -> str:
 
     The index itself was made when the DataFrame was, and does not notice files that were replaced since.
     """
-    jvm = df.sparkSession._jvm  # type: ignore[attr-defined]
-    configuration = df.sparkSession._jsparkSession.sessionState().newHadoopConf()  # type: ignore[attr-defined]
+    session: Any = df.sparkSession
+    configuration = session._jsparkSession.sessionState().newHadoopConf()
     files = str(location.allFiles().mkString("\n"))
     named = re.findall(r"\bpath=([^;]+);", files)
     roots = location.rootPaths()
@@ -98,7 +98,7 @@ def _listing(df: DataFrame, location: Any) -> str:
         raise _UnprovenError(f"its files lie in {len(directories)} directories")
     listings = []
     for directory in sorted(directories):
-        path = jvm.org.apache.hadoop.fs.Path(directory)
+        path = session._jvm.org.apache.hadoop.fs.Path(directory)
         found = sorted(status.toString() for status in path.getFileSystem(configuration).listStatus(path))
         listings.append(re.sub(r"access_time=\d+", "", "\n".join(found)))
     return "\n".join([re.sub(r"access_time=\d+", "", files), *listings])
