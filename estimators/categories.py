@@ -51,7 +51,7 @@ def category_key(dataset: DataFrame, name: str, id_bits: int, handle_invalid: st
     """The ids of a categorical column: bigint in [0, 2**id_bits), or an array of them.
 
     A category is hashed by its text (xxhash64), so that 7 as int, bigint or string is the same category. Two of n
-    categories of a column collide with a probability of about n**2 / 2**(id_bits + 1): 1 % for 3.8e7 at 56 bits.
+    categories of a column collide with a probability of about n**2 / 2**(id_bits + 1): 1 % for 9.5e6 at 52 bits.
 
     Args:
         id_bits: of the ids that the embedding tables take.

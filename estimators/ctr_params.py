@@ -28,12 +28,12 @@ class _CTRScoringParams(HasPredictionCol, HasProbabilityCol, HasRawPredictionCol
     continuousCols = param(
         "continuousCols",
         "columns of numbers, as they are: they enter as sign(x) log(1 + |x|), standardised over the training rows",
-        distinct_names("continuousCols"),
+        distinct_names("continuousCols", may_be_empty=True),
     )
     categoricalCols = param(
         "categoricalCols",
         "columns of categories: strings, integers or booleans of any cardinality, or arrays of them, which are pooled",
-        distinct_names("categoricalCols"),
+        distinct_names("categoricalCols", may_be_empty=True),
     )
     handleInvalid = param(
         "handleInvalid",

@@ -78,10 +78,10 @@ def one_of(name: str, *choices: str) -> Converter:
     return check
 
 
-def distinct_names(name: str) -> Converter:
+def distinct_names(name: str, *, may_be_empty: bool = False) -> Converter:
     def check(value: Any) -> list[str]:
         names: list[str] = TypeConverters.toListString(value)
-        if not names or len(set(names)) < len(names):
+        if not (names or may_be_empty) or len(set(names)) < len(names):
             raise ConfigurationError("column names must be given, each once", value=names, where=name)
         return names
 

@@ -32,6 +32,11 @@ def scorer(spec: ScoringSpec, types: Sequence[DataType]) -> Callable[..., Column
             yield pd.DataFrame({f"output_{k}": output for k, output in enumerate(outputs)})
 
     if len(types) == 1:
-        return F.pandas_udf(one_output, types[0])  # type: ignore[call-overload]
-    struct = StructType([StructField(f"output_{k}", data_type) for k, data_type in enumerate(types)])
-    return F.pandas_udf(several_outputs, struct)  # type: ignore[call-overload]
+        function = F.pandas_udf(one_output, types[0])  # type: ignore[call-overload]
+    else:
+        struct = StructType([StructField(f"output_{k}", data_type) for k, data_type in enumerate(types)])
+        function = F.pandas_udf(several_outputs, struct)  # type: ignore[call-overload]
+    # A score depends on its row alone. But a function that Spark may call again, it calls again wherever the score is
+    # used: a filter on the prediction would score each row twice. The price is that filters on other columns above
+    # `transform` are no longer moved below it: filter before scoring.
+    return function.asNondeterministic()

@@ -274,10 +274,17 @@ def test_labels_that_are_no_probabilities(spark: SparkSession, store_uri: str) -
         classifier(storeUri=store_uri).fit(data)
 
 
-@pytest.mark.parametrize("columns", [{"continuousCols": None}, {"categoricalCols": None}])
+@pytest.mark.parametrize(
+    "columns", [{"continuousCols": None}, {"categoricalCols": None}, {"continuousCols": []}, {"categoricalCols": []}]
+)
 def test_numbers_alone_or_categories_alone(
-    spark: SparkSession, store_uri: str, columns: dict[str, None], nothing_left_behind: Callable[[], None]
+    spark: SparkSession, store_uri: str, columns: dict[str, Any], nothing_left_behind: Callable[[], None]
 ) -> None:
     data = clicks(spark, 300)
     model = classifier(storeUri=store_uri, architecture="dcn_v2", epochs=1, **columns).fit(data)
     assert len(probabilities(model.transform(data))) == 300
+
+
+def test_no_columns_at_all_are_refused(spark: SparkSession) -> None:
+    with pytest.raises(ConfigurationError, match="continuousCols and categoricalCols"):
+        classifier(continuousCols=[], categoricalCols=[]).fit(clicks(spark, 10))

@@ -168,3 +168,27 @@ def test_other_types_than_trained_are_refused(
 ) -> None:
     with pytest.raises(SchemaError, match=message):
         untrained(store_uri, [column]).transform(spark.range(2).selectExpr("id", f"{expression} AS x"))
+
+
+def _through_a_view(frame: DataFrame) -> DataFrame:
+    frame.createOrReplaceTempView("scored")
+    return frame.sparkSession.sql("SELECT x, prediction AS p, prediction * 2 AS q FROM scored WHERE prediction > 1")
+
+
+ABOVE = {
+    "nothing": lambda frame: frame,
+    "a filter": lambda frame: frame.where("prediction > 1"),
+    "filters and arithmetic": lambda frame: frame.where("prediction > 1").selectExpr("prediction + prediction AS p"),
+    "a view": _through_a_view,
+    "an order": lambda frame: frame.where("prediction < 9").orderBy("prediction"),
+    "a group": lambda frame: frame.where("prediction < 9").groupBy("prediction").count(),
+    "a join": lambda frame: frame.where("prediction > 1").join(frame.sparkSession.range(9), F.expr("id = prediction")),
+}
+
+
+@pytest.mark.parametrize("above", ABOVE)
+def test_each_row_is_scored_once_whatever_stands_above(spark: SparkSession, store_uri: str, above: str) -> None:
+    data = spark.range(50).selectExpr("cast(id AS float) AS x")
+    scored = untrained(store_uri, [ColumnSpec("x", "float32", "scalar")]).transform(data)
+    plan = ABOVE[above](scored)._jdf.queryExecution().executedPlan().toString()
+    assert plan.count("ArrowEvalPython") == 1, plan
