@@ -56,12 +56,12 @@ def fit(
     weight = value("weightCol") if estimator.isDefined("weightCol") else None
     validation = _validation(estimator)
     group = value("validationGroupCol") if estimator.isDefined("validationGroupCol") else None
-    if group is not None:
-        check_group(dataset.columns, group, validation)
+    check_group(group, validation)
 
     versions.require()
     arrays, vectors = vectors_as_arrays(dataset, features)
-    check_columns(arrays.schema, features, labels, weight, validation if isinstance(validation, str) else None, vectors)
+    indicator = validation if isinstance(validation, str) else None
+    check_columns(arrays.schema, features, labels, weight, indicator, vectors, group)
     run_id = f"{estimator.uid}-{uuid.uuid4().hex[:12]}"
     some_rows = (RowGroup("", 0, 1, 1),)
     unwritten = DatasetSpec("", (), some_rows, some_rows if validation is not None else ())

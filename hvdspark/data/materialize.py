@@ -18,7 +18,6 @@ failure deletes what was written. A second call with the same plan and columns w
 from __future__ import annotations
 
 import contextlib
-import difflib
 import hashlib
 import logging
 import time
@@ -32,7 +31,7 @@ from hvdspark.data.invalid import is_invalid
 from hvdspark.data.schema import RESERVED_PREFIX, SourceColumn, check_columns
 from hvdspark.data.unchanged import Unproven, evidence
 from hvdspark.data.written import CountedRows
-from hvdspark.errors import ConfigurationError, SchemaError, StoreError
+from hvdspark.errors import ConfigurationError, StoreError
 from hvdspark.specs import ColumnSpec, DatasetSpec
 from hvdspark.store import Store
 
@@ -100,9 +99,8 @@ def materialize(
     if isinstance(validation, int | float) and not 0.0 < validation < 1.0:
         raise ConfigurationError("the share of validation rows must be between 0 and 1", value=validation)
     indicator = validation if isinstance(validation, str) else None
-    columns = check_columns(df.schema, features, labels, weight, indicator, fixed)
-    if group is not None:
-        check_group(df.columns, group, validation)
+    columns = check_columns(df.schema, features, labels, weight, indicator, fixed, group)
+    check_group(group, validation)
     prepared = _prepare(df, columns, validation, group, seed, handle_invalid)
     proof = evidence(df)
     if isinstance(proof, Unproven):
@@ -127,24 +125,15 @@ def materialize(
         cache.release(entry, holder)
 
 
-def check_group(names: Sequence[str], group: str, validation: str | float | None) -> None:
-    """Check the column whose values go to one side together.
-
-    Raises:
-        ConfigurationError: nothing is drawn that it could be about.
-        SchemaError: there is no such column.
-    """
-    if not isinstance(validation, float):
+def check_group(group: str | None, validation: str | float | None) -> None:
+    """Raise ConfigurationError where there is a column whose values go to one side together, and nothing is drawn."""
+    if group is not None and not isinstance(validation, float):
         raise ConfigurationError(
             "a group column needs a share of rows to draw",
             value=group,
             where="validationGroupCol",
             hint="set validationFraction; with validationIndicatorCol the column says itself where a row goes",
         )
-    if group not in names:
-        near = difflib.get_close_matches(group, names, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(names)}"
-        raise SchemaError("column not found", value=group, where="validationGroupCol", hint=hint)
 
 
 def _prepare(

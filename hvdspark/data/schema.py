@@ -82,6 +82,7 @@ def check_columns(
     weight: str | None = None,
     validation: str | None = None,
     fixed: Collection[str] = (),
+    group: str | None = None,
 ) -> tuple[SourceColumn, ...]:
     """Check the wanted columns against a schema.
 
@@ -90,6 +91,7 @@ def check_columns(
         features, labels, weight: the wanted columns; the result has them in this order.
         validation: name of the boolean column that marks validation rows; not part of the result.
         fixed: array columns that must have the same length in every row.
+        group: column of any type whose equal values are held out together; not part of the result.
 
     Raises:
         ConfigurationError: no feature is asked for, a column is asked for twice, or `fixed` names no array column.
@@ -122,6 +124,8 @@ def check_columns(
             where=f"column {validation!r}",
             hint="true marks validation rows; compare or cast the column first",
         )
+    if group is not None:
+        _type_of(group, types, "validationGroupCol")
     if wrong := sorted(set(fixed) - {column.name for column in columns if column.is_array}):
         raise ConfigurationError("only array columns that are used have a fixed length", value=wrong)
     return tuple(columns)
