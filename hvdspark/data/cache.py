@@ -232,10 +232,11 @@ def _started(pid: int) -> float | None:
     try:
         # The name of the program, in brackets, may hold blanks and brackets itself.
         return float(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[_START_TICKS])
-    except FileNotFoundError:
-        pass
+    except (FileNotFoundError, ProcessLookupError):  # gone, or going while it was read
+        if Path("/proc/self/stat").exists():
+            return None
     try:
-        return float(psutil.Process(pid).create_time()) if not Path("/proc/self/stat").exists() else None
+        return float(psutil.Process(pid).create_time())  # not Linux
     except psutil.Error:
         return None
 
