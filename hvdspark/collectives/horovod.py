@@ -148,8 +148,7 @@ def _sleep_until_done(hvd: Any, handles: Iterable[int]) -> None:
     """Wait for operations of Horovod without burning the CPU that the other ranks of the host need.
 
     `hvd.synchronize` spins on sched_yield until an operation is done (`WaitAndClear` in horovod/torch/mpi_ops_v2.cc).
-    Where ranks share cores, that spinning is what the others wait for: half of the time of a step, most of it in the
-    kernel.
+    Where ranks share cores, that spinning is what the others wait for, most of it in the kernel.
     """
     for handle in handles:
         while not hvd.poll(handle):

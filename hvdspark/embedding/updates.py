@@ -55,12 +55,11 @@ class Pending:
         self.passes.append(lookups)
 
     def synchronize(self, exchanges: Sequence[GroupExchange]) -> tuple[int, ...]:
-        """Collective. Gradients of all passes to their owners; returns `diverged`."""
-        if self.passes:
-            passes, self.passes = self.passes, []
-            self.reduced = [
-                exchange.reduce([lookups[number] for lookups in passes]) for number, exchange in enumerate(exchanges)
-            ]
+        """Collective. Gradients of all passes, of which there are some, to their owners; returns `diverged`."""
+        passes, self.passes = self.passes, []
+        self.reduced = [
+            exchange.reduce([lookups[number] for lookups in passes]) for number, exchange in enumerate(exchanges)
+        ]
         return self.diverged
 
     @property

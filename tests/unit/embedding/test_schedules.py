@@ -108,6 +108,16 @@ def train(embeddings: ShardedEmbeddingCollection, schedule: Callable[[int], floa
         embeddings.apply_gradients(schedule(step))
 
 
+def assert_trained_as(
+    embeddings: ShardedEmbeddingCollection, oracle: Oracle, schedule: Callable[[int], float], steps: int
+) -> None:
+    """The rows are those of the formulas after the same steps."""
+    for step in range(steps):
+        ids, gradients = draw(step)
+        oracle.step(ids.numpy(), gradients.numpy(), schedule(step))
+    np.testing.assert_allclose(rows(embeddings).numpy(), oracle.w, rtol=2e-5, atol=2e-5)
+
+
 def rows(embeddings: ShardedEmbeddingCollection) -> torch.Tensor:
     training = embeddings.training
     found = embeddings.eval()([torch.arange(IDS)])["f"]
@@ -143,10 +153,7 @@ def test_rows_change_by_their_gradients_alone(name: str, schedule: str, resume: 
     if resume:
         embeddings = resumed(embeddings, tmp_path, optimizer)
     train(embeddings, factor, STEPS // 2, STEPS)
-    for step in range(STEPS):
-        ids, gradients = draw(step)
-        oracle.step(ids.numpy(), gradients.numpy(), factor(step))
-    np.testing.assert_allclose(rows(embeddings).numpy(), oracle.w, rtol=2e-5, atol=2e-5)
+    assert_trained_as(embeddings, oracle, factor, STEPS)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -158,10 +165,7 @@ def test_resumed_at_another_rate(name: str, tmp_path: Path) -> None:
     loaded = resumed(embeddings, tmp_path, dataclasses.replace(optimizer, learning_rate=RATE / 50))
     assert torch.equal(rows(loaded), before)
     train(loaded, lambda step: 1.0, 8, 16)
-    for step in range(16):
-        ids, gradients = draw(step)
-        oracle.step(ids.numpy(), gradients.numpy(), 1.0 if step < 8 else 1 / 50)
-    np.testing.assert_allclose(rows(loaded).numpy(), oracle.w, rtol=2e-5, atol=2e-5)
+    assert_trained_as(loaded, oracle, lambda step: 1.0 if step < 8 else 1 / 50, 16)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
@@ -216,10 +220,7 @@ def test_tables_of_format_1_go_on_at_the_rate_of_their_description(tmp_path: Pat
     loaded = collection(dataclasses.replace(optimizer, learning_rate=RATE / 7))
     loaded.read_rows(store, "tables", description, entries)
     train(loaded, lambda step: 1.0, 8, 16)
-    for step in range(16):
-        ids, gradients = draw(step)
-        oracle.step(ids.numpy(), gradients.numpy(), 1.0 if step < 8 else 1 / 7)
-    np.testing.assert_allclose(rows(loaded).numpy(), oracle.w, rtol=2e-5, atol=2e-5)
+    assert_trained_as(loaded, oracle, lambda step: 1.0 if step < 8 else 1 / 7, 16)
 
 
 @pytest.mark.parametrize("name", ["adagrad", "rowwise_adagrad", "adam"])
