@@ -124,6 +124,11 @@ def read_footer(store: Store, path: str) -> Any:
         raise StoreError("not a readable Parquet file", value=store.spark_uri(path)) from error
 
 
+def decoded_bytes(chunk: Any) -> int:
+    """What the values of a column chunk, given by its metadata, take in memory. In a file it may be next to nothing."""
+    return int(chunk.num_values) * (8 if chunk.physical_type in ("INT64", "DOUBLE") else 4)
+
+
 def count_where(store: Store, dataset: str, paths: Sequence[str], column: str, condition: str) -> int:
     """How many values, or elements of arrays, are "nan" or "zero". Reads that one column of the files."""
     import pyarrow as pa
@@ -133,9 +138,9 @@ def count_where(store: Store, dataset: str, paths: Sequence[str], column: str, c
     total = 0
     for path in paths:
         with store.open_read(f"{dataset}/{path}") as file:
-            values = pq.ParquetFile(file).read(columns=[column]).column(0)
-        for chunk in values.chunks:
-            flat = chunk.flatten() if pa.types.is_list(chunk.type) else chunk
-            marked = pc.is_nan(flat) if condition == "nan" else pc.equal(flat, 0)
-            total += pc.sum(marked).as_py() or 0
+            for batch in pq.ParquetFile(file).iter_batches(columns=[column]):
+                values = batch.column(0)
+                flat = values.flatten() if pa.types.is_list(values.type) else values
+                marked = pc.is_nan(flat) if condition == "nan" else pc.equal(flat, 0)
+                total += pc.sum(marked).as_py() or 0
     return total

@@ -1,12 +1,13 @@
 """Batches of a rank: Parquet -> row groups (Petastorm's threads) -> windows -> batches, all ahead of the training step.
 
-A rank's stream of rows, as `plan` orders it, is cut into windows of whole batches. Threads decode row groups and put
-their rows into the windows they belong to; so it does not matter which thread is first, and the result depends on
-(plan, seed, epoch) alone. Once a window is complete, its batches are drawn (see `window`), while the next one is being
-filled. With a window at least as large as the rank's part, that is a full shuffle; otherwise rows mix inside the
-window, and windows hold different row groups each epoch.
+A rank's stream of rows, as `plan` orders it, is cut into windows of whole batches. Threads decode row groups, slice by
+slice, and put their rows into the windows they belong to; so it does not matter which thread is first, and the result
+depends on (plan, seed, epoch) alone. Once a window is complete, its batches are drawn (see `window`), while the next
+one is being filled. With a window at least as large as the rank's part, that is a full shuffle; otherwise rows mix
+inside the window, and windows hold different row groups each epoch.
 
-Memory for each rank: two windows (at most 128 MiB each), the row groups being decoded, and the batches ahead.
+Memory for each rank, whatever the number of rows: three windows (at most 128 MiB each), a slice for each reading
+thread, and the batches ahead.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ import torch
 from hvdspark.data.batch import Batch, Layout, Ragged
 from hvdspark.data.plan import EpochPlan
 from hvdspark.data.row_groups import RowGroupReader
-from hvdspark.data.stream import Stream
-from hvdspark.data.window import MAX_CHUNK_ROWS, Columns, Window
+from hvdspark.data.stream import Piece, Stream, WindowPlan
+from hvdspark.data.window import Columns, Window
 from hvdspark.errors import ConfigurationError
 from hvdspark.specs import ColumnSpec, DatasetSpec, RowGroup
 from hvdspark.store import Store
@@ -103,17 +104,17 @@ class _Prefetcher:
     ) -> None:
         self._stream, self._entropy = stream, entropy
         self._windows: dict[int, Window] = {}
-        self._capacity = max(map(sum, stream.window_batches), default=0)
+        self._missing: dict[int, int] = {}  # rows of a window that have not come yet
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._queue: queue.Queue[Batch | Exception] = queue.Queue(max(1, prefetch))
         self._pin = torch.cuda.is_available()
-        self._reader = RowGroupReader(store, dataset, stream.columns, stream.groups, self._accept)
+        self._reader = RowGroupReader(store, dataset, stream.columns, self._accept)
         self._thread = threading.Thread(target=self._run, name="hvdspark-prefetch", daemon=True)
         self._thread.start()
 
     def batches(self) -> Iterator[Batch]:
-        for _ in range(sum(map(len, self._stream.window_batches))):
+        for _ in range(self._stream.steps):
             item = self._next()
             if isinstance(item, Exception):
                 raise item
@@ -135,40 +136,49 @@ class _Prefetcher:
                     break
         raise RuntimeError("batches were asked for after the loader was closed")
 
-    def _accept(self, position: int, columns: Columns) -> None:
+    def _accept(self, piece: Piece, columns: Columns, first: int) -> None:
         """Runs in the reader's threads."""
-        for piece in self._stream.pieces[position]:
-            for start in range(piece.start, piece.stop, MAX_CHUNK_ROWS):
-                at = piece.at + start - piece.start
-                stop = min(start + MAX_CHUNK_ROWS, piece.stop)
-                # A generator for each chunk: the result does not depend on which thread comes first.
-                self._window(piece.window).fill(at, columns, start, stop, self._rng(piece.window, at + 1))
+        # A generator for each piece: the result does not depend on which thread comes first.
+        rng = self._rng(piece.window, piece.at + 1)
+        self._window(piece.window).fill(piece.at, columns, piece.start - first, piece.stop - first, rng)
 
-    def _window(self, index: int) -> Window:
+    def _window(self, number: int) -> Window:
         with self._lock:
-            if index not in self._windows:
-                self._windows[index] = Window(self._stream.layout, self._capacity)
-            return self._windows[index]
+            if number not in self._windows:
+                self._windows[number] = Window(self._stream.layout, self._stream.capacity)
+            return self._windows[number]
 
     def _rng(self, window: int, use: int) -> np.random.Generator | None:
         return None if self._entropy is None else np.random.default_rng([*self._entropy, window, use])
 
     def _run(self) -> None:
         try:
-            missing = [sum(batches) for batches in self._stream.window_batches]
-            for index, batches in enumerate(self._stream.window_batches):
-                self._reader.allow(self._stream.groups_up_to(index + 1))
-                while missing[index]:
-                    for piece in self._stream.pieces[self._reader.wait_for_one()]:
-                        missing[piece.window] -= piece.stop - piece.start
-                window = self._window(index)
-                for batch in window.batches(batches, self._rng(index, 0)):
+            windows = self._stream.windows()
+            current = self._begin(windows)
+            while current is not None:
+                following = self._begin(windows)  # is filled while this one is drained
+                while self._missing[current.number]:
+                    for piece in self._reader.wait_for_one():
+                        self._missing[piece.window] -= piece.stop - piece.start
+                window = self._window(current.number)
+                for batch in window.batches(current.batches, self._rng(current.number, 0)):
                     if not self._put(batch.pin_memory() if self._pin else batch):
                         return
                 with self._lock:
-                    self._windows.pop(index).close()
+                    self._windows.pop(current.number).close()
+                del self._missing[current.number]
+                current = following
         except Exception as error:
             self._put(error)
+
+    def _begin(self, windows: Iterator[WindowPlan]) -> WindowPlan | None:
+        """Have the next window read."""
+        window = next(windows, None)
+        if window is not None:
+            self._missing[window.number] = window.rows
+            for group, pieces in window.reads:
+                self._reader.read(group, pieces)
+        return window
 
     def _put(self, item: Batch | Exception) -> bool:
         while not self._stop.is_set():

@@ -1,19 +1,21 @@
 """Reading row groups through Petastorm's worker pool, in an order of our own.
 
-This is one level below `petastorm.make_batch_reader`: the same `ThreadPool`, fed by a `Ventilator`, running a
-`WorkerBase` that reads one row group with pyarrow. Petastorm's `Reader` is left out, because on every rank it lists
-the directory and reads all footers again, deals whole row groups to ranks once and for all (and fails with fewer row
-groups than ranks) and takes seed 0 for no seed; its `ArrowReaderWorker`, because it opens each file and parses its
-footer twice for each row group, and results go through pandas, where a list column becomes a loop over rows. Here
-`plan` decides what a rank reads, and columns are handed on as they come out of Parquet.
+This is one level below `petastorm.make_batch_reader`: the same `ThreadPool`, running a `WorkerBase` that reads one row
+group with pyarrow. Petastorm's `Reader` is left out, because on every rank it lists the directory and reads all footers
+again, deals whole row groups to ranks once and for all (and fails with fewer row groups than ranks) and takes seed 0
+for no seed; its `ArrowReaderWorker`, because it opens each file and parses its footer twice for each row group, holds
+the whole row group, and results go through pandas, where a list column becomes a loop over rows. Here `plan` decides
+what a rank reads, and columns are handed on as they come out of Parquet.
 """
 
 from __future__ import annotations
 
 import functools
 import queue
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,11 +23,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from petastorm.workers_pool import VentilatedItemProcessedMessage
 from petastorm.workers_pool.thread_pool import ThreadPool
-from petastorm.workers_pool.ventilator import Ventilator
 from petastorm.workers_pool.worker_base import WorkerBase
 
-from hvdspark.data.footers import read_footer
-from hvdspark.data.window import Columns, RaggedRows
+from hvdspark.data.footers import decoded_bytes, read_footer
+from hvdspark.data.stream import Piece
+from hvdspark.data.window import MAX_CHUNK_ROWS, Columns, RaggedRows
 from hvdspark.errors import DataError, HvdSparkError, StoreError
 from hvdspark.specs import ColumnSpec, RowGroup
 from hvdspark.store import Store
@@ -39,16 +41,21 @@ _THREADS = 2
 _REMOTE_THREADS = 8
 # Footers of files with many row groups are large, and a rank meets all files in random order.
 _FOOTERS_KEPT = 16
+# What a thread decodes at a time. A row group of 4 MB may hold any number of rows that are nearly the same.
+_SLICE_BYTES = 16 << 20
 
 
 class RowGroupReader:
-    """Reads row groups in background threads and hands each to `sink`, which runs in those threads.
+    """Reads row groups in background threads and hands their rows to `sink`, which runs in those threads.
+
+    A row group is decoded in slices. What a thread holds is bounded by the slice, however many rows there are, and
+    reading stops after any slice until more of the row group is asked for.
 
     Args:
         store, dataset: where the dataset is.
         columns: what to read.
-        groups: what to read, in this order; nothing is read before `allow`.
-        sink: called with the position in `groups` and the columns; calls overlap and may come out of order.
+        sink: called with a piece of a row group, columns that hold it, and the row of the row group that they begin
+            with; calls overlap and may come out of order. No piece is larger than MAX_CHUNK_ROWS.
     """
 
     def __init__(
@@ -56,19 +63,25 @@ class RowGroupReader:
         store: Store,
         dataset: str,
         columns: Sequence[ColumnSpec],
-        groups: Sequence[RowGroup],
-        sink: Callable[[int, Columns], None],
+        sink: Callable[[Piece, Columns, int], None],
     ) -> None:
+        self._stopped = threading.Event()
         self._pool = _BoundedThreadPool(_THREADS if store.local_path() is not None else _REMOTE_THREADS)
-        self._ventilator = _Gate(self._pool.ventilate, len(groups))
-        self._pool.start(_RowGroupWorker, (store, dataset, tuple(columns), tuple(groups), sink), self._ventilator)
+        footer = functools.lru_cache(_FOOTERS_KEPT)(lambda path: read_footer(store, path))
+        self._pool.start(_RowGroupWorker, (store, dataset, tuple(columns), footer, sink, self._stopped))
+        self._last: _Read | None = None
 
-    def allow(self, count: int) -> None:
-        """Let the first `count` row groups be read; a smaller count than before changes nothing."""
-        self._ventilator.allow(count)
+    def read(self, group: RowGroup, pieces: Sequence[Piece]) -> None:
+        """Have these rows read; pieces ascend. In the row group of the call before, reading goes on where it is."""
+        last = self._last
+        if last is None or (last.opened.group.path, last.opened.group.index) != (group.path, group.index):
+            self._last = _Read(_OpenGroup(group), 0, pieces)
+        else:
+            self._last = _Read(last.opened, last.turn + 1, pieces)
+        self._pool.ventilate(read=self._last)
 
-    def wait_for_one(self) -> int:
-        """Wait until a row group that has not been reported yet has gone through `sink`; its position.
+    def wait_for_one(self) -> Sequence[Piece]:
+        """Wait until what a call of `read` asked for, and was not reported yet, has gone through `sink`; its pieces.
 
         Raises:
             StoreError: it cannot be read, or nothing arrives within READ_TIMEOUT_S.
@@ -77,10 +90,12 @@ class RowGroupReader:
         result = self._pool.get_results()
         if isinstance(result, HvdSparkError):
             raise result
-        return int(result)
+        pieces: Sequence[Piece] = result
+        return pieces
 
     def stop(self) -> None:
-        """End a `wait_for_one` that another thread may be in, and all reading after the current row groups."""
+        """End a `wait_for_one` that another thread may be in, and all reading after the current slices."""
+        self._stopped.set()
         self._pool.stop()
 
     def join(self) -> None:
@@ -88,20 +103,74 @@ class RowGroupReader:
         self._pool.join()
 
 
+class _OpenGroup:
+    """A row group between its first and its last read, which take turns.
+
+    Attributes:
+        turn: number of the read that may go on.
+        slices: what is still to be decoded; None before the first read.
+        first, rows: the slice that was decoded last, as rows of the row group.
+    """
+
+    def __init__(self, group: RowGroup) -> None:
+        self.group = group
+        self.slices: Iterator[pa.RecordBatch] | None = None
+        self.batch: pa.RecordBatch | None = None
+        self.first = self.rows = 0
+        self.turn = 0
+        self._changed = threading.Condition()
+
+    def wait_for(self, turn: int, stopped: threading.Event) -> bool:
+        """Whether it is the read's turn; False if it will never be."""
+        with self._changed:
+            while self.turn < turn:
+                if stopped.is_set():
+                    return False
+                self._changed.wait(_POLL_S)
+        return True
+
+    def end_turn(self) -> None:
+        with self._changed:
+            self.turn += 1
+            self._changed.notify_all()
+
+    def advance_to(self, row: int) -> None:
+        """Decode slices up to the one with this row."""
+        assert self.slices is not None
+        while self.first + self.rows <= row:
+            self.first += self.rows
+            self.batch = next(self.slices, None)
+            if self.batch is None:
+                raise DataError("a row group has fewer rows than its footer says", value=self.group.path)
+            self.rows = self.batch.num_rows
+
+
+@dataclass(frozen=True)
+class _Read:
+    """The read number `turn` of a row group."""
+
+    opened: _OpenGroup
+    turn: int
+    pieces: Sequence[Piece]
+
+
 class _RowGroupWorker(WorkerBase):
     """Runs in a thread of the pool."""
 
     def __init__(self, worker_id: int, publish_func: Callable[[Any], None], args: tuple[Any, ...]) -> None:
         super().__init__(worker_id, publish_func, args)
-        self._store, self._dataset, self._columns, self._groups, self._sink = args
-        self._footer = functools.lru_cache(_FOOTERS_KEPT)(lambda path: read_footer(self._store, path))
+        self._store, self._dataset, self._columns, self._footer, self._sink, self._stopped = args
 
-    def process(self, position: int) -> None:
-        group: RowGroup = self._groups[position]
-        path = f"{self._dataset}/{group.path}"
+    def process(self, read: _Read) -> None:
+        opened = read.opened
+        path = f"{self._dataset}/{opened.group.path}"
+        if not opened.wait_for(read.turn, self._stopped):
+            return
         try:
-            self._sink(position, self._decode(self._read(path, group), group))
-            result: Any = position
+            if opened.slices is None:
+                opened.slices = self._read(path, opened.group)
+            self._deliver(opened, read.pieces)
+            result: Any = read.pieces
         except HvdSparkError as error:
             result = error
         except (OSError, pa.ArrowException) as error:
@@ -112,35 +181,67 @@ class _RowGroupWorker(WorkerBase):
             )
         except Exception as error:
             result = DataError(f"a row group cannot be decoded ({type(error).__name__}: {error})", value=path)
+        opened.end_turn()
         self.publish_func(result)
 
-    def _read(self, path: str, group: RowGroup) -> pa.Table:
+    def _deliver(self, opened: _OpenGroup, pieces: Sequence[Piece]) -> None:
+        decoded, columns = None, None
+        for piece in pieces:
+            start = piece.start
+            while start < piece.stop and not self._stopped.is_set():
+                opened.advance_to(start)
+                if columns is None or decoded is not opened.batch:
+                    decoded, columns = opened.batch, self._decode(opened.batch)
+                stop = min(piece.stop, opened.first + opened.rows)
+                self._sink(Piece(start, stop, piece.window, piece.at + start - piece.start), columns, opened.first)
+                start = stop
+
+    def _read(self, path: str, group: RowGroup) -> Iterator[pa.RecordBatch]:
+        footer = self._footer(path)
+        metadata = footer.row_group(group.index)
+        if metadata.num_rows != group.rows:
+            raise DataError("a row group has changed since it was written", value=group.path)
+        names = [column.name for column in self._columns]
         local = self._store.local_path(path)
         # On a remote store the columns of a row group are fetched together, in few large requests.
         with pa.memory_map(str(local)) if local is not None else self._store.open_read(path) as source:
-            file = pq.ParquetFile(source, metadata=self._footer(path), pre_buffer=local is None)
-            names = [column.name for column in self._columns]
+            file = pq.ParquetFile(source, metadata=footer, pre_buffer=local is None)
+            rows = slice_rows(metadata, names)
             # The pool's threads and the ranks of a host are parallel enough.
-            return file.read_row_group(group.index, columns=names, use_threads=False)
+            yield from file.iter_batches(rows, row_groups=[group.index], columns=names, use_threads=False)
 
-    def _decode(self, table: pa.Table, group: RowGroup) -> Columns:
-        if table.num_rows != group.rows:
-            raise DataError("a row group has changed since it was written", value=group.path)
+    def _decode(self, batch: pa.RecordBatch) -> Columns:
         dense: dict[str, np.ndarray] = {}
         ragged: dict[str, RaggedRows] = {}
         for column in self._columns:
-            chunks = table.column(column.name)
-            array = chunks.chunk(0) if chunks.num_chunks == 1 else chunks.combine_chunks()
+            array = batch.column(column.name)
             if column.layout == "scalar":
                 dense[column.name] = _numpy(array, column)
                 continue
             values = _numpy(array.flatten(), column)
             if column.layout == "fixed":
-                dense[column.name] = values.reshape(group.rows, column.width)
+                dense[column.name] = values.reshape(batch.num_rows, column.width)
             else:
                 offsets = array.offsets.to_numpy().astype(np.int64)
                 ragged[column.name] = RaggedRows(values, offsets - offsets[0])  # flatten() begins at the first row
         return Columns(dense, ragged)
+
+
+def slice_rows(group: Any, names: Collection[str]) -> int:
+    """How many rows of a row group are decoded at a time: equal slices of at most _SLICE_BYTES and MAX_CHUNK_ROWS.
+
+    Args:
+        group: the row group's metadata, as pyarrow has it.
+        names: the columns that are read.
+    """
+    decoded = 0
+    for index in range(group.num_columns):
+        chunk = group.column(index)
+        path = chunk.path_in_schema
+        if path in names or any(path.startswith(f"{name}.") for name in names):
+            decoded += decoded_bytes(chunk)
+    slices = max(-(-decoded // _SLICE_BYTES), -(-group.num_rows // MAX_CHUNK_ROWS), 1)
+    return max(1, -(-group.num_rows // slices))
 
 
 def _numpy(array: pa.Array, column: ColumnSpec) -> np.ndarray:
@@ -150,31 +251,6 @@ def _numpy(array: pa.Array, column: ColumnSpec) -> np.ndarray:
     if values.dtype != column.dtype:
         raise DataError("wrong type in a dataset", value=str(values.dtype), where=f"column {column.name!r}")
     return values
-
-
-class _Gate(Ventilator):
-    """Petastorm's ventilator decides what the pool works on; this one lets through what it is told to."""
-
-    def __init__(self, ventilate_fn: Callable[..., None], total: int) -> None:
-        super().__init__(ventilate_fn)
-        self._total, self._allowed, self._stopped = total, 0, False
-
-    def start(self) -> None:
-        return None
-
-    def allow(self, count: int) -> None:
-        while self._allowed < min(count, self._total) and not self._stopped:
-            self._ventilate_fn(position=self._allowed)
-            self._allowed += 1
-
-    def processed_item(self) -> None:
-        return None
-
-    def completed(self) -> bool:
-        return self._stopped or self._allowed == self._total
-
-    def stop(self) -> None:
-        self._stopped = True
 
 
 class _BoundedThreadPool(ThreadPool):

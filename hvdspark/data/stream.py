@@ -1,16 +1,13 @@
 """A rank's rows on their way from row groups to windows. Pure.
 
 Windows hold whole batches, so that no batch has to be put together from two of them. A row group may reach over several
-windows, and a window over several row groups; each row group is read once.
+windows, and a window over several row groups. Nothing is held of the windows that are over or far ahead.
 """
 
 from __future__ import annotations
 
-import bisect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-
-import numpy as np
 
 from hvdspark.data.batch import Layout
 from hvdspark.data.plan import EpochPlan
@@ -27,6 +24,26 @@ class Piece:
     at: int
 
 
+@dataclass(frozen=True)
+class WindowPlan:
+    """One window.
+
+    Attributes:
+        number: counts from 0.
+        batches: the rows of its batches.
+        reads: row groups to read, in this order, and which rows of each; pieces of one row group ascend. If the first
+            is the last of the window before, reading goes on in the same row group.
+    """
+
+    number: int
+    batches: list[int]
+    reads: list[tuple[RowGroup, list[Piece]]]
+
+    @property
+    def rows(self) -> int:
+        return sum(self.batches)
+
+
 class Stream:
     """A rank's rows in the order of its plan.
 
@@ -38,41 +55,47 @@ class Stream:
 
     Attributes:
         layout, columns: what is read.
-        groups: row groups to read, in this order.
-        pieces: for each of them, where its rows go.
-        window_batches: for each window the rows of its batches.
+        steps: number of batches.
+        capacity: no window has more rows.
     """
 
     def __init__(
         self, columns: Sequence[ColumnSpec], groups: Sequence[RowGroup], plan: EpochPlan, window_rows: int
     ) -> None:
         self.columns, self.layout = columns, Layout.of(columns)
-        self.window_batches: list[list[int]] = []
-        filled = 0
-        for rows in plan.batch_rows:
-            if not self.window_batches or (filled and filled + rows > window_rows):
-                self.window_batches.append([])
-                filled = 0
-            self.window_batches[-1].append(rows)
-            filled += rows
-        self.groups: list[RowGroup] = []
-        self.pieces: list[list[Piece]] = []
-        ends = iter(enumerate(np.cumsum([sum(batches) for batches in self.window_batches]).tolist()))
-        position, window, window_start, window_end, previous = 0, -1, 0, 0, -1
-        for part in plan.ranges:
-            if part.group != previous:  # ranges of one row group that follow each other are read once
-                self.groups.append(groups[part.group])
-                self.pieces.append([])
-                previous = part.group
-            start = part.start
-            while start < part.stop:
-                while window_end <= position:
-                    window_start = window_end
-                    window, window_end = next(ends)
-                rows = min(part.stop - start, window_end - position)
-                self.pieces[-1].append(Piece(start, start + rows, window, position - window_start))
-                start, position = start + rows, position + rows
+        self.steps = len(plan.batch_rows)
+        self.capacity = max(min(window_rows, sum(plan.batch_rows)), max(plan.batch_rows, default=0))
+        self._groups, self._plan, self._window_rows = groups, plan, window_rows
 
-    def groups_up_to(self, window: int) -> int:
-        """How many row groups start in this window or before."""
-        return bisect.bisect_right(self.pieces, window, key=lambda pieces: pieces[0].window)
+    def windows(self) -> Iterator[WindowPlan]:
+        """The windows one after the other."""
+        ranges = iter(self._plan.ranges)
+        group, start, stop = -1, 0, 0
+        for number, batches in enumerate(self._batches()):
+            reads: list[tuple[RowGroup, list[Piece]]] = []
+            rows, at, reading = sum(batches), 0, -1
+            while at < rows:
+                if start == stop:
+                    part = next(ranges)
+                    group, start, stop = part.group, part.start, part.stop
+                if group != reading:  # ranges of one row group that follow each other are one read
+                    reads.append((self._groups[group], []))
+                    reading = group
+                taken = min(stop - start, rows - at)
+                reads[-1][1].append(Piece(start, start + taken, number, at))
+                start, at = start + taken, at + taken
+            yield WindowPlan(number, batches, reads)
+
+    def _batches(self) -> Iterator[list[int]]:
+        """The rows of the batches of each window."""
+        batches: list[int] = []
+        filled = 0
+        for rows in self._plan.batch_rows:
+            # Batches without rows take no room, but there may be any number of them.
+            if (filled and filled + rows > self._window_rows) or len(batches) > self._window_rows:
+                yield batches
+                batches, filled = [], 0
+            batches.append(rows)
+            filled += rows
+        if batches:
+            yield batches

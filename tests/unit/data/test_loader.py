@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from hvdspark.data import loader, row_groups
+from hvdspark.data import loader, row_groups, window
+from hvdspark.data.batch import Layout
 from hvdspark.data.loader import Batch, Ragged, load_batches
 from hvdspark.data.plan import EpochPlan, plan_epoch
 from hvdspark.errors import ConfigurationError, DataError, StoreError
@@ -174,18 +175,73 @@ def test_closing_early_ends_the_threads(store: Store) -> None:
         pass
 
 
-def test_no_more_than_two_windows_are_read_ahead(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    dataset = write(store, [640], group=64)
-    allowed: list[int] = []
-    original = row_groups.RowGroupReader.allow
+@pytest.mark.parametrize("group", [64, 640])
+def test_no_more_than_two_windows_are_read_ahead(store: Store, monkeypatch: pytest.MonkeyPatch, group: int) -> None:
+    dataset = write(store, [640], group=group)
+    alive: list[int] = [0]
 
-    def allow(self: row_groups.RowGroupReader, count: int) -> None:
-        allowed.append(count)
-        original(self, count)
+    class Counted(window.Window):
+        def __init__(self, layout: Layout, capacity: int) -> None:
+            super().__init__(layout, capacity)
+            assert capacity <= 64
+            alive.append(alive[-1] + 1)
 
-    monkeypatch.setattr(row_groups.RowGroupReader, "allow", allow)
+        def close(self) -> None:
+            super().close()
+            alive.append(alive[-1] - 1)
+
+    monkeypatch.setattr(loader, "Window", Counted)
     assert len(load(store, dataset, plan(dataset, 32), shuffle_rows=64)) == 20
-    assert allowed == [2, 3, 4, 5, 6, 7, 8, 9, 10, 10], "the window that is drained, and the next"
+    assert len(alive) == 1 + 2 * 10
+    assert max(alive) <= 2, "the window that is drained, and the next, however long a row group is"
+
+
+def test_a_row_group_is_decoded_in_slices(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = write(store, [1000, 500], group=1000)
+    whole = {
+        shuffle: load(store, dataset, plan(dataset, 50, 2, 1, shuffle), shuffle=shuffle) for shuffle in (True, False)
+    }
+    # A row is an id, x, two elements of v and one of history: 8 + 4 + 2 * 4 + 8 bytes; 50 rows of it are a slice.
+    monkeypatch.setattr(row_groups, "_SLICE_BYTES", 50 * 28)
+    slices: list[int] = []
+    original = row_groups._RowGroupWorker._decode
+
+    def decode(self: Any, batch: pa.RecordBatch) -> Any:
+        slices.append(batch.num_rows)
+        return original(self, batch)
+
+    monkeypatch.setattr(row_groups._RowGroupWorker, "_decode", decode)
+    for shuffle, expected in whole.items():
+        got = load(
+            store, dataset, plan(dataset, 50, 2, 1, shuffle), shuffle=shuffle, shuffle_rows=200 if shuffle else 1
+        )
+        assert torch.equal(torch.cat(got).sort().values, torch.cat(expected).sort().values)
+        if not shuffle:
+            assert all(torch.equal(one, other) for one, other in zip(got, expected, strict=True))
+    assert max(slices) <= 50
+    assert len(slices) < 2 * 1500 / 40, "slices before a rank's rows and behind them are not decoded further"
+
+
+def test_a_row_group_of_any_length_takes_the_memory_of_a_slice(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(row_groups, "_SLICE_BYTES", 1 << 19, raising=False)
+    rows, width = 3_000_000, 50
+    store.make_directory("d")
+    nearly_constant = pa.array(np.arange(rows) == 7).cast(pa.float32())
+    vector = pa.ListArray.from_arrays(np.arange(0, rows + 1, width, dtype=np.int32), nearly_constant)
+    path = store.local_path("d/a.parquet")
+    with pq.ParquetWriter(path, pa.schema([("x", pa.float32()), ("v", vector.type)])) as writer:
+        # One row group, as Spark writes it: what repeats takes no room in the file.
+        writer.write_table(pa.table({"x": nearly_constant[: len(vector)], "v": vector}), row_group_size=len(vector))
+    columns = (ColumnSpec("x", "float32", "scalar"), ColumnSpec("v", "float32", "fixed", width))
+    dataset = DatasetSpec("d", columns, (RowGroup("a.parquet", 0, len(vector), 1),))
+    options: dict[str, Any] = {"shuffle_rows": 1 << 12, "seed": 0, "epoch": 0, "shuffle": True}
+    before, most, seen = pa.total_allocated_bytes(), 0, 0
+    with load_batches(store, dataset, "train", plan(dataset, 500), ["x", "v"], **options) as batches:
+        for batch in batches:
+            most = max(most, pa.total_allocated_bytes() - before)
+            seen += batch.rows
+    assert seen == len(vector)
+    assert most < rows * 4, "less than the vectors of the row group"
 
 
 @pytest.mark.parametrize(("shuffle", "most"), [(True, 4 + 2), (False, 4 * 3)])

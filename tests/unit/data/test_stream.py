@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -30,32 +32,42 @@ def test_every_row_of_the_plan_has_its_place(
     for rank in range(world):
         plan = plan_epoch(counts, batch, world, rank, 1, 0, shuffle)
         stream = Stream(COLUMNS, groups_of(counts), plan, window_rows)
-        assert [rows for window in stream.window_batches for rows in window] == list(plan.batch_rows)
+        windows = list(stream.windows())
+        assert [window.number for window in windows] == list(range(len(windows)))
+        assert [rows for window in windows for rows in window.batches] == list(plan.batch_rows)
+        assert stream.steps == len(plan.batch_rows)
+        assert all(window.rows <= stream.capacity for window in windows)
         assert all(
-            sum(window) <= window_rows or len([rows for rows in window if rows]) == 1
-            for window in stream.window_batches
+            window.rows <= window_rows or len([rows for rows in window.batches if rows]) == 1 for window in windows
         )
         planned = [(part.group, row) for part in plan.ranges for row in range(part.start, part.stop)]
-        starts = [sum(map(sum, stream.window_batches[:window])) for window in range(len(stream.window_batches))]
-        placed = {}
-        for group, pieces in zip(stream.groups, stream.pieces, strict=True):
-            for piece in pieces:
-                assert 0 <= piece.at < piece.at + piece.stop - piece.start <= sum(stream.window_batches[piece.window])
-                for row in range(piece.start, piece.stop):
-                    position = starts[piece.window] + piece.at + row - piece.start
-                    placed[position] = (int(group.path.split(".")[0]), row)
-        assert [placed[position] for position in sorted(placed)] == planned
-        assert len({group.path for group in stream.groups}) == len(stream.groups), "each row group is read once"
+        placed, read = [], []
+        for window in windows:
+            at = 0
+            for group, pieces in window.reads:
+                read.append(group.path)
+                for piece in pieces:
+                    assert (piece.window, piece.at) == (window.number, at), "a window is filled without gaps"
+                    placed += [(int(group.path.split(".")[0]), row) for row in range(piece.start, piece.stop)]
+                    at += piece.stop - piece.start
+            assert at == window.rows
+        assert placed == planned
+        begun = [path for path, _ in itertools.groupby(read)]
+        assert len(set(begun)) == len(begun), "each row group is read once"
 
 
 def test_a_row_group_over_several_windows() -> None:
+    first, second = groups_of([10, 4])
     plan = plan_epoch([10, 4], 3, 1, 0, 0, 0, False)
-    stream = Stream(COLUMNS, groups_of([10, 4]), plan, 6)
-    assert stream.window_batches == [[3, 3], [3, 3], [2]]
-    assert stream.pieces == [[Piece(0, 6, 0, 0), Piece(6, 10, 1, 0)], [Piece(0, 2, 1, 4), Piece(2, 4, 2, 0)]]
-    assert [stream.groups_up_to(window) for window in range(3)] == [1, 2, 2]
+    windows = list(Stream(COLUMNS, [first, second], plan, 6).windows())
+    assert [window.batches for window in windows] == [[3, 3], [3, 3], [2]]
+    assert [window.reads for window in windows] == [
+        [(first, [Piece(0, 6, 0, 0)])],
+        [(first, [Piece(6, 10, 1, 0)]), (second, [Piece(0, 2, 1, 4)])],
+        [(second, [Piece(2, 4, 2, 0)])],
+    ]
 
 
 def test_a_batch_larger_than_a_window_is_a_window() -> None:
     plan = plan_epoch([10], 8, 1, 0, 0, 0, False)
-    assert Stream(COLUMNS, groups_of([10]), plan, 3).window_batches == [[8], [2]]
+    assert [window.batches for window in Stream(COLUMNS, groups_of([10]), plan, 3).windows()] == [[8], [2]]
