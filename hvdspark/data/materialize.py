@@ -46,6 +46,9 @@ _TRAIN, _VALIDATION, _DROPPED, _UNDEFINED = range(4)
 # Small enough that all ranks find work and a shuffle window holds several, large enough that reading one is efficient:
 # 30 000 rows of 40 plain columns, and more where values repeat.
 _ROW_GROUP_BYTES = 8 << 20
+# Rows that are nearly the same take no bytes, so a row group would never end. Parquet before 1.16 has no limit of rows
+# for a row group, but Spark has one for a file.
+_MOST_FILE_ROWS = 1 << 20
 # Thousands of tiny partitions must not become thousands of files. No shuffle; fewer partitions stay as they are.
 _MAX_FILES = 200
 _HANDLE_INVALID = ("error", "skip", "keep")
@@ -216,7 +219,7 @@ def _write(
     writer = counted.dataframe.write
     # Snappy, because stores are often across a network and it costs little; statistics are what the checks read.
     writer = writer.option("compression", "snappy").option("parquet.block.size", _ROW_GROUP_BYTES)
-    writer = writer.option("parquet.column.statistics.enabled", True)
+    writer = writer.option("parquet.column.statistics.enabled", True).option("maxRecordsPerFile", _MOST_FILE_ROWS)
     has_splits = _SPLIT in prepared.columns
     (writer.partitionBy(_SPLIT) if has_splits else writer).parquet(store.spark_uri(f"{path}/data"))
     written = time.perf_counter()

@@ -283,6 +283,14 @@ def test_one_giant_partition_becomes_many_row_groups(spark: SparkSession, store:
         assert dataset.train_rows == 600_000
 
 
+def test_rows_that_take_no_room_become_several_row_groups(spark: SparkSession, store: Store) -> None:
+    df = spark.range(2_500_000, numPartitions=1).selectExpr("id = 7 AS x", "id = 9 AS y")
+    with written(df, store, ["x"]) as dataset:
+        assert len(dataset.train) >= 3
+        assert max(group.rows for group in dataset.train) <= 1 << 20
+        assert dataset.train_rows == 2_500_000
+
+
 def test_thousands_of_tiny_partitions_become_few_files(spark: SparkSession, store: Store) -> None:
     df = spark.range(1000, numPartitions=1000).selectExpr("id AS x", "id AS y")
     with written(df, store, ["x"]) as dataset:
