@@ -9,6 +9,7 @@ from hvdspark.train.loss import RowLoss
 from hvdspark.train.optimizer import check_optimizer
 from hvdspark.train.program import Program
 from hvdspark.train.schedule import make_schedule
+from hvdspark.train.torch_loss import check_loss
 from hvdspark.train.validate import Validation
 from hvdspark.train.weights import check_saveable
 
@@ -24,5 +25,6 @@ def check_program(spec: TrainSpec, program: Program) -> None:
     if program.schedule is None and spec.schedule is not None:
         make_schedule(spec.schedule, spec.schedule_args, total_steps=1)
     loss = RowLoss(program.loss, spec.labels, program.loss_weights, "cpu")
+    check_loss(program.loss, program.module)
     keys = Validation(spec, program, loss, LocalCollective(), "cpu").keys
     resolve_monitor(spec.monitor, spec.patience, ("train_loss", *keys), bool(keys))

@@ -28,6 +28,7 @@ from hvdspark.train.replicas import agree_on_buffers, make_contiguous, seed_gene
 from hvdspark.train.schedule import make_schedule
 from hvdspark.train.step import GradientStep
 from hvdspark.train.tables import begin_epoch, bind_tables
+from hvdspark.train.torch_loss import check_loss
 from hvdspark.train.validate import Validation
 from hvdspark.train.weights import check_saveable
 
@@ -65,6 +66,7 @@ def train(
     check_saveable(module)
     bind_tables(module, collective)
     loss = RowLoss(program.loss, spec.labels, program.loss_weights, device)
+    check_loss(program.loss, module)
     validation = Validation(spec, program, loss, collective, device)
     available = ("train_loss", *validation.keys)
     monitor = resolve_monitor(spec.monitor, spec.patience, available, bool(validation.keys))
@@ -116,7 +118,7 @@ def train(
         started, before = time.perf_counter(), dict(clock.seconds)
 
         module.train()
-        sums = _train_epoch(spec, callbacks, collective, step, store, state, clock, reporter)
+        sums = _train_epoch(spec, callbacks, collective, step, loss, store, state, clock, reporter)
         step.check_weights(epoch, steps)
         agree_on_buffers(module, collective)
         trained = time.perf_counter() - started
@@ -124,8 +126,9 @@ def train(
             sums = torch.cat([sums, validation.run(module)])
             sums = collective.allreduce_sum(sums, "train/epoch")
 
-        row = _history_row(epoch, spec, sums[:2], optimizer, trained)
-        values, warnings = validation.values(sums[2:])
+        of_loss = 2 * len(loss.divisors)
+        row = _history_row(epoch, spec, loss, sums[:of_loss], optimizer, trained)
+        values, warnings = validation.values(sums[of_loss:])
         row.update(values)
         row.update({f"{phase}_seconds": total - before[phase] for phase, total in clock.seconds.items()})
         row["warnings"] = "; ".join(f"{key}: {text}" for key, text in warnings.items())
@@ -172,12 +175,13 @@ def _train_epoch(
     callbacks: CallbackList,
     collective: Collective,
     step: GradientStep,
+    loss: RowLoss,
     store: Store,
     state: TrainState,
     clock: Clock,
     reporter: Reporter,
 ) -> Tensor:
-    """Collective. All global batches of one epoch; this rank's [sum of w l, sum of w], float64."""
+    """Collective. All global batches of one epoch; this rank's sums as `RowLoss.value` takes them, float64."""
     plan = _plan(spec, collective, state.epoch)
     columns = [*spec.features, *spec.labels, *([spec.weight] if spec.weight else [])]
     batches = load_batches(
@@ -192,7 +196,7 @@ def _train_epoch(
         shuffle=spec.shuffle,
     )
     started, rows = time.perf_counter(), 0
-    sums = torch.zeros(2, dtype=torch.float64)
+    sums = torch.zeros(2 * len(loss.divisors), dtype=torch.float64)
     with batches as iterator:
         for number, global_rows in enumerate(plan.global_rows):
             first = number - number % spec.accumulation_steps
@@ -210,8 +214,7 @@ def _train_epoch(
             state.step = number + 1
             callbacks.on_batch_end(state)
             seconds = time.perf_counter() - started
-            loss = part[0] / part[1] if part[1] else float("nan")
-            reporter.batch(state.epoch, spec.epochs, number + 1, state.steps, rows, rows / seconds, loss)
+            reporter.batch(state.epoch, spec.epochs, number + 1, state.steps, rows, rows / seconds, loss.value(part))
     return sums
 
 
@@ -249,20 +252,23 @@ def _plan(spec: TrainSpec, collective: Collective, epoch: int) -> EpochPlan:
 
 
 def _history_row(
-    epoch: int, spec: TrainSpec, sums: Tensor, optimizer: torch.optim.Optimizer, seconds: float
+    epoch: int, spec: TrainSpec, loss: RowLoss, sums: Tensor, optimizer: torch.optim.Optimizer, seconds: float
 ) -> dict[str, Any]:
-    """An epoch's row without validation: losses are means over all rows (weights) of the epoch, seconds are wall time.
+    """An epoch's row without validation: the loss is torch's reduction over all rows of the epoch, each as it was when
+    its batch came; seconds are wall time.
 
     Raises:
-        DataError: all row weights are 0; the same on every rank.
+        DataError: no row counts; the same on every rank.
     """
-    loss, weight = sums.tolist()
-    if weight == 0:
-        raise DataError("the weights of all training rows are 0", where=spec.weight)
+    for kind, counted in zip(loss.divisors, sums[1::2].tolist(), strict=True):
+        if counted == 0 and spec.weight is not None:
+            raise DataError("the weights of all training rows are 0", where=spec.weight)
+        if counted == 0:
+            raise DataError(f"the loss ignores the {kind} of all training rows", where=", ".join(spec.labels))
     rows = spec.dataset.train_rows
     return {
         "epoch": epoch,
-        "train_loss": loss / weight,
+        "train_loss": loss.value(sums.tolist()),
         "learning_rate": float(optimizer.param_groups[0].get("lr", float("nan"))),
         "rows": rows,
         "seconds": seconds,

@@ -1,53 +1,23 @@
-"""Losses as one number for each row.
+"""Losses as numbers for each row.
 
-Weights and exact global means both need the loss of every row: the mean over a global batch is
-`sum_i w_i l_i / sum_i w_i`, with sums over the rows of all ranks. A loss that only gives a mean over its rows is taken
+A rank holds a part of each global batch, so a loss is a numerator for each row, and what the sum of the numerators over
+the rows of *all* ranks is divided by: for a mean `sum_i w_i l_i / sum_i w_i` with the weights of the rows, or the
+weights that rows have by their labels (`torch_loss`), or nothing. A loss that only gives a mean over its rows is taken
 as that mean for each of them, which has the same gradient as long as there are no weights.
 """
 
 from __future__ import annotations
 
-import copy
-import inspect
+import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.nn.modules.loss import _Loss
+from torch import Tensor
 
 from hvdspark.errors import ConfigurationError, DataError
+from hvdspark.train.torch_loss import LABELS, NOTHING, ROWS, Parsed, parse, row_weights
 
-
-def _binary_cross_entropy(output: Tensor, target: Tensor, reduction: str) -> Tensor:
-    # torch raises on NaN here, in words that do not name the cause; divergence is the loop's to report.
-    if torch.isnan(output).any():
-        return torch.full_like(output, torch.nan)
-    return F.binary_cross_entropy(output, target, reduction=reduction)
-
-
-_BY_NAME: dict[str, Callable[..., Tensor]] = {
-    "bce_with_logits": F.binary_cross_entropy_with_logits,
-    "bce": _binary_cross_entropy,
-    "cross_entropy": F.cross_entropy,
-    "nll": F.nll_loss,
-    "mse": F.mse_loss,
-    "l1": F.l1_loss,
-    "huber": F.huber_loss,
-    "smooth_l1": F.smooth_l1_loss,
-    "poisson_nll": F.poisson_nll_loss,
-}
-_NAME_OF_MODULE: dict[type[nn.Module], str] = {
-    nn.BCEWithLogitsLoss: "bce_with_logits",
-    nn.BCELoss: "bce",
-    nn.CrossEntropyLoss: "cross_entropy",
-    nn.NLLLoss: "nll",
-    nn.MSELoss: "mse",
-    nn.L1Loss: "l1",
-    nn.HuberLoss: "huber",
-    nn.SmoothL1Loss: "smooth_l1",
-}
 _PROBABILITIES: dict[str, Callable[[Tensor], Tensor]] = {
     "bce_with_logits": torch.sigmoid,
     "bce": lambda output: output,
@@ -63,8 +33,31 @@ _SUITABLE_METRICS = {
 _ZERO_TO_ONE = ("bce_with_logits", "bce")
 
 
+class Part(NamedTuple):
+    """Rows whose numerators have one divisor.
+
+    Attributes:
+        numerator: [rows], differentiable; how much of the loss each row brings before it is divided.
+        weight: [rows], what each row adds to the divisor; None where that is 1.
+    """
+
+    numerator: Tensor
+    weight: Tensor | None
+
+
+def rows_that_count(
+    outputs: Sequence[Tensor], labels: Sequence[Tensor], weight: Tensor
+) -> tuple[Sequence[Tensor], list[Tensor], Tensor]:
+    """Outputs, labels and weights of the rows with a weight above 0; an infinite loss of the others is no number
+    that a weight of 0 could cancel."""
+    counts = weight > 0
+    if bool(counts.all()):
+        return outputs, list(labels), weight
+    return [output[counts] for output in outputs], [label[counts] for label in labels], weight[counts]
+
+
 class RowLoss:
-    """The run's loss: outputs and labels -> float [rows].
+    """The run's loss: outputs and labels -> numerators and weights of rows.
 
     A single plain callable is called as loss(output, label) where the module returns one output and there is one label.
     Where there are several labels, or the module does not return one output for each label (a click and its
@@ -75,6 +68,10 @@ class RowLoss:
         labels: label columns, in the order of the outputs.
         loss_weights: factor of each output's loss; empty means 1.
         device: where a loss module's own tensors (class weights) go.
+
+    Attributes:
+        divisors: what the numerators of each `Part` are divided by, added up over the rows of all ranks: "rows" (the
+            weights of the rows), "labels" (those times the weights that rows have by their labels) or "nothing".
 
     Raises:
         ConfigurationError: unknown name, wrong number of losses or loss weights.
@@ -97,15 +94,24 @@ class RowLoss:
         parts = list(loss) if several else [loss]
         self._terms = [_Term(part, device) for part in parts]
         # A plain callable may see all outputs and labels; a named loss or a torch loss sees one pair at a time.
-        self._may_be_joint = not several and self._terms[0].is_plain_callable
+        self._may_be_joint = not several and self._terms[0].parsed.is_plain_callable
         self._joint = self._may_be_joint and len(labels) > 1
         if self._joint and loss_weights:
             raise ConfigurationError("one callable for all outputs weighs them itself", where="lossWeights")
         if not several and not self._joint:
             self._terms = self._terms * len(labels)
+        # Losses that are divided by the same are added up first; labels of several columns never weigh the same.
+        self.divisors: tuple[str, ...] = ()
+        self._place: list[int] = []
+        for kind in (term.parsed.divisor for term in self._terms):
+            if kind == LABELS or kind not in self.divisors:
+                self.divisors += (kind,)
+                self._place.append(len(self.divisors) - 1)
+            else:
+                self._place.append(self.divisors.index(kind))
 
-    def __call__(self, outputs: Sequence[Tensor], labels: Sequence[Tensor], *, weighted: bool) -> Tensor:
-        """Loss of each row, [rows], differentiable.
+    def __call__(self, outputs: Sequence[Tensor], labels: Sequence[Tensor], *, weighted: bool) -> list[Part]:
+        """What each row brings to the loss: one part for each of `divisors`.
 
         Args:
             outputs: [rows, ...] each.
@@ -116,30 +122,52 @@ class RowLoss:
             ConfigurationError: shapes that do not fit, or row weights with a loss that has no loss for each row.
             DataError: a class index or a probability out of range.
         """
-        if self._joint or (self._may_be_joint and len(outputs) != len(self._labels)):
-            return self._joint_rows(outputs, labels, weighted)
-        if len(outputs) != len(self._labels):
+        taken = self._first_output(len(self._labels))
+        if self._joint or (self._may_be_joint and len(outputs) != taken):
+            return [self._joint_rows(outputs, labels, weighted)]
+        if len(outputs) != taken:
             raise ConfigurationError(
-                f"the module must return one output for each of the {len(self._labels)} labels",
+                f"the module must return one output for each of the {len(self._labels)} labels"
+                if taken == len(self._labels)
+                else f"the loss takes {taken} outputs",
                 value=f"{len(outputs)} outputs",
                 where=", ".join(self._labels),
                 hint="return a tuple in the order of the labels, or give one callable taking (outputs, labels)",
             )
-        total: Tensor | None = None
-        for term, factor, output, label, name in zip(
-            self._terms, self._weights, outputs, labels, self._labels, strict=True
-        ):
-            rows = _per_row(term.call(output, term.target(output, label, name)), len(label), weighted)
-            rows = rows if factor == 1.0 else rows * factor
-            total = rows if total is None else total + rows
-        assert total is not None
+        parts: list[Part | None] = [None] * len(self.divisors)
+        for number, (term, place) in enumerate(zip(self._terms, self._place, strict=True)):
+            first, label = self._first_output(number), labels[number]
+            part = term.rows(tuple(outputs[first : first + term.outputs]), label, self._labels[number], weighted)
+            factor, before = self._weights[number], parts[place]
+            if factor != 1.0:
+                part = Part(part.numerator * factor, part.weight)
+            parts[place] = part if before is None else Part(before.numerator + part.numerator, before.weight)
+        return [part for part in parts if part is not None]
+
+    def value(self, sums: Sequence[float]) -> float:
+        """The loss from the sums of all rows: numerator and divisor of each part, one after the other; NaN where no row
+        counts. The same definition for batches, epochs and validation: torch's reduction over all of these rows."""
+        total = 0.0
+        for kind, numerator, divisor in zip(self.divisors, sums[::2], sums[1::2], strict=True):
+            if divisor == 0:
+                return math.nan
+            total += numerator if kind == NOTHING else numerator / divisor
         return total
 
-    def _joint_rows(self, outputs: Sequence[Tensor], labels: Sequence[Tensor], weighted: bool) -> Tensor:
+    def _first_output(self, number: int) -> int:
+        """Where the outputs of term `number` begin."""
+        return sum(term.outputs for term in self._terms[:number])
+
+    def output_of(self, position: int) -> int:
+        """Which output is the prediction of label number `position`."""
+        return position if self._joint else self._first_output(position)
+
+    def _joint_rows(self, outputs: Sequence[Tensor], labels: Sequence[Tensor], weighted: bool) -> Part:
         if len(outputs) == len(labels):
             labels = [_same_layout(label, output) for label, output in zip(labels, outputs, strict=True)]
+        parsed = self._terms[0].parsed
         try:
-            value = self._terms[0].call(tuple(outputs), tuple(labels))
+            value = parsed.call(tuple(outputs), tuple(labels))
         except (TypeError, AttributeError) as error:  # what a callable for one output makes of tuples
             raise ConfigurationError(
                 f"the loss failed when called with the tuples (outputs, labels): {type(error).__name__}: {error}",
@@ -148,73 +176,78 @@ class RowLoss:
                 hint="a callable for one output and one label needs a module that returns one output, or a list of "
                 "callables, one for each label",
             ) from error
-        rows = _per_row(value, len(labels[0]), weighted)
-        return rows if self._joint else rows * self._weights[0]
+        rows = _per_row(value, len(labels[0]), weighted, parsed)
+        return Part(rows if self._joint else rows * self._weights[0], None)
 
     def suitable_metrics(self) -> tuple[str, ...]:
         """The metrics that make sense for every label; none where a loss is not known by name."""
         if self._joint:
             return ()
-        suitable = [_SUITABLE_METRICS.get(term.name or "", ()) for term in self._terms]
+        suitable = [_SUITABLE_METRICS.get(term.parsed.name or "", ()) for term in self._terms]
         return tuple(metric for metric in suitable[0] if all(metric in others for others in suitable))
 
     def probabilities(self, position: int) -> Callable[[Tensor], Tensor] | None:
         """What turns output number `position` into probabilities; None where the loss does not say."""
-        name = None if self._joint else self._terms[position].name
+        name = None if self._joint else self._terms[position].parsed.name
         return _PROBABILITIES.get(name or "")
 
     def has_logits(self, position: int) -> bool:
         """Whether output number `position` is a logit."""
-        return not self._joint and self._terms[position].name == "bce_with_logits"
+        return not self._joint and self._terms[position].parsed.name == "bce_with_logits"
 
 
 class _Term:
-    """One loss of one output."""
+    """One loss of one label.
+
+    Attributes:
+        outputs: how many outputs of the module it takes.
+    """
 
     def __init__(self, loss: Any, device: str) -> None:
-        self.name: str | None = None
-        self.is_plain_callable = False
-        self._shape_is_known = True
-        if isinstance(loss, str):
-            if loss not in _BY_NAME:
-                raise ConfigurationError(
-                    "unknown loss", value=loss, where="loss", hint=f"one of {', '.join(sorted(_BY_NAME))}"
-                )
-            self.name, self.call = loss, _without_reduction(_BY_NAME[loss])
-        elif isinstance(loss, nn.Module) and hasattr(loss, "reduction"):
-            own = copy.deepcopy(loss).to(device)
-            own.reduction = "none"  # type: ignore[assignment]
-            self.call = own
-            self.name = next((_NAME_OF_MODULE[cls] for cls in type(loss).__mro__ if cls in _NAME_OF_MODULE), None)
-            self._shape_is_known = isinstance(loss, _Loss)
-        elif callable(loss):
-            self.call = _without_reduction(loss)
-            self.is_plain_callable, self._shape_is_known = True, False
-        else:
-            raise ConfigurationError(
-                "the loss must be a name, a torch loss module or a callable", value=type(loss).__name__, where="loss"
-            )
+        self.parsed = parse(loss, device)
+        self.outputs = 1 if self.parsed.form is None else self.parsed.form.outputs
 
-    def target(self, output: Tensor, label: Tensor, name: str) -> Tensor:
-        """The label as this loss needs it: class indices int64 [rows, ...], else the output's dtype and shape."""
-        if self.name in _CLASS_INDEX and not (label.is_floating_point() and label.shape == output.shape):
+    def rows(self, outputs: tuple[Tensor, ...], label: Tensor, name: str, weighted: bool) -> Part:
+        """The loss of each row; `name` is the label's."""
+        parsed = self.parsed
+        target = self._target(outputs[0], label, name)
+        for option in parsed.row_options:
+            _check_not_for_rows(option, outputs[0])
+        if parsed.form is None:
+            value = parsed.call(outputs[0], target)
+        else:
+            others = (_same_layout(output, outputs[0]) for output in outputs[1:])
+            value = parsed.form((outputs[0], *others), target, parsed.call)
+        numerator = _per_row(value, len(label), weighted, parsed)
+        if parsed.divisor != LABELS:
+            return Part(numerator, None)
+        if target.is_floating_point():  # probabilities of all classes: none is ignored
+            return Part(numerator, torch.full_like(numerator, value[:1].numel(), requires_grad=False))
+        weight = row_weights(parsed, target)
+        return Part(numerator, weight.flatten(1).sum(dim=1) if weight.dim() > 1 else weight)
+
+    def _target(self, output: Tensor, label: Tensor, name: str) -> Tensor:
+        """The label as this loss needs it: class indices int64, else the output's dtype and shape."""
+        parsed = self.parsed
+        kind = "values" if parsed.form is None else parsed.form.target
+        if kind == "class_list":
+            return _class_numbers(label, -1, output.shape[-1] - 1, name, "MultiLabelMarginLoss")
+        if kind == "class" or (kind == "classes" and not (label.is_floating_point() and label.shape == output.shape)):
+            loss = parsed.name or "MultiMarginLoss"
             target = label.squeeze(1) if label.dim() == 2 and label.shape[1] == 1 else label
             classes = output.shape[1] if output.dim() > 1 else 0
             if classes < 2:
                 raise ConfigurationError(
-                    f"{self.name} needs an output of one column for each class",
+                    f"{loss} needs an output of one column for each class",
                     value=f"shape {tuple(output.shape)}",
                     where=name,
                     hint='for two classes and one output use "bce_with_logits"',
                 )
-            if target.is_floating_point():
-                _check_whole(target, name, str(self.name))
-            target = target.to(torch.int64)
-            ignored = getattr(self.call, "ignore_index", -100)
-            _check_range(target[target != ignored], 0, classes - 1, name, f"{self.name} with {classes} outputs")
-            return target
+            return _class_numbers(target, 0, classes - 1, name, f"{loss} with {classes} outputs", parsed.ignore_index)
+        if kind == "row":
+            return label.reshape(len(label)).to(output.dtype) if label.numel() == len(label) else label
         target = _same_layout(label, output)
-        if not self._shape_is_known:
+        if not parsed.shape_is_known:
             return target
         if target.shape != output.shape:
             raise ConfigurationError(
@@ -223,9 +256,28 @@ class _Term:
                 where=name,
             )
         target = target.to(output.dtype)
-        if self.name in _ZERO_TO_ONE:
-            _check_range(target, 0.0, 1.0, name, str(self.name))
+        if parsed.name in _ZERO_TO_ONE:
+            _check_range(target, 0.0, 1.0, name, str(parsed.name))
         return target
+
+
+def _check_not_for_rows(option: Tensor, output: Tensor) -> None:
+    # Broadcast from the right: a dimension that meets the rows is one number for each row of one batch.
+    if option.dim() >= output.dim() and option.shape[-output.dim()] != 1:
+        raise ConfigurationError(
+            "a weight of the loss has one number for each row of one batch, and batches are cut among ranks",
+            value=f"weight {tuple(option.shape)}, output {tuple(output.shape)}",
+            where="loss",
+            hint="put the weights of rows into a column and set weightCol",
+        )
+
+
+def _class_numbers(target: Tensor, low: int, high: int, name: str, loss: str, ignored: int | None = None) -> Tensor:
+    if target.is_floating_point():
+        _check_whole(target, name, loss.split(" with ")[0])
+    target = target.to(torch.int64)
+    _check_range(target if ignored is None else target[target != ignored], low, high, name, loss)
+    return target
 
 
 def _same_layout(label: Tensor, output: Tensor) -> Tensor:
@@ -263,18 +315,7 @@ def _check_range(target: Tensor, low: float, high: float, name: str, loss: str) 
         )
 
 
-def _without_reduction(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """`loss` with reduction="none" where it has such an argument."""
-    try:
-        parameters = inspect.signature(loss).parameters
-    except (TypeError, ValueError):  # builtins without a signature
-        return loss
-    if "reduction" not in parameters:
-        return loss
-    return lambda output, target: loss(output, target, reduction="none")
-
-
-def _per_row(value: Tensor, rows: int, weighted: bool) -> Tensor:
+def _per_row(value: Tensor, rows: int, weighted: bool, parsed: Parsed) -> Tensor:
     if not isinstance(value, Tensor):
         raise ConfigurationError("the loss must return a tensor", value=type(value).__name__, where="loss")
     if value.dim() == 0:
@@ -284,11 +325,14 @@ def _per_row(value: Tensor, rows: int, weighted: bool) -> Tensor:
                 where="loss",
                 hint='let it take an argument reduction and return [rows] for reduction="none", or drop weightCol',
             )
-        return value.expand(rows)
+        return value.expand(rows) if parsed.divisor == ROWS else value.expand(rows) / rows
     if value.shape[0] != rows:
         raise ConfigurationError(
             f"the loss must return a scalar or one value for each of the {rows} rows",
             value=f"shape {tuple(value.shape)}",
             where="loss",
         )
-    return value.reshape(rows, -1).mean(dim=1) if value.dim() > 1 else value
+    if value.dim() == 1:
+        return value
+    elements = value.flatten(1)
+    return elements.mean(dim=1) if parsed.over == "mean" else elements.sum(dim=1)

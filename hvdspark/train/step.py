@@ -23,11 +23,12 @@ from hvdspark.errors import ConfigurationError, DataError, TrainingDivergedError
 from hvdspark.specs import TrainSpec
 from hvdspark.train.agreement import broadcast_json, ranks_where
 from hvdspark.train.forward import Input, Outputs, batch_statistics, forward, inputs_of, on_device
-from hvdspark.train.loss import RowLoss
+from hvdspark.train.loss import Part, RowLoss, rows_that_count
 from hvdspark.train.optimizer import sparse_parameters
 from hvdspark.train.precision import training_arithmetic
 from hvdspark.train.schedule import Schedule
 from hvdspark.train.tables import collections_of
+from hvdspark.train.torch_loss import LABELS, NOTHING
 
 
 @dataclass
@@ -93,11 +94,11 @@ class GradientStep:
             )
         return total
 
-    def backward(self, batch: Batch, total_weight: float, batches_in_step: int, step: int) -> tuple[float, float]:
+    def backward(self, batch: Batch, total_weight: float, batches_in_step: int, step: int) -> list[float]:
         """Add this rank's part of a global batch to the gradients.
 
-        Collective where the module has sharded embeddings: it is then called also with a batch without rows, because
-        the other ranks wait for this one's part in the exchange.
+        Collective where labels decide what rows count (`RowLoss.divisors`), and where the module has sharded
+        embeddings: it is then called also with a batch without rows, because the other ranks wait for this one's part.
 
         Args:
             batch: this rank's rows; may be none.
@@ -106,12 +107,45 @@ class GradientStep:
             step: of the epoch, for messages.
 
         Returns:
-            sum_i w_i l_i and sum_i w_i over this rank's rows.
+            Sums over this rank's rows, as `RowLoss.value` takes them: for each part of the loss sum_i w_i l_i and
+            sum_i w_i.
         """
         self._group_weight += total_weight
+        nothing = [0.0] * (2 * len(self._loss.divisors))
         has_rows = batch.rows > 0 and self._diverged is None
-        if total_weight == 0.0 or not (has_rows or self._collections):
-            return 0.0, 0.0
+        if total_weight == 0.0 or not (has_rows or self._collections or LABELS in self._loss.divisors):
+            return nothing
+        parts = self._parts(batch, step, has_rows)
+        divisors = self._divisors(parts, total_weight)
+        sums = list(nothing)
+        objective: Tensor | None = None
+        for number, (part, divisor) in enumerate(zip(parts, divisors, strict=False)):
+            local = part.numerator.sum()
+            sums[2 * number] = local.item()
+            sums[2 * number + 1] = self._count(part)
+            if divisor:  # no row of the global batch counts where it is 0
+                term = local / (divisor * batches_in_step)
+                objective = term if objective is None else objective + term
+        if objective is None:
+            return sums
+        loss_sum = sum(sums[::2])
+        if not math.isfinite(loss_sum):
+            what = "the loss became NaN" if math.isnan(loss_sum) else "the loss became infinite"
+            self._diverged = _Divergence(what, loss_sum, step, _columns_with_nan(self._group_columns[-1][1]))
+            return sums
+        if not objective.requires_grad:
+            raise ConfigurationError(
+                "the loss does not depend on any trained parameter",
+                where=type(self._module).__name__,
+                hint="do not detach outputs, and do not use torch.no_grad inside the module",
+            )
+        objective.backward()
+        return sums
+
+    def _parts(self, batch: Batch, step: int, has_rows: bool) -> list[Part]:
+        """Forward and loss of this rank's rows; nothing where there are none that count."""
+        if not (has_rows or self._collections):
+            return []
         batch = on_device(batch, self._device)
         inputs = inputs_of(batch.columns, self._spec.features, self._device)
         labels = [tensor_column(batch, name) for name in self._spec.labels]
@@ -120,27 +154,32 @@ class GradientStep:
         with batch_statistics(self._module, batch.rows), training_arithmetic(self._precision, self._device):
             outputs = forward(self._module, inputs, batch.rows, self._spec.features)
         if not has_rows:
-            return 0.0, 0.0
+            return []
         self.outputs = outputs
-        rows = self._loss(self.outputs.tensors, labels, weighted=self._spec.weight is not None)
-        local_weight = float(batch.rows)
-        if self._spec.weight is not None:
-            weight = tensor_column(batch, self._spec.weight)
-            rows, local_weight = rows * weight, weight.sum().item()
-        local = rows.sum()
-        loss_sum = local.item()
-        if not math.isfinite(loss_sum):
-            what = "the loss became NaN" if math.isnan(loss_sum) else "the loss became infinite"
-            self._diverged = _Divergence(what, loss_sum, step, _columns_with_nan(used))
-            return loss_sum, local_weight
-        if not local.requires_grad:
-            raise ConfigurationError(
-                "the loss does not depend on any trained parameter",
-                where=type(self._module).__name__,
-                hint="do not detach outputs, and do not use torch.no_grad inside the module",
-            )
-        (local / (total_weight * batches_in_step)).backward()
-        return loss_sum, local_weight
+        if self._spec.weight is None:
+            return self._loss(outputs.tensors, labels, weighted=False)
+        weight = tensor_column(batch, self._spec.weight)
+        tensors, labels, weight = rows_that_count(outputs.tensors, labels, weight)
+        if not len(weight):
+            return []
+        parts = self._loss(tensors, labels, weighted=True)
+        return [Part(rows * weight, weight if own is None else own * weight) for rows, own in parts]
+
+    def _divisors(self, parts: list[Part], total_weight: float) -> list[float]:
+        """Collective if labels decide what rows count: what each part of the loss is divided by."""
+        kinds = self._loss.divisors
+        known = [1.0 if kind == NOTHING else total_weight for kind in kinds]
+        if LABELS not in kinds:
+            return known
+        own = torch.zeros(len(kinds), dtype=torch.float64)
+        for number, part in enumerate(parts):
+            if kinds[number] == LABELS:
+                own[number] = self._count(part)
+        totals = self._collective.allreduce_sum(own, "train/divisors").tolist()
+        return [total if kind == LABELS else weight for kind, weight, total in zip(kinds, known, totals, strict=True)]
+
+    def _count(self, part: Part) -> float:
+        return float(len(part.numerator)) if part.weight is None else part.weight.sum().item()
 
     def update(self, epoch: int, step: int) -> None:
         """Collective. Exchange the gradients, clip, and step; nothing happens if all rows had weight 0.

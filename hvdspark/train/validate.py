@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -11,11 +14,40 @@ from hvdspark.data.plan import plan_epoch
 from hvdspark.specs import TrainSpec
 from hvdspark.store import Store
 from hvdspark.train.forward import Outputs, forward, inputs_of, on_device
-from hvdspark.train.loss import RowLoss
-from hvdspark.train.metrics import Metric, WeightedMean, make_metric, metric_names
+from hvdspark.train.loss import Part, RowLoss, rows_that_count
+from hvdspark.train.metrics import Metric, make_metric, metric_names
 from hvdspark.train.program import Program
 from hvdspark.train.step import tensor_column
 from hvdspark.train.tables import collections_of
+
+
+class _LossOfRows:
+    """The loss of all rows that were seen, with torch's reduction over them.
+
+    Attributes:
+        sums: float64 [2 * parts], as `RowLoss.value` takes them.
+    """
+
+    def __init__(self, loss: RowLoss) -> None:
+        self._loss = loss
+        self.sums = torch.zeros(2 * len(loss.divisors), dtype=torch.float64)
+
+    def update(self, parts: Sequence[Part], weight: Tensor) -> None:
+        """Add a batch; weight [rows]."""
+        weight = weight.double()
+        sums = [
+            total
+            for rows, own in parts
+            for total in ((rows.double() * weight).sum(), (weight if own is None else own * weight).sum())
+        ]
+        self.sums += torch.stack(sums).cpu()
+
+    def value(self, sums: Tensor) -> tuple[float, str | None]:
+        """The loss from the sums of all ranks (on CPU), and a warning where it cannot be trusted."""
+        loss = self._loss.value(sums.tolist())
+        if (sums[1::2] == 0).any():
+            return math.nan, "the validation rows have no weight"
+        return loss, None if math.isfinite(loss) else "not finite: look for NaN in the validation rows"
 
 
 class Validation:
@@ -57,7 +89,7 @@ class Validation:
 
         Collective where the module has sharded embeddings: it is then called with batches without rows, too.
         """
-        self._loss_mean = WeightedMean(lambda rows, _: rows)
+        self._loss_mean = _LossOfRows(self._loss)
         self._metrics = self._fresh_metrics()
         if not self.keys:
             return torch.zeros(0, dtype=torch.float64)
@@ -88,13 +120,16 @@ class Validation:
                         continue
                     self.outputs = outputs
                     labels = [tensor_column(batch, name) for name in spec.labels]
+                    tensors: Sequence[Tensor] = outputs.tensors
                     weight = torch.ones(batch.rows, device=self._device)
                     if spec.weight is not None:
                         weight = tensor_column(batch, spec.weight)
-                    rows = self._loss(self.outputs.tensors, labels, weighted=spec.weight is not None)
-                    self._loss_mean.update(rows, rows, weight)
+                        tensors, labels, weight = rows_that_count(tensors, labels, weight)
+                        if not len(weight):
+                            continue
+                    self._loss_mean.update(self._loss(tensors, labels, weighted=spec.weight is not None), weight)
                     for (_, position, _), metric in zip(self._names, self._metrics, strict=True):
-                        metric.update(self.outputs.tensors[position], labels[position], weight)
+                        metric.update(tensors[self._loss.output_of(position)], labels[position], weight)
         finally:
             module.train()
         return torch.cat([self._loss_mean.sums, *(metric.sums for metric in self._metrics)])
@@ -105,7 +140,7 @@ class Validation:
         warnings: dict[str, str] = {}
         if not self.keys:
             return values, warnings
-        metrics: list[Metric] = [self._loss_mean, *self._metrics]
+        metrics: list[_LossOfRows | Metric] = [self._loss_mean, *self._metrics]
         parts = sums.split([len(metric.sums) for metric in metrics])
         for key, metric, part in zip(self.keys, metrics, parts, strict=True):
             values[key], warning = metric.value(part)

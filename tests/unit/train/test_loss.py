@@ -15,7 +15,8 @@ LABEL = torch.tensor([1.0, 0.0, 1.0])
 
 
 def rows_of(loss: object, output: Tensor, label: Tensor, *, weighted: bool = True) -> Tensor:
-    return RowLoss(loss, ["label"], (), "cpu")([output], [label], weighted=weighted)
+    (part,) = RowLoss(loss, ["label"], (), "cpu")([output], [label], weighted=weighted)
+    return part.numerator
 
 
 @pytest.mark.parametrize(
@@ -94,7 +95,7 @@ def test_a_scalar_is_the_mean_over_its_rows_and_cannot_be_weighted() -> None:
 def test_several_outputs_are_summed_with_their_weights() -> None:
     other = torch.randn(3)
     loss = RowLoss(["bce_with_logits", "mse"], ["click", "price"], (1.0, 0.5), "cpu")
-    rows = loss((OUTPUT, other), (LABEL, LABEL), weighted=True)
+    ((rows, _),) = loss((OUTPUT, other), (LABEL, LABEL), weighted=True)
     expected = F.binary_cross_entropy_with_logits(OUTPUT[:, 0], LABEL, reduction="none") + 0.5 * (other - LABEL) ** 2
     torch.testing.assert_close(rows, expected)
     assert loss.has_logits(0)
@@ -103,7 +104,7 @@ def test_several_outputs_are_summed_with_their_weights() -> None:
 
 
 def test_one_named_loss_serves_all_outputs() -> None:
-    rows = RowLoss("mse", ["a", "b"], (), "cpu")((OUTPUT, OUTPUT), (LABEL, LABEL), weighted=True)
+    ((rows, _),) = RowLoss("mse", ["a", "b"], (), "cpu")((OUTPUT, OUTPUT), (LABEL, LABEL), weighted=True)
     torch.testing.assert_close(rows, 2 * (OUTPUT[:, 0] - LABEL) ** 2)
 
 
@@ -111,7 +112,7 @@ def test_one_callable_sees_all_outputs_and_labels() -> None:
     def loss(outputs: tuple[Tensor, ...], labels: tuple[Tensor, ...]) -> Tensor:
         return (outputs[0] - labels[1]).abs()
 
-    rows = RowLoss(loss, ["a", "b"], (), "cpu")((OUTPUT, OUTPUT), (LABEL, LABEL * 2), weighted=True)
+    ((rows, _),) = RowLoss(loss, ["a", "b"], (), "cpu")((OUTPUT, OUTPUT), (LABEL, LABEL * 2), weighted=True)
     torch.testing.assert_close(rows, (OUTPUT[:, 0] - LABEL * 2).abs())
 
 
@@ -123,7 +124,7 @@ def test_one_callable_sees_two_outputs_for_one_label(weights: tuple[float, ...])
         return (mean.squeeze(1) - label).abs() * scale
 
     scale = torch.tensor([1.0, 2.0, 3.0])
-    rows = RowLoss(loss, ["label"], weights, "cpu")((OUTPUT, scale), (LABEL,), weighted=True)
+    ((rows, _),) = RowLoss(loss, ["label"], weights, "cpu")((OUTPUT, scale), (LABEL,), weighted=True)
     torch.testing.assert_close(rows, (OUTPUT[:, 0] - LABEL).abs() * scale * (weights or (1.0,))[0])
 
 
