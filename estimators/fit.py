@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import logging
 import uuid
 from collections.abc import Callable, Sequence
@@ -19,11 +21,13 @@ from hvdspark.estimators.fitted import FittedModule
 from hvdspark.estimators.params import _TrainingParams
 from hvdspark.specs import DatasetSpec, RowGroup, TrainSpec, from_json, to_json
 from hvdspark.store import Store
-from hvdspark.train import architecture, progress
+from hvdspark.train import architecture
 from hvdspark.train.check import check_program
 from hvdspark.train.loss import RowLoss
 from hvdspark.train.on_rank import initial_weights, send, train_on_rank
 from hvdspark.train.program import Program, TrainResult
+from hvdspark.train.progress import progress
+from hvdspark.train.rehearsal import try_out
 from hvdspark.train.tables import collections_of
 
 logger = logging.getLogger(__name__)
@@ -42,8 +46,9 @@ def fit(
 ) -> FittedModule:
     """Train `program` on `dataset` as the estimator's Params say.
 
-    What can be wrong is checked before anything is written or started. When training fails, what the run wrote into
-    the store is deleted; the error is the one of `hvdspark.run`.
+    What can be wrong is checked before anything is written or started; what takes rows to be seen, with the first rows
+    and before anything is started. When training fails, what the run wrote into the store is deleted; the error is the
+    one of `hvdspark.run`.
 
     Args:
         features: columns, in the order of the module's arguments.
@@ -85,11 +90,14 @@ def fit(
             fixed=vectors,
             owner=dataset if owner is None else owner,
         ) as data,
-        progress.ProgressBar(progress.wanted(), _monitor(estimator, data)) as bar,
+        progress(_monitor(estimator, data)) as shown,
     ):
         if prepare is not None:
             prepare(data, store)
         spec = _train_spec(estimator, program, run_id, store, data, features, labels, weight)
+        program, warnings = try_out(spec, program)
+        for warning in warnings:
+            logger.warning("%s", warning)
         try:
             with cache.leased(store, f"runs/{run_id}"):
                 results = launch.run(
@@ -101,14 +109,17 @@ def fit(
                     store_uri=store.uri,
                     start_timeout_s=value("startTimeout"),
                     max_restarts=value("maxRestarts"),
-                    on_event=bar.on_event,
+                    on_event=shown.on_event,
                 )
-        except BaseException:
+        except BaseException as error:
+            _say_what_is_lost(store, run_id, error)
             _delete(store, f"runs/{run_id}")
             raise
         for finished in (f"runs/{run_id}/checkpoints", initial_weights(run_id)):
             _delete(store, finished)
-    result = from_json(TrainResult, results[0])
+        result = from_json(TrainResult, results[0])
+        shown.finished(result.epochs_run)
+    result = dataclasses.replace(result, warnings=(*warnings, *result.warnings))
     columns = {column.name: column for column in data.columns}
     return FittedModule(
         store_uri=store.uri,
@@ -117,6 +128,14 @@ def fit(
         features=tuple(columns[name] for name in features),
         result=result,
     )
+
+
+def _say_what_is_lost(store: Store, run_id: str, error: BaseException) -> None:
+    if isinstance(error, Exception):
+        return
+    with contextlib.suppress(StoreError):
+        if epochs := store.list(f"runs/{run_id}/checkpoints"):
+            logger.warning("the fit was interrupted: %s, its newest checkpoint, is deleted with it", epochs[-1])
 
 
 def _delete(store: Store, path: str) -> None:

@@ -15,11 +15,13 @@ import importlib
 import inspect
 import io
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import cloudpickle
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.nn.utils import parametrize
 
 from hvdspark.errors import PersistenceError
 
@@ -90,13 +92,19 @@ def skeleton(module: nn.Module, whole: Any = None) -> bytes:
     Args:
         whole: what holds the module, to be pickled in its place; an optimizer in it keeps pointing at the module.
     """
-    stored = {id(tensor) for tensor in module.state_dict(keep_vars=True).values() if isinstance(tensor, Tensor)}
+    tensors = [tensor for tensor in module.state_dict(keep_vars=True).values() if isinstance(tensor, Tensor)]
+    stored = {id(tensor) for tensor in tensors if not is_lazy(tensor)}
 
     class Pickler(cloudpickle.Pickler):
         def reducer_override(self, value: Any) -> Any:
             if id(value) in stored:
                 is_parameter = isinstance(value, nn.Parameter)
                 return _empty, (tuple(value.shape), value.dtype, is_parameter, value.requires_grad)
+            if isinstance(value, nn.Module) and parametrize.is_parametrized(value):
+                # torch gives such a module a class of its own, which has no import path and refuses to be pickled.
+                plain = parametrize.type_before_parametrizations(value)
+                names = tuple(cast(nn.ModuleDict, value.parametrizations))
+                return _parametrized_again, (plain, names), vars(value)
             return super().reducer_override(value)
 
     buffer = io.BytesIO()
@@ -107,6 +115,16 @@ def skeleton(module: nn.Module, whole: Any = None) -> bytes:
 def _empty(shape: tuple[int, ...], dtype: torch.dtype, is_parameter: bool, requires_grad: bool) -> Tensor:
     tensor = torch.empty(shape, dtype=dtype)
     return nn.Parameter(tensor, requires_grad=requires_grad) if is_parameter else tensor
+
+
+def _parametrized_again(cls: type[nn.Module], names: tuple[str, ...]) -> nn.Module:
+    """A module without its state, of the class that `torch.nn.utils.parametrize` makes of `cls`."""
+    module = cls.__new__(cls)
+    nn.Module.__init__(module)
+    parametrize._inject_new_class(module)
+    for name in names:
+        parametrize._inject_property(module, name)
+    return module
 
 
 def _describe_module(module: nn.Module, where: str) -> dict[str, Any]:

@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
 from hvdspark.collectives import LocalCollective
+from hvdspark.errors import ConfigurationError
 from hvdspark.specs import TrainSpec
+from hvdspark.train.architecture import skeleton
 from hvdspark.train.history import resolve_monitor
 from hvdspark.train.loss import RowLoss
 from hvdspark.train.optimizer import check_optimizer
@@ -15,12 +23,16 @@ from hvdspark.train.weights import check_saveable
 
 
 def check_program(spec: TrainSpec, program: Program) -> None:
-    """Raise the ConfigurationError that the ranks would raise for the loss, optimizer, schedule, metrics or monitor.
+    """Raise the ConfigurationError that the ranks would raise for the module, loss, optimizer, metrics and so on.
+
+    What depends on the rows is for `rehearsal` to find, once they are written.
 
     Args:
         spec: as the ranks will get it, but only whether it has validation rows is asked of its dataset.
     """
     check_saveable(program.module)
+    _check_sendable(program)
+    _check_arguments(program.module, spec.features)
     check_optimizer(program.optimizer, program.module)
     if program.schedule is None and spec.schedule is not None:
         make_schedule(spec.schedule, spec.schedule_args, total_steps=1)
@@ -28,3 +40,51 @@ def check_program(spec: TrainSpec, program: Program) -> None:
     check_loss(program.loss, program.module)
     keys = Validation(spec, program, loss, LocalCollective(), "cpu").keys
     resolve_monitor(spec.monitor, spec.patience, ("train_loss", *keys), bool(keys))
+
+
+def _check_sendable(program: Program) -> None:
+    if any(isinstance(layer, torch.jit.ScriptModule) for layer in program.module.modules()):
+        raise ConfigurationError(
+            "a module of torch.jit cannot be sent to ranks, nor be rebuilt when it is loaded",
+            value=type(program.module).__name__,
+            where="model",
+            hint="train the Python module that it was made of; torch.jit.script(model.module()) compiles what was "
+            "trained, for serving",
+        )
+    try:
+        skeleton(program.module, program)
+    except Exception as error:
+        raise ConfigurationError(
+            f"the module, loss, optimizer or a callback cannot be pickled, so ranks cannot get it: "
+            f"{type(error).__name__}: {error}",
+            value=type(program.module).__name__,
+            where="model",
+            hint="locks, generators, open files and sessions cannot travel: make them in forward, when they are first "
+            "needed",
+        ) from error
+
+
+def _check_arguments(module: nn.Module, features: Sequence[str]) -> None:
+    """ConfigurationError where the module takes another number of tensors than there are feature columns."""
+    try:
+        signature = inspect.signature(module.forward)
+    except (TypeError, ValueError):  # no signature: the first rows will tell
+        return
+    try:
+        signature.bind(*features)
+    except TypeError:
+        positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        names = [name for name, parameter in signature.parameters.items() if parameter.kind in positional]
+        hint = f"name {len(names)} columns in featureCols, in the order of {', '.join(names)}"
+        if len(names) == 1:
+            hint = (
+                "put the columns into one vector, with VectorAssembler(inputCols=[...], outputCol='features') before "
+                "this stage and featureCols=['features']; or let forward take one tensor for each column"
+            )
+        raise ConfigurationError(
+            f"the module takes {len(names)} arguments ({', '.join(names)}), and there are {len(features)} feature "
+            "columns, one tensor for each",
+            value=list(features),
+            where=f"featureCols and {type(module).__name__}.forward",
+            hint=hint,
+        ) from None

@@ -191,6 +191,10 @@ class RowLoss:
         name = None if self._joint else self._terms[position].parsed.name
         return _PROBABILITIES.get(name or "")
 
+    def name(self, position: int) -> str | None:
+        """The name of the loss of output number `position`; None where it has none of those known here."""
+        return None if self._joint else self._terms[position].name
+
     def has_logits(self, position: int) -> bool:
         """Whether output number `position` is a logit."""
         return not self._joint and self._terms[position].parsed.name == "bce_with_logits"

@@ -51,9 +51,9 @@ def check_optimizer(optimizer: Any, module: nn.Module) -> None:
     """Raise what `make_optimizer` would, as far as that is known without making one.
 
     With the first optimizer that a process makes, torch imports its compiler: a second, and an environment variable.
-    The driver is spared both.
+    The driver is spared both. Lazy parameters may still be without a shape here.
     """
-    check_parameters(module)
+    check_parameters(module, lazy=True)
     if isinstance(optimizer, torch.optim.Optimizer):
         _check_optimizer(optimizer, module)
     else:
@@ -78,10 +78,10 @@ def sparse_parameters(module: nn.Module) -> set[int]:
     return {id(layer.weight) for layer in layers if layer.sparse}
 
 
-def check_parameters(module: nn.Module) -> None:
-    """Raise ConfigurationError where the module has nothing to train or parameters without a shape."""
+def check_parameters(module: nn.Module, *, lazy: bool = False) -> None:
+    """Raise ConfigurationError where the module has nothing to train or, unless `lazy`, parameters without a shape."""
     for name, parameter in module.named_parameters():
-        if isinstance(parameter, UninitializedParameter):
+        if isinstance(parameter, UninitializedParameter) and not lazy:
             raise ConfigurationError(
                 "a lazy parameter has no shape yet",
                 value=name,

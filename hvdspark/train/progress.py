@@ -1,15 +1,50 @@
-"""A progress bar on the driver while ranks train, fed by the events they report."""
+"""What a fit shows on the driver while ranks train, fed by the events they report.
+
+On a terminal or in a notebook a bar; elsewhere, in the log of a job say, a line every 30 seconds.
+"""
 
 from __future__ import annotations
 
+import importlib.util
+import logging
 import os
 import sys
-from collections.abc import Mapping
-from typing import Any
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+logger = logging.getLogger(__name__)
+
+_INTERVAL_S = 30.0
+
+
+class Progress(Protocol):
+    """A context manager for the time of a fit; `on_event` may be called from other threads."""
+
+    def __enter__(self) -> Progress: ...
+
+    def __exit__(self, *exception: object) -> None: ...
+
+    def on_event(self, event: dict[str, Any]) -> None:
+        """Take in what a rank reports."""
+
+    def finished(self, epochs: int) -> None:
+        """Training ended after that many epochs: fewer than were asked for where it stopped early."""
+
+
+def progress(monitor: str, environ: Mapping[str, str] = os.environ) -> Progress:
+    """A bar where somebody looks, else lines; HVDSPARK_PROGRESS=1 is always a bar, =0 nothing.
+
+    Args:
+        monitor: key of the metric to show beside the loss.
+    """
+    if wanted(environ) or environ.get("HVDSPARK_PROGRESS") == "0":
+        return ProgressBar(wanted(environ), monitor)
+    return ProgressLines(monitor)
 
 
 def wanted(environ: Mapping[str, str] = os.environ) -> bool:
-    """Whether to draw: on a terminal or in a notebook, unless HVDSPARK_PROGRESS=0 (=1 insists)."""
+    """Whether to draw a bar: on a terminal or in a notebook, unless HVDSPARK_PROGRESS=0 (=1 insists)."""
     choice = environ.get("HVDSPARK_PROGRESS", "")
     if choice in ("0", "1"):
         return choice == "1"
@@ -17,14 +52,12 @@ def wanted(environ: Mapping[str, str] = os.environ) -> bool:
 
 
 class ProgressBar:
-    """One bar for a fit: global batches over all epochs, with rows/s, loss and the validation metric.
-
-    A context manager; `on_event` may be called from other threads.
-    """
+    """One bar for a fit: global batches over all epochs, with rows/s, loss and the validation metric."""
 
     def __init__(self, enabled: bool, monitor: str) -> None:
         self._enabled, self._monitor = enabled, monitor
         self._bar: Any = None
+        self._steps = 0
         self._notes: dict[str, str] = {}
 
     def __enter__(self) -> ProgressBar:
@@ -38,16 +71,85 @@ class ProgressBar:
         if not self._enabled or event.get("event") not in ("progress", "epoch"):
             return
         if event["event"] == "progress":
+            self._steps = event["steps"]
             self._notes["loss"] = f"{event['loss']:.4f}"
             self._notes["rows/s"] = f"{event['rows_per_s']:,.0f}"
             self._draw(event["epoch"] * event["steps"] + event["step"], event["epochs"] * event["steps"])
-        elif event.get(self._monitor) is not None:
+            return
+        if event.get(self._monitor) is not None:
             self._notes[self._monitor] = f"{event[self._monitor]:.4f}"
+        if self._bar is not None:  # reports between batches are some of them: of the last batches there may be none
+            self._draw((event["epoch"] + 1) * self._steps, self._bar.total)
+
+    def finished(self, epochs: int) -> None:
+        if self._bar is None:
+            return
+        done = epochs * self._steps
+        if done < self._bar.total:
+            self._notes["stopped"] = f"epoch {epochs - 1}"
+            self._bar.total = done
+        self._draw(done, done)
 
     def _draw(self, done: int, total: int) -> None:
         if self._bar is None:
-            from tqdm.auto import tqdm
-
-            self._bar = tqdm(total=total, desc="hvdspark fit", unit="batch", dynamic_ncols=True)
+            self._bar = _tqdm()(total=total, desc="hvdspark fit", unit="batch", dynamic_ncols=True)
         self._bar.set_postfix(self._notes, refresh=False)
-        self._bar.update(done - self._bar.n)
+        if done == self._bar.total:  # tqdm leaves out what comes soon after what it drew
+            self._bar.n = done
+            self._bar.refresh()
+        else:
+            self._bar.update(done - self._bar.n)
+
+
+class ProgressLines:
+    """A line every 30 seconds: epoch, batch, loss, rows/s and the validation metric.
+
+    Lines go to the log of hvdspark where that takes INFO, else to stderr: nobody has to set up logging to see that
+    training goes on.
+
+    Args:
+        clock: seconds.
+    """
+
+    def __init__(self, monitor: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self._monitor, self._clock = monitor, clock
+        self._started = self._said = clock()
+        self._metric = ""
+
+    def __enter__(self) -> ProgressLines:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        return None
+
+    def on_event(self, event: dict[str, Any]) -> None:
+        if event.get("event") == "epoch" and event.get(self._monitor) is not None:
+            self._metric = f", {self._monitor} {event[self._monitor]:.4f} after epoch {event['epoch'] + 1}"
+        if event.get("event") != "progress" or self._clock() - self._said < _INTERVAL_S:
+            return
+        self._said = self._clock()
+        _say(
+            f"hvdspark fit: epoch {event['epoch'] + 1} of {event['epochs']}, batch {event['step']:,} of "
+            f"{event['steps']:,}, loss {event['loss']:.4f}, {event['rows_per_s']:,.0f} rows/s{self._metric}, "
+            f"{self._said - self._started:.0f} s"
+        )
+
+    def finished(self, epochs: int) -> None:
+        if self._said > self._started:
+            _say(f"hvdspark fit: {epochs} epochs in {self._clock() - self._started:.0f} s{self._metric}")
+
+
+def _say(text: str) -> None:
+    if logger.isEnabledFor(logging.INFO) and logger.hasHandlers():
+        logger.info(text)
+    else:
+        print(text, file=sys.stderr, flush=True)
+
+
+def _tqdm() -> Any:
+    # Without ipywidgets tqdm's notebook bar is a warning, and its plain one works in notebooks, too.
+    if importlib.util.find_spec("ipywidgets") is not None:
+        from tqdm.auto import tqdm
+    else:
+        from tqdm import tqdm
+    return tqdm

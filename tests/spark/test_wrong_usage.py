@@ -11,8 +11,9 @@ from pyspark.ml.functions import array_to_vector
 from pyspark.ml.linalg import Vectors
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
-from torch import nn
+from torch import Tensor, nn
 
+import hvdspark
 from hvdspark.errors import (
     ConfigurationError,
     DataError,
@@ -111,6 +112,13 @@ def refused(
         (ConfigurationError, "optimizer", None, {"optimizer": "adamm"}),
         (ConfigurationError, "monitor", None, {"monitor": "val_auk"}),
         (NotEnoughSlotsError, "99 ranks", None, {"numWorkers": 99}),
+        (ConfigurationError, "takes 1 argument.*VectorAssembler", None, {"featureCols": ["x", "w"]}),
+        (
+            ConfigurationError,
+            r"layer '0', Linear.*float32 \[8, 3\].*gets 3",
+            None,
+            {"model": nn.Sequential(nn.Linear(7, 1))},
+        ),
     ],
 )
 def test_wrong_usage_is_refused_and_leaves_nothing(
@@ -162,9 +170,19 @@ def test_a_diverging_loss_is_named(spark: SparkSession, tmp_path: Path, nothing_
     assert files_in(store) == []
 
 
+class FailsOnRanks(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.out = nn.Linear(3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hvdspark.context()
+        return self.out(x[:, :2])
+
+
 def test_an_error_in_the_users_module_shows_its_traceback(spark: SparkSession, tmp_path: Path) -> None:
     with pytest.raises(RankFailedError, match="mat1 and mat2|shapes") as caught:
-        linear(model=nn.Sequential(nn.Linear(7, 1)), storeUri=(tmp_path / "s").as_uri()).fit(separable(spark))
+        linear(model=FailsOnRanks(), storeUri=(tmp_path / "s").as_uri()).fit(separable(spark))
     assert "linear" in caught.value.traceback_text
     assert files_in(tmp_path / "s") == []
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import io
+import logging
+import re
+import subprocess
 import sys
 
 import pytest
 
-from hvdspark.train.progress import ProgressBar, wanted
+from hvdspark.train.progress import ProgressBar, ProgressLines, progress, wanted
 
 
 class Terminal(io.StringIO):
@@ -50,3 +53,89 @@ def test_disabled_it_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
             bar.on_event(event)
     captured = capsys.readouterr()
     assert captured.err + captured.out == ""
+
+
+@pytest.mark.parametrize(
+    ("reports", "epochs_run", "last"),
+    [
+        ([(0, 1)], 2, "8/8"),  # 25 %, and nothing of the batches after it
+        ([(0, 1), (1, 3)], 2, "8/8"),
+        ([(0, 4)], 1, "4/4"),  # stopped early
+    ],
+)
+def test_the_bar_of_a_fit_that_finished_is_full(
+    capsys: pytest.CaptureFixture[str], reports: list[tuple[int, int]], epochs_run: int, last: str
+) -> None:
+    with ProgressBar(enabled=True, monitor="val_auc") as bar:
+        for epoch, step in reports:
+            bar.on_event({**events()[1], "epoch": epoch, "step": step})
+            bar.on_event({"event": "epoch", "epoch": epoch, "val_auc": 0.5 + epoch / 4})
+        bar.finished(epochs_run)
+    final = capsys.readouterr().err.split("\r")[-1]
+    assert "100%" in final
+    assert last in final
+    assert ("stopped=epoch 0" in final) == (epochs_run == 1)
+
+
+def test_the_bar_of_a_fit_that_failed_is_not(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(KeyError), ProgressBar(enabled=True, monitor="val_auc") as bar:
+        bar.on_event(events()[1])
+        raise KeyError
+    assert "100%" not in capsys.readouterr().err
+
+
+def test_elsewhere_there_is_a_line_every_30_seconds(
+    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    now = 100.0
+    with ProgressLines("val_auc", lambda: now) as lines:
+        for second in range(0, 100, 5):
+            now = 100.0 + second
+            lines.on_event({**events()[1], "epoch": second // 50, "step": 1 + second % 4})
+            if second == 45:
+                lines.on_event({"event": "epoch", "epoch": 0, "val_auc": 0.75})
+        lines.finished(2)
+        caplog.set_level(logging.INFO, "hvdspark")
+        lines.finished(2)
+    printed = capsys.readouterr().err.splitlines()
+    assert [re.sub(r"batch \d", "batch _", line) for line in printed] == [
+        "hvdspark fit: epoch 1 of 2, batch _ of 4, loss 0.5000, 12,345 rows/s, 30 s",
+        "hvdspark fit: epoch 2 of 2, batch _ of 4, loss 0.5000, 12,345 rows/s, val_auc 0.7500 after epoch 1, 60 s",
+        "hvdspark fit: epoch 2 of 2, batch _ of 4, loss 0.5000, 12,345 rows/s, val_auc 0.7500 after epoch 1, 90 s",
+        "hvdspark fit: 2 epochs in 95 s, val_auc 0.7500 after epoch 1",
+    ]
+    assert "2 epochs in 95 s" in caplog.text, "where the log takes INFO it is there, and only there"
+
+
+def test_a_short_fit_says_nothing_elsewhere(capsys: pytest.CaptureFixture[str]) -> None:
+    with ProgressLines("val_auc", lambda: 0.0) as lines:
+        for event in events():
+            lines.on_event(event)
+        lines.finished(2)
+    assert capsys.readouterr().err == ""
+
+
+def test_what_is_shown_where(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    shown = {choice: type(progress("val_auc", {"HVDSPARK_PROGRESS": choice})) for choice in ("", "0", "1")}
+    assert shown == {"": ProgressLines, "0": ProgressBar, "1": ProgressBar}
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    assert type(progress("val_auc", {})) is ProgressBar
+
+
+def test_a_notebook_without_widgets_is_not_warned() -> None:
+    code = """
+import sys, types, warnings
+sys.modules["IPython"] = types.SimpleNamespace(get_ipython=lambda: types.SimpleNamespace(config={"IPKernelApp": {}}))
+sys.modules["IPython.display"] = types.SimpleNamespace(display=print, clear_output=print)
+sys.modules["ipykernel"] = types.ModuleType("ipykernel")
+sys.modules["ipywidgets"] = None
+warnings.simplefilter("error")
+from hvdspark.train.progress import ProgressBar, wanted
+assert wanted({})
+with ProgressBar(True, "val_auc") as bar:
+    bar.on_event(dict(event="progress", epoch=0, epochs=1, step=1, steps=4, loss=0.5, rows_per_s=1.0))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    assert "1/4" in done.stderr

@@ -1,0 +1,168 @@
+"""One forward pass of a few rows on the driver, before anything is launched.
+
+What a module makes of its first rows is what it makes of all others, as far as shapes and types go. So what every rank
+would fail on, some seconds later and in the words of the layer that it reached, fails here, in words that name the
+layer, the columns and the cure. All of it happens on a copy, made as the ranks' copies are: the user's module, its
+buffers and the random generators stay as they were.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import random
+from collections.abc import Iterator
+
+import cloudpickle
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.parameter import is_lazy as is_uninitialised
+
+from hvdspark.collectives import LocalCollective
+from hvdspark.data.loader import Batch
+from hvdspark.data.sample import first_rows
+from hvdspark.embedding.lineage import dense_weights_alone
+from hvdspark.errors import ConfigurationError, HvdSparkError
+from hvdspark.specs import TrainSpec
+from hvdspark.store import Store
+from hvdspark.train.architecture import skeleton
+from hvdspark.train.diagnosis import Watch, is_about_the_driver, what_failed
+from hvdspark.train.forward import Outputs, forward, inputs_of
+from hvdspark.train.last_layer import warnings_about
+from hvdspark.train.loss import RowLoss
+from hvdspark.train.program import Program
+from hvdspark.train.step import tensor_column
+from hvdspark.train.tables import bind_tables
+
+logger = logging.getLogger(__name__)
+
+ROWS = 8
+
+
+def is_lazy(module: nn.Module) -> bool:
+    """Whether a parameter or buffer has no shape before the module is first called."""
+    return any(map(is_uninitialised, (*module.parameters(), *module.buffers())))
+
+
+def try_out(spec: TrainSpec, program: Program) -> tuple[Program, list[str]]:
+    """Call the module with the first training rows, and compute the loss.
+
+    Returns:
+        The program to launch: the same, or where its module is lazy a copy whose parameters have got their shapes; and
+        warnings, a sentence each.
+
+    Raises:
+        ConfigurationError: the module cannot be called with these columns, or does not fit the loss and the labels.
+        DataError: a label that the loss cannot take.
+    """
+    with _generators_left_alone():
+        columns = list(dict.fromkeys([*spec.features, *spec.labels]))
+        batch = first_rows(Store(spec.store_uri), spec.dataset, columns, ROWS)
+        program = materialised(spec, program, batch)
+        return program, rehearse(spec, program, batch)
+
+
+def materialised(spec: TrainSpec, program: Program, batch: Batch) -> Program:
+    """The program itself; where its module is lazy, a copy whose parameters got their shapes from the batch.
+
+    Their values are drawn from `spec.seed`; torch's generator is seeded.
+
+    Raises:
+        ConfigurationError: the module cannot be called with these columns.
+    """
+    if not is_lazy(program.module):
+        return program
+    copy: Program = cloudpickle.loads(skeleton(program.module, program))
+    sources = program.module.state_dict()
+    with torch.no_grad():
+        for name, tensor in copy.module.state_dict().items():
+            if not is_uninitialised(tensor):
+                tensor.copy_(sources[name])
+    torch.manual_seed(spec.seed)
+    try:
+        with torch.no_grad():
+            _call(copy.module.eval(), spec, batch)
+    except Exception as error:
+        if not is_about_the_driver(error):
+            raise
+        raise ConfigurationError(
+            f"the shapes of lazy parameters cannot be found on the driver: {type(error).__name__}: {error}",
+            where=type(program.module).__name__,
+            hint="call the module once on a batch like those of training, before fit",
+        ) from error
+    copy.module.train(program.module.training)
+    return copy
+
+
+def rehearse(spec: TrainSpec, program: Program, batch: Batch) -> list[str]:
+    """Call a copy of the module as validation and scoring will, then as a training step will, and compute the loss.
+
+    Args:
+        batch: a few training rows with the features and labels of the spec.
+
+    Returns:
+        Warnings, a sentence each. A module that cannot be called here for want of something that ranks have (a GPU,
+        Horovod, a package) is not judged.
+
+    Raises:
+        ConfigurationError: the module cannot be called with these columns, or does not fit the loss and the labels.
+        DataError: a label that the loss cannot take.
+    """
+    try:
+        return _rehearse(spec, program, batch)
+    except Exception as error:
+        if not is_about_the_driver(error):
+            raise
+        logger.info("the module could not be tried on the driver: %s: %s", type(error).__name__, error)
+        return []
+
+
+def _rehearse(spec: TrainSpec, program: Program, batch: Batch) -> list[str]:
+    copy: Program = cloudpickle.loads(skeleton(program.module, program))
+    with torch.no_grad(), dense_weights_alone():
+        copy.module.load_state_dict(program.module.state_dict())
+    bind_tables(copy.module, LocalCollective())
+    with torch.no_grad():
+        _call(copy.module.eval(), spec, batch)
+    # Normalisation by batch refuses a single row while it trains, which only happens here, where there is one row.
+    copy.module.train(batch.rows > 1)
+    outputs = _call(copy.module, spec, batch)
+    loss = RowLoss(copy.loss, spec.labels, copy.loss_weights, "cpu")
+    labels = [tensor_column(batch, name) for name in spec.labels]
+    try:
+        rows = loss(outputs.tensors, labels, weighted=spec.weight is not None)
+    except Exception as error:
+        if isinstance(error, HvdSparkError) or is_about_the_driver(error):
+            raise
+        raise what_failed(error, "the loss", outputs.tensors, labels, spec.labels) from error
+    if not rows.requires_grad:
+        raise ConfigurationError(
+            "the loss does not depend on any trained parameter",
+            where=type(program.module).__name__,
+            hint="do not detach outputs, do not use torch.no_grad inside the module, and return numbers, not classes",
+        )
+    return warnings_about(loss, outputs.tensors, spec.labels)
+
+
+def _call(module: nn.Module, spec: TrainSpec, batch: Batch) -> Outputs:
+    inputs = inputs_of(batch.columns, spec.features, "cpu")
+    with Watch(module) as watch:
+        try:
+            return forward(module, inputs, batch.rows, spec.features)
+        except Exception as error:
+            if isinstance(error, HvdSparkError) or is_about_the_driver(error):
+                raise
+            raise watch.explain(error, dict(zip(spec.features, inputs, strict=True))) from error
+
+
+@contextlib.contextmanager
+def _generators_left_alone() -> Iterator[None]:
+    """Whatever is drawn inside, torch, NumPy and `random` go on outside as if nothing had been."""
+    numbers, words = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        random.setstate(numbers)
+        np.random.set_state(words)
