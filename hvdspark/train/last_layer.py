@@ -36,9 +36,13 @@ def warnings_about(loss: RowLoss, outputs: Sequence[Tensor], labels: Sequence[st
         outputs: of a forward pass with gradients.
     """
     found = []
-    for position, (output, label) in enumerate(zip(outputs, labels, strict=False)):
-        name, last = loss.name(position), last_of(output)
-        if name is not None and last in _WRONG.get(name, ()):
+    for position, label in enumerate(labels):
+        name = loss.name(position)
+        if name is None:
+            continue
+        output = outputs[loss.output_of(position)]
+        last = last_of(output)
+        if last in _WRONG.get(name, ()):
             found.append(
                 f"the output for {label!r} ends in {last}, but {name} takes any number and squeezes it by itself: "
                 f"the module can hardly learn. Drop the last {last}{_INSTEAD[name]}"

@@ -192,8 +192,8 @@ class RowLoss:
         return _PROBABILITIES.get(name or "")
 
     def name(self, position: int) -> str | None:
-        """The name of the loss of output number `position`; None where it has none of those known here."""
-        return None if self._joint else self._terms[position].name
+        """The name of the loss of label number `position`; None where it has none of those known here."""
+        return None if self._joint else self._terms[position].parsed.name
 
     def has_logits(self, position: int) -> bool:
         """Whether output number `position` is a logit."""

@@ -131,12 +131,12 @@ def _rehearse(spec: TrainSpec, program: Program, batch: Batch) -> list[str]:
     loss = RowLoss(copy.loss, spec.labels, copy.loss_weights, "cpu")
     labels = [tensor_column(batch, name) for name in spec.labels]
     try:
-        rows = loss(outputs.tensors, labels, weighted=spec.weight is not None)
+        parts = loss(outputs.tensors, labels, weighted=spec.weight is not None)
     except Exception as error:
         if isinstance(error, HvdSparkError) or is_about_the_driver(error):
             raise
         raise what_failed(error, "the loss", outputs.tensors, labels, spec.labels) from error
-    if not rows.requires_grad:
+    if not any(part.numerator.requires_grad for part in parts):
         raise ConfigurationError(
             "the loss does not depend on any trained parameter",
             where=type(program.module).__name__,
