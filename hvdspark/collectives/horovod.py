@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hvdspark.collectives.dtypes import ADDED_UP, MOVED, bits, summable
 from hvdspark.collectives.protocol import rows_by_rank
+from hvdspark.collectives.summing import summing_optimizer
 
 
 class HorovodCollective:
@@ -23,10 +25,17 @@ class HorovodCollective:
         self.size: int = hvd.size()
 
     def allreduce_sum(self, tensor: Tensor, name: str) -> Tensor:
-        return self._result(self._hvd.allreduce_async(tensor, name=name, op=self._hvd.Sum))
+        if tensor.is_sparse:
+            return self._sum_sparse(tensor, name)
+        wire, back = summable(tensor)
+        return back(self._result(self._hvd.allreduce_async(wire, name=name, op=self._hvd.Sum)))
 
     def broadcast(self, tensor: Tensor, root: int, name: str) -> Tensor:
-        return self._result(self._hvd.broadcast_async(tensor, root_rank=root, name=name))
+        if tensor.dtype in MOVED:
+            return self._result(self._hvd.broadcast_async(tensor, root_rank=root, name=name))
+        own = tensor.detach().contiguous()
+        received: Tensor = self._result(self._hvd.broadcast_async(bits(own), root_rank=root, name=name))
+        return received.view(own.dtype).view(own.shape)
 
     def alltoall(self, tensor: Tensor, splits: Tensor, name: str) -> tuple[Tensor, Tensor]:
         return self.alltoall_async(tensor, splits, name)()
@@ -45,7 +54,25 @@ class HorovodCollective:
         return wait
 
     def broadcast_parameters(self, tensors: dict[str, Tensor], root: int = 0) -> None:
-        self._hvd.broadcast_parameters(tensors, root_rank=root)
+        travelling, copies = dict(tensors), []
+        for name, tensor in tensors.items():
+            if tensor.dtype not in MOVED:
+                own = tensor.detach().contiguous()
+                travelling[name] = bits(own)  # the same memory, unless it was not contiguous
+                copies.append((tensor, own))
+        self._hvd.broadcast_parameters(travelling, root_rank=root)
+        with torch.no_grad():
+            for tensor, own in copies:
+                if not tensor.is_contiguous():
+                    tensor.copy_(own)
+
+    def _sum_sparse(self, tensor: Tensor, name: str) -> Tensor:
+        wire, back = summable(tensor._values())
+        carried = torch.sparse_coo_tensor(
+            tensor._indices(), wire, (*tensor.shape[: tensor.sparse_dim()], *wire.shape[1:])
+        )
+        total: Tensor = self._hvd.sparse_allreduce_async(carried, name=name, op=self._hvd.Sum)()
+        return torch.sparse_coo_tensor(total._indices(), back(total._values()), tensor.shape)
 
     def _result(self, handle: int) -> Any:
         _sleep_until_done(self._hvd, [handle])
@@ -59,12 +86,17 @@ class HorovodCollective:
         accumulation_steps: int = 1,
         sparse_gradients: bool = False,
     ) -> torch.optim.Optimizer:
-        names = {parameter: f"gradients/{name}" for name, parameter in named_parameters}
+        names = {parameter: name for name, parameter in named_parameters}
         trained = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
+        if compression != "none" or any(parameter.dtype not in ADDED_UP for parameter in trained):
+            # Horovod's compression loses what is too small for float16, and its hooks know no other dtypes. What is
+            # exchanged after the backward pass costs the overlap with it.
+            return summing_optimizer(
+                optimizer, ((name, parameter) for parameter, name in names.items()), self, compression
+            )
         distributed = self._hvd.DistributedOptimizer(
             _adoptable(optimizer),
-            named_parameters=[(name, parameter) for parameter, name in names.items()],
-            compression={"none": self._hvd.Compression.none, "fp16": self._hvd.Compression.fp16}[compression],
+            named_parameters=[(f"gradients/{name}", parameter) for parameter, name in names.items()],
             backward_passes_per_step=accumulation_steps,
             op=self._hvd.Sum,
             groups=None if sparse_gradients else _exchange_groups(trained),

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hvdspark.collectives.dtypes import summable
 from hvdspark.collectives.protocol import rows_by_rank
 from hvdspark.collectives.summing import summing_optimizer
 from hvdspark.errors import CollectiveTimeoutError, ConfigurationError, DependencyError
@@ -74,13 +75,14 @@ class MpiCollective:
         # as with threads, on all ranks and in every run. As many bytes travel as in a ring.
         if tensor.is_sparse:
             return self._sum_sparse(tensor, name)
-        elements = tensor.detach().cpu().reshape(-1)
+        wire, back = summable(tensor.detach())
+        elements = wire.cpu().reshape(-1)
         shares = elements.new_zeros(self.size, -(-len(elements) // self.size))
         shares.view(-1)[: len(elements)] = elements
         one_each = [1] * self.size
         total = _sum_in_order(self._exchange(shares, one_each, range(self.size), one_each, name).unbind())
         totals = self._exchange(total[None], one_each, [0] * self.size, one_each, name)
-        return totals.view(-1)[: len(elements)].view(tensor.shape).to(tensor.device)
+        return back(totals.view(-1)[: len(elements)].view(wire.shape)).to(tensor.device)
 
     def broadcast(self, tensor: Tensor, root: int, name: str) -> Tensor:
         result = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)

@@ -16,11 +16,14 @@ class Collective(Protocol):
     size: int
 
     def allreduce_sum(self, tensor: Tensor, name: str) -> Tensor:
-        """Collective. Element-wise sum over the ranks; same shape and dtype; the input is left as it is."""
+        """Collective. Element-wise sum over the ranks; same shape and dtype; the input is left as it is.
+
+        Any dtype but the quantized ones; bfloat16 and float8 are added up in float32, a sum of bools is whether any is.
+        """
         ...
 
     def broadcast(self, tensor: Tensor, root: int, name: str) -> Tensor:
-        """Collective. The root's tensor on every rank (same shape and dtype everywhere)."""
+        """Collective. The root's tensor on every rank (same shape and dtype everywhere; any dtype)."""
         ...
 
     def alltoall(self, tensor: Tensor, splits: Tensor, name: str) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from hvdspark.collectives.dtypes import summable
 from hvdspark.collectives.protocol import rows_by_rank
 from hvdspark.collectives.summing import summing_optimizer
 
@@ -31,11 +32,12 @@ class ThreadedCollective:
 
     def allreduce_sum(self, tensor: Tensor, name: str) -> Tensor:
         # Every rank adds up in rank order, so all ranks get the same bits.
-        parts = self._exchange(name, tensor.detach().clone())
+        wire, back = (tensor, None) if tensor.is_sparse else summable(tensor.detach())
+        parts = self._exchange(name, wire.detach().clone())
         total = parts[0].clone()
         for part in parts[1:]:
             total += part
-        return total
+        return total if back is None else back(total)
 
     def broadcast(self, tensor: Tensor, root: int, name: str) -> Tensor:
         return self._exchange(name, tensor.detach().clone())[root].clone()
@@ -64,7 +66,7 @@ class ThreadedCollective:
         accumulation_steps: int = 1,
         sparse_gradients: bool = False,
     ) -> torch.optim.Optimizer:
-        return summing_optimizer(optimizer, named_parameters, self)
+        return summing_optimizer(optimizer, named_parameters, self, compression)
 
     def _exchange(self, name: str, item: Any) -> list[Any]:
         self.calls[name] += 1

@@ -193,12 +193,15 @@ class GradientStep:
         if self._group_weight == 0.0:
             return
         self._group_weight = 0.0
-        self._fill_missing_gradients()
+        missing = self._fill_missing_gradients()
         self._optimizer.synchronize()  # type: ignore[attr-defined]
         gradients = [parameter.grad for parameter in self._trained if parameter.grad is not None]
+        sums = _sums(gradients)
         # A rank that has diverged has told so through the dense gradients: no rank gets to exchange the sharded ones.
-        if not _all_finite(gradients) or any(collection.synchronize() for collection in self._collections):
+        if not _all_finite(sums, gradients) or any(collection.synchronize() for collection in self._collections):
             self._raise_diverged(epoch, step)
+        if 0.0 in sums:
+            gradients = self._drop_unused(missing)
         clip = self._spec.gradient_clip_norm
         if clip is not None and not math.isfinite(self._clip(gradients, clip)):
             self._raise_diverged(epoch, step)
@@ -223,7 +226,8 @@ class GradientStep:
                 where=f"epoch {epoch}",
                 hint="freeze parameters before fit; a learning rate of 0 in a callback freezes them later",
             )
-        if not _all_finite([parameter.detach() for parameter in self._trained]):
+        weights = [parameter.detach() for parameter in self._trained]
+        if not _all_finite(_sums(weights), weights):
             raise _diverged("the weights are not finite", None, f"epoch {epoch}, step {step}", self._spec, [])
         shards = [shard for collection in self._collections for shard in collection.shards]
         if not shards:
@@ -253,20 +257,38 @@ class GradientStep:
                 gradient.mul_(max_norm / norm)
         return norm
 
-    def _fill_missing_gradients(self) -> None:
+    def _fill_missing_gradients(self) -> set[int]:
         """Give every parameter a gradient: 0 where this rank's rows did not reach it, NaN where its loss diverged.
+        Returns the id() of the parameters that were not reached.
 
         A diverged rank thereby tells all others through the exchange that happens anyway. Its last backward pass was
         skipped, so no exchange is under way yet. Same strides as the parameter, since Horovod adds raw memory.
         """
+        missing = {id(parameter) for parameter in self._trained if parameter.grad is None}
         for parameter in self._trained:
-            if parameter.grad is None or self._diverged is not None:
+            if id(parameter) in missing or self._diverged is not None:
                 sparse = id(parameter) in self._sparse
                 value = 0.0 if self._diverged is None else math.nan
                 if sparse:
                     parameter.grad = _sparse_rows(parameter, 0 if self._diverged is None else 1, value)
                 else:
                     parameter.grad = torch.full_like(parameter, value)
+        return missing
+
+    def _drop_unused(self, missing: set[int]) -> list[Tensor]:
+        """Collective. Take back the zeros of parameters that no rank's rows reached, so that the optimizer leaves them
+        alone, as torch does: decay and momentum move whatever has a gradient. Returns the gradients that are left.
+
+        All ranks come here together, because their sums are the same; zeros alone do not tell who was reached.
+        """
+        zero = [p for p in self._trained if p.grad is not None and not _values(p.grad).count_nonzero()]
+        if zero:
+            reached = torch.tensor([float(id(parameter) not in missing) for parameter in zero])
+            counts = self._collective.allreduce_sum(reached, "train/reached").tolist()
+            for parameter, ranks in zip(zero, counts, strict=True):
+                if not ranks:
+                    parameter.grad = None
+        return [parameter.grad for parameter in self._trained if parameter.grad is not None]
 
     def _raise_diverged(self, epoch: int, step: int) -> None:
         """Collective. Agree on the first rank that knows why, and raise its words everywhere."""
@@ -320,15 +342,20 @@ def squared_norm(tensors: Sequence[Tensor]) -> float:
     return torch.stack(norms).square().sum().item() if norms else 0.0
 
 
-def _all_finite(tensors: list[Tensor]) -> bool:
+def _sums(tensors: Sequence[Tensor]) -> list[float]:
+    """The sum of each tensor's elements; of what is complex, of both parts."""
+    return torch.stack([_values(tensor).sum().float() for tensor in tensors]).tolist() if tensors else []
+
+
+def _all_finite(sums: list[float], tensors: Sequence[Tensor]) -> bool:
     # A sum reads each number once and keeps every NaN and infinity; only its own overflow needs a second look.
-    sums = torch.stack([_values(tensor).sum().float() for tensor in tensors])
-    return bool(torch.isfinite(sums.sum())) or all(bool(torch.isfinite(_values(tensor)).all()) for tensor in tensors)
+    return math.isfinite(sum(sums)) or all(bool(torch.isfinite(_values(tensor)).all()) for tensor in tensors)
 
 
 def _values(gradient: Tensor) -> Tensor:
     # Rows that several ranks or batches touched are listed several times until they are coalesced.
-    return gradient.coalesce().values() if gradient.is_sparse else gradient
+    values = gradient.coalesce().values() if gradient.is_sparse else gradient
+    return torch.view_as_real(values) if values.is_complex() else values
 
 
 def _sparse_rows(parameter: nn.Parameter, count: int, value: float) -> Tensor:

@@ -70,8 +70,10 @@ def test_ranks_agree_and_a_second_run_is_the_same(gangs: dict[int, list[dict[str
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_fp16_on_the_wire_stays_close(base: TrainSpec, gangs: dict[int, list[dict[str, Any]]], size: int) -> None:
-    name = "fp16 on the wire"
+@pytest.mark.parametrize("name", ["fp16 on the wire", "small gradients fp16 on the wire"])
+def test_fp16_on_the_wire_stays_close(
+    base: TrainSpec, gangs: dict[int, list[dict[str, Any]]], name: str, size: int
+) -> None:
     run_case(base, name, f"{name} 1", LocalCollective(), compression="none")
     difference = largest_difference(model(base, f"{name} {size}"), model(base, f"{name} 1"))
     assert 0 < difference < 0.05

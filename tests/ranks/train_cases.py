@@ -18,6 +18,7 @@ from hvdspark.specs import TrainSpec, from_json
 from hvdspark.train.callbacks import Callback, TrainState
 from hvdspark.train.loop import train
 from hvdspark.train.program import Program
+from tests.unit.collectives.dtypes import DTYPES, check_dtype
 from tests.unit.train.toys import ClickNet, click_program
 
 STEPS_BEFORE_LOSS = 3
@@ -51,6 +52,21 @@ class Moody(nn.Module):
         high = dense[:, :1] > 1.5
         # The same sum whether or not the branch runs, so the number of ranks cannot matter to the result.
         return logit + high * self.rare(dense) if bool(high.any()) else logit
+
+
+class OddDtypes(ClickNet):
+    """A mask, counters and constants of dtypes that Horovod does not know; some of them are used."""
+
+    def __init__(self, *, bfloat16_bias: bool = False) -> None:
+        super().__init__()
+        self.register_buffer("mask", torch.tensor([True, False, True]))
+        self.register_buffer("halves", torch.tensor([0.5, 0.25], dtype=torch.bfloat16))
+        self.register_buffer("count", torch.tensor(3, dtype=torch.int16))
+        self.bias = nn.Parameter(torch.zeros(1, dtype=torch.bfloat16)) if bfloat16_bias else None
+
+    def forward(self, dense: Tensor, id: Tensor) -> Tensor:
+        logit = super().forward(dense * self.mask, id) * self.halves[0].float()
+        return logit if self.bias is None else logit + self.bias
 
 
 class Ids(nn.Module):
@@ -113,11 +129,20 @@ CASES: dict[str, tuple[Callable[[], Program], dict[str, Any]]] = {
     "cosine schedule": (click_program, {"schedule": "cosine", "schedule_args": {"warmup_steps": 3}, "epochs": 2}),
     "parameters that are not contiguous": (lambda: click_program(module=transposed()), {}),
     "a mean loss": (lambda: click_program(loss=mean_loss), {}),
+    "buffers of odd dtypes": (lambda: click_program(module=OddDtypes()), {}),
     "validated": (click_program, {"metrics": ("auc", "logloss", "accuracy"), "monitor": "val_auc", "epochs": 3}),
 }
 # Not the weights of one process, but the same on all ranks, and the same again in a second run.
 OWN_CASES: dict[str, tuple[Callable[[], Program], dict[str, Any]]] = {
     "fp16 on the wire": (click_program, {"compression": "fp16", "epochs": 2}),
+    "parameters of odd dtypes": (
+        lambda: click_program(module=OddDtypes(bfloat16_bias=True)),
+        {"epochs": 2},
+    ),
+    "small gradients fp16 on the wire": (
+        lambda: click_program(loss=hardly_any_loss, optimizer=functools.partial(torch.optim.SGD, lr=5e6)),
+        {"compression": "fp16", "epochs": 2},
+    ),
     "bfloat16": (click_program, {"precision": "bfloat16", "epochs": 2}),
     "dropout and batch norm": (
         lambda: click_program(module=ClickNet(dropout=0.3, batch_norm=True)),
@@ -128,6 +153,11 @@ OWN_CASES: dict[str, tuple[Callable[[], Program], dict[str, Any]]] = {
 
 def mean_loss(output: Tensor, label: Tensor) -> Tensor:
     return nn.functional.binary_cross_entropy_with_logits(output, label)
+
+
+def hardly_any_loss(output: Tensor, label: Tensor) -> Tensor:
+    """Rows whose gradients are below the smallest number of float16."""
+    return nn.functional.binary_cross_entropy_with_logits(output, label, reduction="none") * 1e-8
 
 
 def case_spec(base: TrainSpec, name: str, run_id: str) -> TrainSpec:
@@ -142,7 +172,7 @@ def run_case(base: TrainSpec, name: str, run_id: str, collective: Collective, **
     result = train(replace(spec, **changes), made, collective, "cpu", lambda event: None)
     digest = hashlib.sha256()
     for tensor in made.module.state_dict().values():
-        digest.update(tensor.contiguous().numpy().tobytes())
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     timed = ("seconds", "rows_per_s")
     history = [{key: value for key, value in row.items() if not key.endswith(timed)} for row in result.history]
     return {"weights": digest.hexdigest(), "history": history}
@@ -156,6 +186,8 @@ def on_rank(base: str) -> dict[str, Any]:
     for name in OWN_CASES:
         done[name] = run_case(spec, name, f"{name} {size}", collective)
         done[f"{name} again"] = run_case(spec, name, f"{name} {size} again", collective)
+    for dtype in DTYPES:
+        check_dtype(collective, dtype)
     return {**done, "failures": failures(spec, collective)}
 
 

@@ -6,6 +6,7 @@ import sys
 HOROVOD_WORLD_OF_ONE = """
 import torch, horovod.torch as hvd
 from hvdspark.collectives import HorovodCollective, LocalCollective, current_collective
+from tests.unit.collectives.dtypes import DTYPES, check_dtype
 from tests.unit.collectives.toys import train
 
 hvd.init()
@@ -19,6 +20,8 @@ assert isinstance(current_collective(), HorovodCollective)
 for dtype in (torch.int64, torch.bfloat16):
     received, splits = collective.alltoall(mine.to(dtype), torch.tensor([1], dtype=torch.int32), "a")
     assert (received.tolist(), received.dtype, splits.tolist()) == ([1], dtype, [1])
+for dtype in DTYPES:
+    check_dtype(collective, dtype)
 module = torch.nn.Linear(2, 1)
 collective.broadcast_parameters(dict(module.named_parameters()))
 for arguments in ({"steps": 3}, {"steps": 2, "accumulation_steps": 3}, {"steps": 2, "clip": 1.0}):
