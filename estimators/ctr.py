@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from pyspark import keyword_only
 from pyspark.ml.base import Estimator
 from pyspark.ml.functions import array_to_vector
 from pyspark.ml.linalg import VectorUDT
@@ -21,6 +20,7 @@ from hvdspark.estimators.columns import check_new_columns, column, scoring_input
 from hvdspark.estimators.continuous import check_numbers, number
 from hvdspark.estimators.ctr_params import _CTRScoringParams, _CTRTrainingParams
 from hvdspark.estimators.fit import fit
+from hvdspark.estimators.keywords import keyword_only
 from hvdspark.estimators.model import _FittedModel
 from hvdspark.estimators.params import accessors
 from hvdspark.estimators.persistence import HvdSparkReader, HvdSparkWriter, Saved
@@ -108,8 +108,6 @@ class CTRClassifier(
     def setParams(self, **kwargs: Any) -> CTRClassifier:
         """Set Params by name; same names as the constructor. None leaves a value as it is."""
         for name, value in self._input_kwargs.items():  # type: ignore[attr-defined]
-            if not self.hasParam(name):
-                raise ConfigurationError("unknown Param", value=name, where="CTRClassifier", hint="see explainParams()")
             if value is not None:  # Spark ML can save a Param that is None, and not load it again
                 self._set(**{name: value})
         return self

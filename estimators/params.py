@@ -6,6 +6,7 @@ depends on several Params is checked by `fit` before anything is started.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -71,9 +72,12 @@ def in_range(
 
 def one_of(name: str, *choices: str) -> Converter:
     def check(value: Any) -> str:
-        if value not in choices:
-            raise ConfigurationError("unknown choice", value=value, where=name, hint=f"one of {', '.join(choices)}")
-        return str(value)
+        plain = value.lower() if isinstance(value, str) else value
+        if plain not in choices:
+            close = difflib.get_close_matches(str(plain), choices, n=1)
+            hint = f"did you mean {close[0]}? It is one of " if close else "one of "
+            raise ConfigurationError("unknown choice", value=value, where=name, hint=hint + ", ".join(choices))
+        return str(plain)
 
     return check
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from pyspark import keyword_only
 from pyspark.ml.base import Estimator
 from pyspark.ml.functions import array_to_vector
 from pyspark.ml.linalg import VectorUDT
@@ -19,6 +18,7 @@ from hvdspark.embedding import dense_weights_alone
 from hvdspark.errors import ConfigurationError
 from hvdspark.estimators.columns import check_new_columns, scoring_input
 from hvdspark.estimators.fit import fit
+from hvdspark.estimators.keywords import keyword_only
 from hvdspark.estimators.model import _FittedModel
 from hvdspark.estimators.params import _TorchScoringParams, _TorchTrainingParams, accessors
 from hvdspark.estimators.persistence import HvdSparkReader, HvdSparkWriter, Saved, pack, unpack
@@ -112,12 +112,8 @@ class TorchEstimator(
                 continue  # Spark ML can save a Param that is None, and not load it again
             if name in self._objects:
                 self._set_object(name, value)
-            elif self.hasParam(name):
-                self._set(**{name: value})
             else:
-                raise ConfigurationError(
-                    "unknown Param", value=name, where="TorchEstimator", hint="see explainParams()"
-                )
+                self._set(**{name: value})
         return self
 
     def setModel(self, value: nn.Module) -> TorchEstimator:

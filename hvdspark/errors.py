@@ -49,6 +49,10 @@ class ConfigurationError(HvdSparkError, ValueError):
     """A Param or argument is out of range, unknown, or contradicts another one."""
 
 
+class UnknownParamError(ConfigurationError, TypeError):
+    """A keyword argument that there is not."""
+
+
 class DependencyError(HvdSparkError, RuntimeError):
     """Java, a Python package or a native library is missing or of the wrong version."""
 

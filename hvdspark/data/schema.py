@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +38,10 @@ _HINTS = {
     "struct": "take the fields you need into columns of their own, as in select('a.b')",
     "binary": "decode it into an array of numbers",
     "void": "the column holds nothing but null; give it a type and values, or leave it out",
+}
+_NUMBER_HINTS = {  # of labels and weights: what stands for a category is no number
+    "string": "cast it, if it holds numbers; turn classes into 0, 1, 2, ... with StringIndexer, or with "
+    "(F.col(...) == 'yes').cast('int')",
 }
 _ALIASES = {"varchar": "string", "char": "string", "timestamp_ntz": "timestamp", "interval": "timestamp"}
 
@@ -114,7 +118,8 @@ def check_columns(
         element = re.fullmatch(r"array<(.*)>", type_name)
         if role == "weight" and (element or type_name == "boolean"):
             raise SchemaError("a weight must be a number", value=type_name, where=f"column {name!r}")
-        dtype = _dtype(name, element[1] if element else type_name, nested=element is not None)
+        hints = _HINTS if role == "feature" else {**_HINTS, **_NUMBER_HINTS}
+        dtype = _dtype(name, element[1] if element else type_name, element is not None, hints)
         dtype = "float32" if role == "weight" else dtype
         columns.append(SourceColumn(name, role, dtype, element is not None, name in fixed))
     if validation is not None and (found := _type_of(validation, types, "validationIndicatorCol")) != "boolean":
@@ -154,7 +159,7 @@ def _type_of(name: str, types: list[tuple[str, str]], where: str) -> str:
     raise SchemaError("column not found", value=name, where=where, hint=hint)
 
 
-def _dtype(name: str, type_name: str, nested: bool) -> str:
+def _dtype(name: str, type_name: str, nested: bool, hints: Mapping[str, str]) -> str:
     base = re.split(r"[(< ]", type_name, maxsplit=1)[0]
     base = _ALIASES.get(base, base)
     if base in _DTYPES:
@@ -168,5 +173,5 @@ def _dtype(name: str, type_name: str, nested: bool) -> str:
         "column type cannot be used",
         value=shown,
         where=f"column {name!r}",
-        hint=_HINTS.get(base, "use numbers, booleans, or arrays of them"),
+        hint=hints.get(base, "use numbers, booleans, or arrays of them"),
     )
