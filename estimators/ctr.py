@@ -126,6 +126,7 @@ class CTRClassifier(
         numbers, categories = _columns(self)
         check_numbers(dataset.schema, numbers)
         check_categories(dataset.schema, categories)
+        _check_roles(self, [*numbers, *categories])
         # Integers among the numbers become floats here, where null can be kept as NaN.
         columns = {name: number(name) for name in numbers}
         columns |= {name: category_key(dataset, name, ID_BITS, value("handleInvalid")) for name in categories}
@@ -233,6 +234,18 @@ def _columns(params: _CTRScoringParams) -> tuple[list[str], list[str]]:
     if both := sorted(set(numbers) & set(categories)):
         raise ConfigurationError("a column is both continuous and categorical", value=both)
     return numbers, categories
+
+
+def _check_roles(params: CTRClassifier, features: list[str]) -> None:
+    """ConfigurationError where the label or the weight is also a feature: it would tell what is to be learned."""
+    for param in ("labelCol", "weightCol"):
+        if params.isDefined(param) and params.getOrDefault(param) in features:
+            raise ConfigurationError(
+                "a column has more than one role",
+                value=params.getOrDefault(param),
+                where=f"{param} and the feature columns",
+                hint="leave it out of continuousCols and categoricalCols",
+            )
 
 
 def _initial_accumulator(optimizer: str, batch_size: int) -> float:

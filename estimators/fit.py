@@ -67,6 +67,10 @@ def fit(
     arrays, vectors = vectors_as_arrays(dataset, features)
     indicator = validation if isinstance(validation, str) else None
     check_columns(arrays.schema, features, labels, weight, indicator, vectors, group)
+    if (leaks := sorted({*features} & {*labels})) and {*features} != {*labels}:
+        logger.warning(
+            "%s is a feature and the label: meant for autoencoders, else the module is told the answer", leaks
+        )
     run_id = f"{estimator.uid}-{uuid.uuid4().hex[:12]}"
     some_rows = (RowGroup("", 0, 1, 1),)
     unwritten = DatasetSpec("", (), some_rows, some_rows if validation is not None else ())

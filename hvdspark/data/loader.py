@@ -58,7 +58,7 @@ def load_batches(
         store, dataset: what to read.
         split: "train" or "validation".
         plan: the rank's plan for this split; batch s has plan.batch_rows[s] rows, and may have none.
-        columns: names of the columns to read.
+        columns: names of the columns to read; a column that is named twice is read once.
         shuffle_rows: rows that are permuted together, at most (but at least one batch); fewer if they would take more
             than 128 MiB.
         seed, epoch: what the permutation depends on.
@@ -78,7 +78,7 @@ def load_batches(
     by_name = {column.name: column for column in dataset.columns}
     if unknown := [name for name in columns if name not in by_name]:
         raise ConfigurationError("the dataset has no such column", value=unknown, hint=f"it has {', '.join(by_name)}")
-    specs = [by_name[name] for name in columns]
+    specs = [by_name[name] for name in dict.fromkeys(columns)]
     limit = _window_rows(specs, groups, shuffle_rows if shuffle else _PLAIN_WINDOW_ROWS)
     stream = Stream(specs, groups, plan, limit)
     entropy = [seed % 2**64, epoch] if shuffle else None

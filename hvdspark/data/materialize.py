@@ -259,11 +259,13 @@ def _check(
     lengths = iter(enumerate(used.columns[len(columns) :]))  # one for each array column, after all columns
     for column, found in zip(columns, used.columns, strict=False):
         if not column.is_array:
-            check_column(column, found, keep, count)
+            for part in column.by_role():
+                check_column(part, found, keep, count)
             specs.append(column.spec(None))
             continue
         number, length = next(lengths)
-        check_array(column, found, length, keep, count, f"{_LENGTH}{number}")
+        for part in column.by_role():
+            check_array(part, found, length, keep, count, f"{_LENGTH}{number}")
         specs.append(column.spec((int(length.minimum or 0), int(length.maximum or 0))))
     return tuple(specs)
 

@@ -12,9 +12,10 @@ Everything else is refused with what to do about it.
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,10 +53,11 @@ class SourceColumn:
 
     Attributes:
         name: as in the DataFrame.
-        role: "feature" | "label" | "weight".
+        role: "feature" | "label" | "weight"; the first of these that it has.
         dtype: "float32" | "int64".
         is_array: whether each row holds an array.
         must_be_fixed: all rows must have the same length (once a Spark vector).
+        also: its other roles, such as the label of an autoencoder.
     """
 
     name: str
@@ -63,12 +65,18 @@ class SourceColumn:
     dtype: str
     is_array: bool
     must_be_fixed: bool = False
+    also: tuple[str, ...] = ()
 
     @property
     def spark_type(self) -> str:
         """What the column is cast to before it is written."""
         element = _SPARK_TYPES[self.dtype]
         return f"array<{element}>" if self.is_array else element
+
+    def by_role(self) -> Iterator[SourceColumn]:
+        """The column in each of its roles."""
+        for role in (self.role, *self.also):
+            yield dataclasses.replace(self, role=role, also=())
 
     def spec(self, lengths: tuple[int, int] | None) -> ColumnSpec:
         """The column's spec, once the shortest and longest array in its rows are known."""
@@ -92,13 +100,15 @@ def check_columns(
 
     Args:
         schema: a Spark StructType, or pairs of a column name and a type name.
-        features, labels, weight: the wanted columns; the result has them in this order.
+        features, labels, weight: the wanted columns; the result has them in this order, each once. A column may be a
+            feature, a label and the weight at the same time.
         validation: name of the boolean column that marks validation rows; not part of the result.
         fixed: array columns that must have the same length in every row.
         group: column of any type whose equal values are held out together; not part of the result.
 
     Raises:
-        ConfigurationError: no feature is asked for, a column is asked for twice, or `fixed` names no array column.
+        ConfigurationError: no feature is asked for, a column is asked for twice in one role, or it also says which rows
+            are validation rows, or `fixed` names no array column.
         SchemaError: a column is missing, ambiguous, or of a type that cannot be used.
     """
     types = _types(schema)
@@ -106,12 +116,14 @@ def check_columns(
         raise ConfigurationError("no feature columns", where="featureCols", hint="name at least one column")
     roles = [*((name, "feature") for name in features), *((name, "label") for name in labels)]
     roles += [(weight, "weight")] if weight is not None else []
-    asked = [name for name, _ in roles] + ([validation] if validation is not None else [])
-    if twice := sorted({name for name in asked if asked.count(name) > 1}):
+    twice = {name for name, role in roles if roles.count((name, role)) > 1}
+    if twice or validation in [name for name, _ in roles]:
         raise ConfigurationError(
-            "a column has more than one role", value=twice, hint="name each column once among features, labels, weight"
+            "a column is named twice",
+            value=sorted(twice) or validation,
+            hint="name each column once among the features and once among the labels; the validation column is neither",
         )
-    columns = []
+    columns: dict[str, SourceColumn] = {}
     for name, role in roles:
         where = f"{role} columns" if role != "weight" else "weightCol"
         type_name = _type_of(name, types, where)
@@ -121,7 +133,10 @@ def check_columns(
         hints = _HINTS if role == "feature" else {**_HINTS, **_NUMBER_HINTS}
         dtype = _dtype(name, element[1] if element else type_name, element is not None, hints)
         dtype = "float32" if role == "weight" else dtype
-        columns.append(SourceColumn(name, role, dtype, element is not None, name in fixed))
+        if name in columns:
+            columns[name] = dataclasses.replace(columns[name], also=(*columns[name].also, role))
+        else:
+            columns[name] = SourceColumn(name, role, dtype, element is not None, name in fixed)
     if validation is not None and (found := _type_of(validation, types, "validationIndicatorCol")) != "boolean":
         raise SchemaError(
             "the validation column must be boolean",
@@ -131,9 +146,9 @@ def check_columns(
         )
     if group is not None:
         _type_of(group, types, "validationGroupCol")
-    if wrong := sorted(set(fixed) - {column.name for column in columns if column.is_array}):
+    if wrong := sorted(set(fixed) - {column.name for column in columns.values() if column.is_array}):
         raise ConfigurationError("only array columns that are used have a fixed length", value=wrong)
-    return tuple(columns)
+    return tuple(columns.values())
 
 
 def _types(schema: Any) -> list[tuple[str, str]]:

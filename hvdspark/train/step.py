@@ -158,7 +158,7 @@ class GradientStep:
         self.outputs = outputs
         if self._spec.weight is None:
             return self._loss(outputs.tensors, labels, weighted=False)
-        weight = tensor_column(batch, self._spec.weight)
+        weight = tensor_column(batch, self._spec.weight).float()  # integers, where it is a feature, too
         tensors, labels, weight = rows_that_count(outputs.tensors, labels, weight)
         if not len(weight):
             return []

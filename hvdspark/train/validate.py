@@ -123,7 +123,7 @@ class Validation:
                     tensors: Sequence[Tensor] = outputs.tensors
                     weight = torch.ones(batch.rows, device=self._device)
                     if spec.weight is not None:
-                        weight = tensor_column(batch, spec.weight)
+                        weight = tensor_column(batch, spec.weight).float()  # integers, where it is a feature, too
                         tensors, labels, weight = rows_that_count(tensors, labels, weight)
                         if not len(weight):
                             continue

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from pyspark.sql import SparkSession
+from pyspark.sql import functions as F
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
@@ -31,3 +32,27 @@ def test_lazy_and_parametrized_layers_are_trained_and_a_last_sigmoid_is_warned_o
         expected = model.module()(torch.tensor(np.array([row["x"].toArray() for row in rows]), dtype=torch.float32))
     found = scores(model.transform(data))
     assert max(abs(found[row["id"]] - value.item()) for row, value in zip(rows, expected, strict=True)) < 1e-6
+
+
+def test_a_column_may_be_feature_label_and_weight(
+    spark: SparkSession, store_uri: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    # 60 rows in one batch on one rank: what plain torch does with the same tensors.
+    data = separable(spark, rows=60, partitions=1).select("id", "x", (F.col("id") % 3).alias("n"))
+    module, plain = (nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 3)) for _ in range(2))
+    plain.load_state_dict(module.state_dict())
+    settings = {"labelCol": "x", "loss": "mse", "batchSize": 60, "numWorkers": 1, "storeUri": store_uri}
+    with caplog.at_level(logging.WARNING, "hvdspark"):
+        model = linear(model=module, **settings).fit(data)
+    assert "told the answer" not in caplog.text
+    x = torch.tensor(np.array([row["x"].toArray() for row in data.orderBy("id").collect()]), dtype=torch.float32)
+    optimizer = torch.optim.SGD(plain.parameters(), lr=0.5)
+    for _ in range(2):
+        optimizer.zero_grad()
+        nn.functional.mse_loss(plain(x), x).backward()
+        optimizer.step()
+    for name, tensor in model.module().state_dict().items():
+        torch.testing.assert_close(tensor, plain.state_dict()[name], rtol=0, atol=1e-6)
+
+    net = nn.Sequential(nn.Embedding(3, 1))
+    linear(model=net, loss="mse", featureCols=["n"], labelCol="n", weightCol="n", storeUri=store_uri).fit(data)

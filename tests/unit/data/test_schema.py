@@ -125,14 +125,32 @@ def test_validation_must_be_boolean_and_there() -> None:
     "wanted",
     [
         {"features": ["Age", "Age"], "labels": ["label"]},
-        {"features": ["Age", "label"], "labels": ["label"]},
-        {"features": ["Age", "w"], "labels": ["label"], "weight": "w"},
+        {"features": ["Age"], "labels": ["label", "label"]},
         {"features": ["Age", "label"], "labels": [], "validation": "label"},
     ],
 )
-def test_one_role_for_each_column(wanted: dict[str, Any]) -> None:
-    with pytest.raises(ConfigurationError, match="more than one role"):
+def test_one_name_is_given_once_in_a_role(wanted: dict[str, Any]) -> None:
+    with pytest.raises(ConfigurationError, match="named twice"):
         check_columns(CENSUS, **wanted)
+
+
+def test_a_column_may_have_several_roles() -> None:
+    schema = [("x", "array<double>"), ("n", "int"), ("w", "double")]
+    columns = check_columns(schema, ["x", "n"], ["x", "n"], weight="n", fixed=["x"])
+    assert columns == (
+        SourceColumn("x", "feature", "float32", True, True, ("label",)),
+        SourceColumn("n", "feature", "int64", False, False, ("label", "weight")),
+    )
+    assert [part.role for part in columns[1].by_role()] == ["feature", "label", "weight"]
+    with pytest.raises(SchemaError, match="a weight must be a number"):
+        check_columns(schema, ["x"], ["n"], weight="x")
+
+
+@pytest.mark.parametrize(("labels", "weight", "hint"), [(["x"], None, "StringIndexer"), (["y"], "x", "cast it")])
+def test_a_label_or_weight_of_text_is_no_id(labels: list[str], weight: str | None, hint: str) -> None:
+    with pytest.raises(SchemaError, match=hint) as wrong:
+        check_columns([("x", "string"), ("y", "int")], ["y"], labels, weight=weight)
+    assert "xxhash64" not in str(wrong.value)
 
 
 def test_other_refusals() -> None:
