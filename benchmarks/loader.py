@@ -61,8 +61,7 @@ def write_clicks(directory: Path, rows: int) -> None:
 
 
 def ours(store: Store, dataset: DatasetSpec, epoch: int) -> int:
-    counts = [group.rows for group in dataset.train]
-    plan = plan_epoch(counts, BATCH_ROWS, 1, 0, 0, epoch, True)
+    plan = plan_epoch(dataset.train.rows, BATCH_ROWS, 1, 0, 0, epoch, True)
     with load_batches(
         store, dataset, "train", plan, NAMES, shuffle_rows=1 << 19, seed=0, epoch=epoch, shuffle=True
     ) as batches:
@@ -106,7 +105,7 @@ def main() -> None:
             write_clicks(root / "clicks", arguments.rows)
         store, url = Store(str(root)), (root / "clicks").resolve().as_uri()
         (groups,) = read_footers(store, "clicks", ["."]).groups
-        dataset = DatasetSpec("clicks", tuple(COLUMNS), tuple(groups))
+        dataset = DatasetSpec("clicks", tuple(COLUMNS), groups)
         epochs = iter(range(1_000_000))
         contestants: dict[str, Callable[[], int]] = {
             "ours, full shuffle": lambda: ours(store, dataset, next(epochs)),

@@ -260,7 +260,7 @@ def _pair(negative: Column, positive: Column) -> Column:
 
 def _standardise(module: ClickModel, dataset: DataFrame, data: DatasetSpec, store: Store, numbers: list[str]) -> None:
     """Set the module's mean and deviation from the training rows as they were written: one job over these columns."""
-    paths = list(dict.fromkeys(store.spark_uri(f"{data.path}/{group.path}") for group in data.train))
+    paths = [store.spark_uri(f"{data.path}/{path}") for path in data.train.paths]
     written = dataset.sparkSession.read.parquet(*paths)
     wanted = []
     for name in numbers:

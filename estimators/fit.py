@@ -19,7 +19,7 @@ from hvdspark.errors import ConfigurationError, StoreError
 from hvdspark.estimators.columns import vectors_as_arrays
 from hvdspark.estimators.fitted import FittedModule
 from hvdspark.estimators.params import _TrainingParams
-from hvdspark.specs import DatasetSpec, RowGroup, TrainSpec, from_json, to_json
+from hvdspark.specs import DatasetSpec, RowGroup, RowGroups, TrainSpec, from_json, to_json
 from hvdspark.store import Store
 from hvdspark.train import architecture
 from hvdspark.train.check import check_program
@@ -72,8 +72,8 @@ def fit(
             "%s is a feature and the label: meant for autoencoders, else the module is told the answer", leaks
         )
     run_id = f"{estimator.uid}-{uuid.uuid4().hex[:12]}"
-    some_rows = (RowGroup("", 0, 1, 1),)
-    unwritten = DatasetSpec("", (), some_rows, some_rows if validation is not None else ())
+    some_rows = RowGroups.of([RowGroup("", 0, 1)])
+    unwritten = DatasetSpec("", (), some_rows, some_rows if validation is not None else RowGroups.of())
     check_program(_train_spec(estimator, program, run_id, store, unwritten, features, labels, weight), program)
     launch.check_session(spark, value("numWorkers"), value("device"))
     _check_memory(estimator, spark, program)

@@ -5,12 +5,19 @@ Everything here is plain data that survives `to_json` / `from_json` unchanged. N
 
 from __future__ import annotations
 
+import array
+import base64
 import dataclasses
+import functools
 import json
 import types
 import typing
+import zlib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
+
+import numpy as np
 
 T = TypeVar("T")
 
@@ -59,7 +66,78 @@ class RowGroup:
     path: str
     index: int
     rows: int
-    bytes: int
+
+
+class RowGroups(Sequence[RowGroup]):
+    """Row groups in columns: millions of them are a few bytes each, on every rank.
+
+    Attributes:
+        paths: the files, in order.
+        starts: [len(paths) + 1], which row group is the first of each file; unsigned integers, as the others.
+        indexes: [n], their numbers in their files.
+        rows: [n], their rows.
+    """
+
+    def __init__(self, paths: Iterable[str], starts: Any, indexes: Any, rows: Any) -> None:
+        self.paths = tuple(paths)
+        self.starts, self.indexes, self.rows = _smallest(starts), _smallest(indexes), _smallest(rows)
+
+    @classmethod
+    def of(cls, groups: Iterable[RowGroup] = ()) -> RowGroups:
+        """From row groups one by one; those of a file stand together."""
+        paths: list[str] = []
+        starts, indexes, rows = array.array("Q"), array.array("Q"), array.array("Q")
+        for group in groups:
+            if not paths or paths[-1] != group.path:
+                paths.append(group.path)
+                starts.append(len(rows))
+            indexes.append(group.index)
+            rows.append(group.rows)
+        starts.append(len(rows))
+        return cls(paths, starts, indexes, rows)
+
+    @classmethod
+    def joined(cls, parts: Sequence[RowGroups]) -> RowGroups:
+        """Those of all parts, which have no file in common."""
+        before = np.cumsum([0, *map(len, parts)])
+        starts = [part.starts[:-1].astype(np.int64) + first for part, first in zip(parts, before, strict=False)]
+        return cls(
+            (path for part in parts for path in part.paths),
+            np.concatenate([*starts, before[-1:]]),
+            np.concatenate([np.zeros(0, np.uint8), *(part.indexes for part in parts)]),
+            np.concatenate([np.zeros(0, np.uint8), *(part.rows for part in parts)]),
+        )
+
+    @property
+    def total(self) -> int:
+        """Rows of all of them."""
+        return int(self.rows.sum(dtype=np.int64))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @typing.overload
+    def __getitem__(self, index: int) -> RowGroup: ...
+    @typing.overload
+    def __getitem__(self, index: slice) -> list[RowGroup]: ...
+    def __getitem__(self, index: int | slice) -> RowGroup | list[RowGroup]:
+        if isinstance(index, slice):
+            return [self[position] for position in range(*index.indices(len(self)))]
+        position = range(len(self))[index]
+        file = int(np.searchsorted(self.starts, position, side="right")) - 1
+        return RowGroup(self.paths[file], int(self.indexes[position]), int(self.rows[position]))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, RowGroups) and self._columns() == other._columns()
+
+    def __hash__(self) -> int:
+        return hash(self._columns())
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} row groups of {len(self.paths)} files, {self.total} rows>"
+
+    def _columns(self) -> tuple[Any, ...]:
+        return self.paths, *((values.dtype.str, values.tobytes()) for values in (self.starts, self.indexes, self.rows))
 
 
 @dataclass(frozen=True)
@@ -70,20 +148,22 @@ class DatasetSpec:
         path: directory of the dataset, relative to the store.
         columns: every column, features then labels then weight, in the order asked for.
         train, validation: row groups of the two splits (validation is empty when there is no split).
+        row_bytes: what a row takes in memory on average, columns of any layout counted; 0 if not known.
     """
 
     path: str
     columns: tuple[ColumnSpec, ...]
-    train: tuple[RowGroup, ...]
-    validation: tuple[RowGroup, ...] = ()
+    train: RowGroups
+    validation: RowGroups = dataclasses.field(default_factory=RowGroups.of)
+    row_bytes: int = 0
 
     @property
     def train_rows(self) -> int:
-        return sum(group.rows for group in self.train)
+        return self.train.total
 
     @property
     def validation_rows(self) -> int:
-        return sum(group.rows for group in self.validation)
+        return self.validation.total
 
 
 @dataclass(frozen=True)
@@ -133,7 +213,7 @@ class TrainSpec:
 
 def to_json(value: Any) -> str:
     """JSON text of any spec of this module."""
-    return json.dumps(dataclasses.asdict(value), sort_keys=True)
+    return json.dumps(_plain(value), sort_keys=True)
 
 
 def from_json(cls: type[T], text: str) -> T:
@@ -141,13 +221,47 @@ def from_json(cls: type[T], text: str) -> T:
     return typing.cast(T, _build(cls, json.loads(text)))
 
 
+def _plain(value: Any) -> Any:
+    if isinstance(value, RowGroups):
+        columns = {"starts": value.starts, "indexes": value.indexes, "rows": value.rows}
+        packed = {name: _pack(values.tobytes()) for name, values in columns.items()}
+        dtypes = [values.dtype.str for values in columns.values()]
+        return {**packed, "dtypes": dtypes, "paths": _pack(json.dumps(value.paths).encode())}
+    if dataclasses.is_dataclass(value):
+        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    return [_plain(item) for item in value] if isinstance(value, tuple | list) else value
+
+
 def _build(annotation: Any, data: Any) -> Any:
+    if annotation is RowGroups:
+        names = ("starts", "indexes", "rows")
+        columns = [np.frombuffer(_unpack(data[name]), dtype) for name, dtype in zip(names, data["dtypes"], strict=True)]
+        return RowGroups(json.loads(_unpack(data["paths"])), *columns)
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if dataclasses.is_dataclass(annotation) and isinstance(annotation, type):
-        hints = typing.get_type_hints(annotation)
+        hints = _hints(annotation)
         return annotation(**{name: _build(hints[name], item) for name, item in data.items()})
-    if origin is tuple:
-        return tuple(_build(arguments[0], item) for item in data)
+    if origin in (tuple, list):
+        return origin(_build(arguments[0], item) for item in data)
     if origin in (types.UnionType, typing.Union) and data is not None:
         return _build(next(option for option in arguments if option is not type(None)), data)
     return data
+
+
+_hints = functools.cache(typing.get_type_hints)
+
+
+def _pack(data: bytes) -> str:
+    return base64.b64encode(zlib.compress(data, 1)).decode()
+
+
+def _unpack(text: str) -> bytes:
+    return zlib.decompress(base64.b64decode(text))
+
+
+def _smallest(values: Any) -> np.ndarray:
+    """The values in the smallest unsigned integers that hold them, not to be changed."""
+    wide = np.asarray(values, None if isinstance(values, np.ndarray) else np.uint64)
+    result = wide.astype(np.min_scalar_type(int(wide.max(initial=0))), copy=False)
+    result.setflags(write=False)
+    return result

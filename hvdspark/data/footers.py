@@ -14,16 +14,23 @@ from __future__ import annotations
 import concurrent.futures
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from hvdspark.errors import DataError, StoreError
-from hvdspark.specs import RowGroup
+from hvdspark.errors import DataError, HvdSparkError, StoreError
+from hvdspark.specs import RowGroup, RowGroups, from_json, to_json
 from hvdspark.store import Store
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
 
 # Footers are small reads: latency counts, and only on remote stores.
 _FOOTER_THREADS = 16
+# A footer may take half a MB in memory, and 20 ms: 40 columns of 35 row groups.
+_BLOCK_FILES = 64
+# More files than these are read by the executors.
+_DRIVER_FILES = 1024
 
 
 @dataclass
@@ -57,8 +64,18 @@ class ColumnEvidence:
         if not statistics.has_min_max or statistics.max != statistics.max:
             self.unordered = True
             return
-        self.minimum = statistics.min if self.minimum is None else min(self.minimum, statistics.min)
-        self.maximum = statistics.max if self.maximum is None else max(self.maximum, statistics.max)
+        self._widen(statistics.min, statistics.max)
+
+    def merge(self, other: ColumnEvidence) -> None:
+        """Take in what is known of other row groups."""
+        self.nulls += other.nulls
+        self.unordered |= other.unordered
+        if other.minimum is not None and other.maximum is not None:
+            self._widen(other.minimum, other.maximum)
+
+    def _widen(self, minimum: float | int, maximum: float | int) -> None:
+        self.minimum = minimum if self.minimum is None else min(self.minimum, minimum)
+        self.maximum = maximum if self.maximum is None else max(self.maximum, maximum)
 
 
 @dataclass
@@ -68,48 +85,102 @@ class Evidence:
     Attributes:
         groups: for each directory its row groups with at least one row, in file order.
         columns: for each Parquet leaf column what all directories together hold.
+        decoded_bytes: what all values take in memory.
     """
 
-    groups: list[list[RowGroup]] = dataclasses.field(default_factory=list)
+    groups: list[RowGroups] = dataclasses.field(default_factory=list)
     columns: list[ColumnEvidence] = dataclasses.field(default_factory=list)
+    decoded_bytes: int = 0
 
     @property
     def rows(self) -> list[int]:
         """Rows of each directory."""
-        return [sum(group.rows for group in groups) for groups in self.groups]
+        return [groups.total for groups in self.groups]
 
-    def add_file(self, path: str, metadata: Any) -> None:
-        """Take in one file of the last directory: `path` relative to the dataset, `metadata` its FileMetaData."""
-        self.columns = self.columns or [ColumnEvidence() for _ in range(metadata.num_columns)]
-        for index in range(metadata.num_row_groups):
-            group = metadata.row_group(index)
-            if group.num_rows:
-                self.groups[-1].append(RowGroup(path, index, group.num_rows, group.total_byte_size))
-                for position, column in enumerate(self.columns):
-                    column.add(group.column(position))
+    @property
+    def row_bytes(self) -> int:
+        """What a row takes in memory, on average; 0 if there is none."""
+        return self.decoded_bytes // max(1, sum(self.rows))
+
+    def add_directory(self, parts: Iterable[Evidence]) -> None:
+        """Take in a directory whose files were read in parts."""
+        groups = []
+        for part in parts:
+            groups += part.groups
+            self.decoded_bytes += part.decoded_bytes
+            self.columns = self.columns or [ColumnEvidence() for _ in part.columns]
+            for column, found in zip(self.columns, part.columns, strict=bool(part.columns)):
+                column.merge(found)
+        self.groups.append(RowGroups.joined(groups))
 
 
-def read_footers(store: Store, dataset: str, directories: Sequence[str]) -> Evidence:
+def read_footers(
+    store: Store, dataset: str, directories: Sequence[str], session: SparkSession | None = None
+) -> Evidence:
     """Read the footers of all Parquet files in some directories of a dataset, once.
 
     Args:
         store: the store.
         dataset: directory of the dataset, relative to the store.
         directories: relative to the dataset; a missing one holds no rows.
+        session: whose executors read them where there are many files: on the driver, 10^5 files would take hours.
 
     Raises:
         StoreError: a file cannot be read.
     """
     evidence = Evidence()
-    with concurrent.futures.ThreadPoolExecutor(_FOOTER_THREADS, "hvdspark-footers") as threads:
-        for directory in directories:
-            names = [name for name in store.list(f"{dataset}/{directory}") if name.endswith(".parquet")]
-            paths = [f"{directory}/{name}" for name in names]
-            evidence.groups.append([])
-            footers = threads.map(lambda path: read_footer(store, f"{dataset}/{path}"), paths)
-            for path, metadata in zip(paths, footers, strict=True):
-                evidence.add_file(path, metadata)
+    for directory in directories:
+        names = [name for name in store.list(f"{dataset}/{directory}") if name.endswith(".parquet")]
+        paths = [f"{directory}/{name}" for name in names]
+        blocks = [paths[first : first + _BLOCK_FILES] for first in range(0, len(paths), _BLOCK_FILES)]
+        if session is not None and len(paths) > _DRIVER_FILES:
+            evidence.add_directory(_read_in_tasks(session, store, dataset, blocks))
+        else:
+            evidence.add_directory(read_files(store, dataset, block) for block in blocks)
     return evidence
+
+
+def read_files(store: Store, dataset: str, paths: Sequence[str]) -> Evidence:
+    """What the footers of some files say, as of one directory. Holds all these footers at a time."""
+    with concurrent.futures.ThreadPoolExecutor(_FOOTER_THREADS, "hvdspark-footers") as threads:
+        footers = list(threads.map(lambda path: read_footer(store, f"{dataset}/{path}"), paths))
+    evidence = Evidence([])
+    groups = []
+    for path, metadata in zip(paths, footers, strict=True):
+        evidence.columns = evidence.columns or [ColumnEvidence() for _ in range(metadata.num_columns)]
+        for index in range(metadata.num_row_groups):
+            group = metadata.row_group(index)
+            if group.num_rows:
+                groups.append(RowGroup(path, index, group.num_rows))
+                for position, column in enumerate(evidence.columns):
+                    chunk = group.column(position)
+                    column.add(chunk)
+                    evidence.decoded_bytes += decoded_bytes(chunk)
+    evidence.groups.append(RowGroups.of(groups))
+    return evidence
+
+
+def _read_in_tasks(
+    session: SparkSession, store: Store, dataset: str, blocks: Sequence[Sequence[str]]
+) -> Iterator[Evidence]:
+    """The evidence of each block of files, read by a task of Spark."""
+
+    def read(batches: Iterable[Any]) -> Iterator[Any]:
+        import pyarrow as pa
+
+        for batch in batches:
+            for number in batch.column(0).to_pylist():
+                try:
+                    text = to_json(read_files(store, dataset, blocks[number]))
+                except HvdSparkError:
+                    text = ""
+                yield pa.RecordBatch.from_pydict({"number": [number], "evidence": [text]})
+
+    numbers = session.range(0, len(blocks), 1, len(blocks))
+    rows = numbers.mapInArrow(read, "number bigint, evidence string").collect()
+    for number, text in sorted(rows):
+        # What a task could not read is tried here once more: the error is then one of this process.
+        yield from_json(Evidence, text) if text else read_files(store, dataset, blocks[number])
 
 
 def read_footer(store: Store, path: str) -> Any:

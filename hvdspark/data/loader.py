@@ -26,7 +26,7 @@ from hvdspark.data.row_groups import RowGroupReader
 from hvdspark.data.stream import Piece, Stream, WindowPlan
 from hvdspark.data.window import Columns, Window
 from hvdspark.errors import ConfigurationError
-from hvdspark.specs import ColumnSpec, DatasetSpec, RowGroup
+from hvdspark.specs import DatasetSpec
 from hvdspark.store import Store
 
 __all__ = ["Batch", "Ragged", "load_batches"]
@@ -79,7 +79,8 @@ def load_batches(
     if unknown := [name for name in columns if name not in by_name]:
         raise ConfigurationError("the dataset has no such column", value=unknown, hint=f"it has {', '.join(by_name)}")
     specs = [by_name[name] for name in dict.fromkeys(columns)]
-    limit = _window_rows(specs, groups, shuffle_rows if shuffle else _PLAIN_WINDOW_ROWS)
+    row_bytes = max(Layout.of(specs).row_bytes, dataset.row_bytes, 1)
+    limit = max(1, min(shuffle_rows if shuffle else _PLAIN_WINDOW_ROWS, _WINDOW_BYTES // row_bytes))
     stream = Stream(specs, groups, plan, limit)
     entropy = [seed % 2**64, epoch] if shuffle else None
     prefetcher = _Prefetcher(stream, store, dataset.path, entropy, prefetch)
@@ -87,13 +88,6 @@ def load_batches(
         yield prefetcher.batches()
     finally:
         prefetcher.close()
-
-
-def _window_rows(columns: Sequence[ColumnSpec], groups: Sequence[RowGroup], wanted: int) -> int:
-    # Variable-length columns count as what they take in the files.
-    rows, size = sum(group.rows for group in groups), sum(group.bytes for group in groups)
-    row_bytes = max(Layout.of(columns).row_bytes, size // rows if rows else 0, 1)
-    return max(1, min(wanted, _WINDOW_BYTES // row_bytes))
 
 
 class _Prefetcher:

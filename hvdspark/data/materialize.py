@@ -32,7 +32,7 @@ from hvdspark.data.schema import RESERVED_PREFIX, SourceColumn, check_columns
 from hvdspark.data.unchanged import Unproven, evidence
 from hvdspark.data.written import CountedRows
 from hvdspark.errors import ConfigurationError, StoreError
-from hvdspark.specs import ColumnSpec, DatasetSpec
+from hvdspark.specs import ColumnSpec, DatasetSpec, RowGroups
 from hvdspark.store import Store
 
 if TYPE_CHECKING:
@@ -232,9 +232,10 @@ def _write(
             hint="the store must be the same file system on the driver and on all executors",
         )
     directories = [f"data/{_SPLIT}={split}" if has_splits else "data" for split in range(4 if has_splits else 1)]
-    used = read_footers(store, path, directories[:_DROPPED])
-    train, validation = [*used.groups, []][:2]
-    dropped, undefined = [*read_footers(store, path, directories[_DROPPED:]).rows, 0, 0][:2]
+    used = read_footers(store, path, directories[:_DROPPED], prepared.sparkSession)
+    train, validation = [*used.groups, RowGroups.of()][:2]
+    unused = read_footers(store, path, directories[_DROPPED:], prepared.sparkSession)
+    dropped, undefined = [*unused.rows, 0, 0][:2]
     counted.check(sum(used.rows) + dropped + undefined, store.spark_uri(path))
     check_sizes(used.rows[_TRAIN], used.rows[_VALIDATION] if has_validation else None, dropped, undefined)
     specs = _check(columns, used, store, path, keep)
@@ -243,14 +244,14 @@ def _write(
         store.delete(f"{path}/{directories[_DROPPED]}")
     checked = time.perf_counter() - written
     logger.info("materialised %d rows: %.2f s to write, %.2f s to check", sum(used.rows), written - started, checked)
-    return DatasetSpec(path, specs, tuple(train), tuple(validation))
+    return DatasetSpec(path, specs, train, validation, used.row_bytes)
 
 
 def _check(
     columns: Sequence[SourceColumn], used: Evidence, store: Store, path: str, keep: bool
 ) -> tuple[ColumnSpec, ...]:
     """Check every column by its evidence, and give it its final layout."""
-    files = list(dict.fromkeys(group.path for groups in used.groups for group in groups))
+    files = [file for groups in used.groups for file in groups.paths]
 
     def count(name: str, condition: str) -> int:
         return count_where(store, path, files, name, condition)

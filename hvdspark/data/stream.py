@@ -64,7 +64,7 @@ class Stream:
     ) -> None:
         self.columns, self.layout = columns, Layout.of(columns)
         self.steps = len(plan.batch_rows)
-        self.capacity = max(min(window_rows, sum(plan.batch_rows)), max(plan.batch_rows, default=0))
+        self.capacity = max(min(window_rows, plan.batch_rows.total), plan.batch_rows.most)
         self._groups, self._plan, self._window_rows = groups, plan, window_rows
 
     def windows(self) -> Iterator[WindowPlan]:

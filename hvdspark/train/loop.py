@@ -245,10 +245,8 @@ def _check(spec: TrainSpec) -> None:
 
 
 def _plan(spec: TrainSpec, collective: Collective, epoch: int) -> EpochPlan:
-    row_counts = [group.rows for group in spec.dataset.train]
-    return plan_epoch(
-        row_counts, spec.batch_size, collective.size, collective.rank, spec.seed, epoch, shuffle=spec.shuffle
-    )
+    rows = spec.dataset.train.rows
+    return plan_epoch(rows, spec.batch_size, collective.size, collective.rank, spec.seed, epoch, shuffle=spec.shuffle)
 
 
 def _history_row(

@@ -71,7 +71,7 @@ class Validation:
         dataset = spec.dataset
         # The plan of one epoch serves all: each row group is read by as few ranks as possible, always in this order.
         self._plan = plan_epoch(
-            [group.rows for group in dataset.validation],
+            dataset.validation.rows,
             spec.batch_size,
             collective.size,
             collective.rank,

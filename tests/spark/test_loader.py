@@ -52,7 +52,7 @@ def read(
     groups = dataset.train if split == "train" else dataset.validation
     ids = []
     for rank in range(world):
-        plan = plan_epoch([group.rows for group in groups], 512, world, rank, 3, epoch, shuffle)
+        plan = plan_epoch(groups.rows, 512, world, rank, 3, epoch, shuffle)
         names = [column.name for column in dataset.columns]
         with load_batches(
             store, dataset, split, plan, names, shuffle_rows=2000, seed=3, epoch=epoch, shuffle=shuffle

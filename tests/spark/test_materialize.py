@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from hvdspark.data import footers
 from hvdspark.errors import ConfigurationError, DataError, SchemaError, StoreError
-from hvdspark.specs import ColumnSpec
+from hvdspark.specs import ColumnSpec, RowGroups
 from hvdspark.store import Store
 from tests.spark.datasets import rows_of, written
 
@@ -43,7 +44,7 @@ def test_types_and_layouts(spark: SparkSession, store: Store) -> None:
             ColumnSpec("y", "int64", "scalar"),
         )
         assert dataset.train_rows == 2
-        assert dataset.validation == ()
+        assert len(dataset.validation) == 0
         assert rows_of(store, dataset) == [
             ([1, 2], 0.0, -1, 3, 4, 2.5, [2.5, 3.5], 0),
             ([1], 1.0, 1, 2, 1 << 62, 1.5, [0.5, 1.5], 1),
@@ -289,6 +290,25 @@ def test_rows_that_take_no_room_become_several_row_groups(spark: SparkSession, s
         assert len(dataset.train) >= 3
         assert max(group.rows for group in dataset.train) <= 1 << 20
         assert dataset.train_rows == 2_500_000
+
+
+def test_many_footers_are_read_by_the_executors(
+    spark: SparkSession, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    df = spark.range(700, numPartitions=7).selectExpr(
+        "id / 3 AS x", "array(id, 1) AS a", "id % 2 AS y", "id % 5 = 0 AS v"
+    )
+    with written(df, store, ["x", "a"], validation="v") as dataset:
+        expected = footers.read_footers(store, f"{dataset.path}", ["data/hvdspark_split=0", "data/hvdspark_split=1"])
+        monkeypatch.setattr(footers, "_BLOCK_FILES", 3)
+        monkeypatch.setattr(footers, "_DRIVER_FILES", 0)
+        directories = ["data/hvdspark_split=0", "data/hvdspark_split=1", "missing"]
+        found = footers.read_footers(store, f"{dataset.path}", directories, spark)
+        assert found.groups == [dataset.train, dataset.validation, RowGroups.of()]
+        assert (found.columns, found.row_bytes) == (expected.columns, expected.row_bytes)
+        store.write_bytes(f"{dataset.path}/missing/a.parquet", b"PAR1 or not")
+        with pytest.raises(StoreError, match=r"missing/a\.parquet"):
+            footers.read_footers(store, f"{dataset.path}", directories, spark)
 
 
 def test_thousands_of_tiny_partitions_become_few_files(spark: SparkSession, store: Store) -> None:

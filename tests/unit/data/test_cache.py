@@ -19,10 +19,10 @@ import pytest
 
 from hvdspark.data import cache
 from hvdspark.errors import DataError
-from hvdspark.specs import DatasetSpec
+from hvdspark.specs import DatasetSpec, RowGroups
 from hvdspark.store import Store
 
-EMPTY = DatasetSpec("", (), ())
+EMPTY = DatasetSpec("", (), RowGroups.of())
 
 
 class Owner:
@@ -155,12 +155,12 @@ def test_when_the_writer_fails_the_others_try_themselves(store: Store) -> None:
 CHILD = """
 import sys, time
 from hvdspark.data import cache
-from hvdspark.specs import DatasetSpec
+from hvdspark.specs import DatasetSpec, RowGroups
 from hvdspark.store import Store
 store = Store(sys.argv[1])
 def write(path):
     store.write_text(path + "/data/part", "rows")
-    return DatasetSpec("", (), ())
+    return DatasetSpec("", (), RowGroups.of())
 cache.obtain(store, "key", "plan", lambda other: True, "holder", write)
 print("written", flush=True)
 if sys.argv[2] == "stay":

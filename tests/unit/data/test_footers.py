@@ -5,15 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from hvdspark.data import footers
 from hvdspark.data.checks import check_array, check_column, check_sizes
 from hvdspark.data.footers import ColumnEvidence, Evidence, count_where, read_footers
 from hvdspark.data.schema import SourceColumn
 from hvdspark.errors import DataError, StoreError
-from hvdspark.specs import RowGroup
+from hvdspark.specs import RowGroup, RowGroups, from_json, to_json
 from hvdspark.store import Store
 
 
@@ -38,15 +40,14 @@ def test_row_groups_and_evidence(store: Store) -> None:
         ("data/b.parquet", 0, 2),
         ("data/b.parquet", 1, 1),
     ]
-    assert all(group.bytes > 0 for group in evidence.groups[0])
-    assert evidence.groups[1] == []
+    assert len(evidence.groups[1]) == 0
     assert evidence.rows == [5, 0]
     assert evidence.columns[0] == ColumnEvidence(nulls=1, minimum=1, maximum=7)
     assert evidence.columns[1] == ColumnEvidence(nulls=3, minimum=1, maximum=4), "null element, empty and null array"
 
 
 def test_no_rows_no_evidence(store: Store) -> None:
-    assert read_footers(store, "d", ["data"]) == Evidence([[]], [])
+    assert read_footers(store, "d", ["data"]) == Evidence([RowGroups.of()], [])
 
 
 def test_a_damaged_file_is_named(store: Store) -> None:
@@ -182,10 +183,28 @@ def test_sizes(sizes: tuple[Any, ...], says: str | None) -> None:
 
 def test_row_group_of_a_spec_is_what_was_written(store: Store) -> None:
     write(store, "d/data/a.parquet", {"x": [1, 2, 3]}, group=2)
-    (groups,) = read_footers(store, "d", ["data"]).groups
-    metadata = pq.read_metadata(store.local_path("d/data/a.parquet"))
-    expected = [metadata.row_group(index).total_byte_size for index in range(2)]
-    assert groups == [
-        RowGroup("data/a.parquet", 0, 2, expected[0]),
-        RowGroup("data/a.parquet", 1, 1, expected[1]),
-    ]
+    evidence = read_footers(store, "d", ["data"])
+    assert list(evidence.groups[0]) == [RowGroup("data/a.parquet", 0, 2), RowGroup("data/a.parquet", 1, 1)]
+    assert evidence.row_bytes == 8
+
+
+def test_a_row_counts_with_what_it_takes_in_memory(store: Store) -> None:
+    rows = 10_000
+    columns = {"x": np.zeros(rows, np.float32), "ids": [[7] * 30] * rows, "length": np.full(rows, 30, np.int32)}
+    write(store, "d/data/a.parquet", columns, group=rows)
+    path = store.local_path("d/data/a.parquet")
+    assert path is not None
+    assert path.stat().st_size < rows, "next to nothing in the file"
+    assert read_footers(store, "d", ["data"]).row_bytes == 4 + 30 * 8 + 4
+
+
+def test_evidence_of_parts_is_evidence_of_the_whole(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(store, "d/a/0.parquet", {"x": pa.array([None, None], pa.int64()), "y": [float("nan"), 1.0]})
+    write(store, "d/a/1.parquet", {"x": pa.array([], pa.int64()), "y": pa.array([], pa.float64())})
+    write(store, "d/b/0.parquet", {"x": [3, 9], "y": [2.5, 0.5]}, group=1)
+    write(store, "d/b/1.parquet", {"x": [-1], "y": [float("inf")]})
+    expected = read_footers(store, "d", ["a", "b"])
+    assert expected.columns[0] == ColumnEvidence(nulls=2, minimum=-1, maximum=9)
+    monkeypatch.setattr(footers, "_BLOCK_FILES", 1)
+    assert read_footers(store, "d", ["a", "b"]) == expected
+    assert from_json(Evidence, to_json(expected)) == expected

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +19,7 @@ from hvdspark.data.batch import Layout
 from hvdspark.data.loader import Batch, Ragged, load_batches
 from hvdspark.data.plan import EpochPlan, plan_epoch
 from hvdspark.errors import ConfigurationError, DataError, StoreError
-from hvdspark.specs import ColumnSpec, DatasetSpec, RowGroup
+from hvdspark.specs import ColumnSpec, DatasetSpec, RowGroup, RowGroups
 from hvdspark.store import Store
 
 BIG = 1 << 62
@@ -55,9 +56,9 @@ def write(store: Store, files: list[int], group: int = 64) -> DatasetSpec:
         metadata = pq.read_metadata(store.local_path(f"d/{path}"))
         for index in range(metadata.num_row_groups):
             row_group = metadata.row_group(index)
-            groups.append(RowGroup(path, index, row_group.num_rows, row_group.total_byte_size))
+            groups.append(RowGroup(path, index, row_group.num_rows))
         first += rows
-    return DatasetSpec("d", COLUMNS, tuple(groups))
+    return DatasetSpec("d", COLUMNS, RowGroups.of(groups))
 
 
 @pytest.fixture
@@ -76,7 +77,7 @@ def plan(
     dataset: DatasetSpec, batch: int, world: int = 1, rank: int = 0, shuffle: bool = True, **other: Any
 ) -> EpochPlan:
     arguments = {"seed": 5, "epoch": 0} | other
-    return plan_epoch([group.rows for group in dataset.train], batch, world, rank, shuffle=shuffle, **arguments)
+    return plan_epoch(dataset.train.rows, batch, world, rank, shuffle=shuffle, **arguments)
 
 
 def load(store: Store, dataset: DatasetSpec, a_plan: EpochPlan, **options: Any) -> list[torch.Tensor]:
@@ -146,8 +147,8 @@ def test_rows_stay_in_their_window(store: Store) -> None:
 
 
 def test_windows_are_bounded_in_bytes(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    dataset = write(store, [1000], group=1000)
-    monkeypatch.setattr(loader, "_WINDOW_BYTES", 100 * max(8 + 4 + 8, dataset.train[0].bytes // 1000))
+    dataset = dataclasses.replace(write(store, [1000], group=1000), row_bytes=70)
+    monkeypatch.setattr(loader, "_WINDOW_BYTES", 100 * 70)
     numbers = torch.cat(load(store, dataset, plan(dataset, 50)))
     assert torch.equal(numbers // 100, torch.arange(1000) // 100)
 
@@ -233,16 +234,20 @@ def test_a_row_group_of_any_length_takes_the_memory_of_a_slice(store: Store, mon
         # One row group, as Spark writes it: what repeats takes no room in the file.
         writer.write_table(pa.table({"x": nearly_constant[: len(vector)], "v": vector}), row_group_size=len(vector))
     columns = (ColumnSpec("x", "float32", "scalar"), ColumnSpec("v", "float32", "fixed", width))
-    dataset = DatasetSpec("d", columns, (RowGroup("a.parquet", 0, len(vector), 1),))
+    dataset = DatasetSpec("d", columns, RowGroups.of([RowGroup("a.parquet", 0, len(vector))]))
     options: dict[str, Any] = {"shuffle_rows": 1 << 12, "seed": 0, "epoch": 0, "shuffle": True}
-    usual, counted = pa.default_memory_pool(), pa.proxy_memory_pool(pa.default_memory_pool())
-    pa.set_memory_pool(counted)  # one whose peak is that of this test
-    try:
-        with load_batches(store, dataset, "train", plan(dataset, 500), ["x", "v"], **options) as batches:
-            assert sum(batch.rows for batch in batches) == len(vector)
-    finally:
-        pa.set_memory_pool(usual)
-    assert 0 < counted.max_memory() < rows * 4, "less than the vectors of the row group"
+    held: list[int] = []
+    original = row_groups._RowGroupWorker._decode
+
+    def decode(self: Any, *arguments: Any) -> Any:
+        held.append(pa.total_allocated_bytes() - before)
+        return original(self, *arguments)
+
+    monkeypatch.setattr(row_groups._RowGroupWorker, "_decode", decode)
+    before = pa.total_allocated_bytes()
+    with load_batches(store, dataset, "train", plan(dataset, 500), ["x", "v"], **options) as batches:
+        assert sum(batch.rows for batch in batches) == len(vector)
+    assert max(held) < rows * 4, "less than the vectors of the row group"
 
 
 @pytest.mark.parametrize(("shuffle", "most"), [(True, 4 + 2), (False, 4 * 3)])
@@ -297,7 +302,7 @@ def test_a_damaged_file_is_named(store: Store) -> None:
     ],
 )
 def test_files_that_are_not_what_the_spec_says(store: Store, table: dict[str, Any], says: str) -> None:
-    dataset = DatasetSpec("d", COLUMNS, (RowGroup("a.parquet", 0, 2, 100),))
+    dataset = DatasetSpec("d", COLUMNS, RowGroups.of([RowGroup("a.parquet", 0, 2)]))
     store.make_directory("d")
     pq.write_table(pa.table(table), store.local_path("d/a.parquet"))
     with pytest.raises(DataError, match=says):

@@ -15,7 +15,7 @@ COLUMNS = [ColumnSpec("x", "float32", "scalar")]
 
 
 def groups_of(counts: list[int]) -> list[RowGroup]:
-    return [RowGroup(f"{index}.parquet", 0, rows, rows) for index, rows in enumerate(counts)]
+    return [RowGroup(f"{index}.parquet", 0, rows) for index, rows in enumerate(counts)]
 
 
 @settings(max_examples=150, deadline=None)

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from hvdspark.specs import ColumnSpec, DatasetSpec, RowGroup, TrainSpec
+from hvdspark.specs import ColumnSpec, DatasetSpec, RowGroup, RowGroups, TrainSpec
 from hvdspark.store import Store
 
 Values = Any  # numpy [rows] or [rows, width], or a list of lists of different lengths
@@ -29,7 +29,9 @@ def write_dataset(
         path=path,
         columns=columns,
         train=_write_split(store, f"{path}/train", train, group_rows),
-        validation=_write_split(store, f"{path}/validation", validation, ()) if validation is not None else (),
+        validation=_write_split(store, f"{path}/validation", validation, ())
+        if validation is not None
+        else RowGroups.of(),
     )
 
 
@@ -72,9 +74,7 @@ def _column(name: str, values: Values) -> ColumnSpec:
     return ColumnSpec(name, str(values.dtype), "scalar" if width is None else "fixed", width)
 
 
-def _write_split(
-    store: Store, path: str, columns: Mapping[str, Values], group_rows: Sequence[int]
-) -> tuple[RowGroup, ...]:
+def _write_split(store: Store, path: str, columns: Mapping[str, Values], group_rows: Sequence[int]) -> RowGroups:
     table = pa.table({name: list(values) if _is_array(values) else values for name, values in columns.items()})
     folder = store.local_path(path)
     assert folder is not None
@@ -87,7 +87,7 @@ def _write_split(
             writer.write_table(table.slice(start, rows), row_group_size=max(rows, 1))
             start += rows
     relative = path.rsplit("/", 1)[-1] + "/part-0.parquet"
-    return tuple(RowGroup(relative, index, rows, 1) for index, rows in enumerate(sizes))
+    return RowGroups.of(RowGroup(relative, index, rows) for index, rows in enumerate(sizes))
 
 
 def _is_array(values: Values) -> bool:

@@ -11,11 +11,11 @@ import torch
 from torch import nn
 
 from hvdspark.errors import ConfigurationError
-from hvdspark.specs import DatasetSpec, RowGroup, TrainSpec
+from hvdspark.specs import DatasetSpec, RowGroup, RowGroups, TrainSpec
 from hvdspark.train.check import check_program
 from hvdspark.train.program import Program
 
-_SOME_ROWS = (RowGroup("", 0, 1, 1),)
+_SOME_ROWS = RowGroups.of([RowGroup("", 0, 1)])
 
 
 def check(loss: Any = "mse", optimizer: Any = "adam", **spec: Any) -> None:
