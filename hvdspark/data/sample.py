@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from hvdspark.data.batch import Batch
 from hvdspark.data.loader import load_batches
 from hvdspark.data.plan import plan_epoch
-from hvdspark.specs import DatasetSpec
+from hvdspark.specs import DatasetSpec, RowGroups
 from hvdspark.store import Store
 
 
@@ -21,7 +21,7 @@ def first_rows(store: Store, dataset: DatasetSpec, columns: Sequence[str], rows:
     first = dataset.train[0]
     count = min(rows, first.rows)
     plan = plan_epoch([count], count, world_size=1, rank=0, seed=0, epoch=0, shuffle=False)
-    only_first = dataclasses.replace(dataset, train=(first,))
+    only_first = dataclasses.replace(dataset, train=RowGroups.of([first]))
     batches = load_batches(
         store, only_first, "train", plan, columns, shuffle_rows=count, seed=0, epoch=0, shuffle=False, prefetch=1
     )
