@@ -15,9 +15,10 @@ import typing
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
 T = TypeVar("T")
 
@@ -99,6 +100,8 @@ class RowGroups(Sequence[RowGroup]):
     @classmethod
     def joined(cls, parts: Sequence[RowGroups]) -> RowGroups:
         """Those of all parts, which have no file in common."""
+        import numpy as np
+
         before = np.cumsum([0, *map(len, parts)])
         starts = [part.starts[:-1].astype(np.int64) + first for part, first in zip(parts, before, strict=False)]
         return cls(
@@ -111,7 +114,7 @@ class RowGroups(Sequence[RowGroup]):
     @property
     def total(self) -> int:
         """Rows of all of them."""
-        return int(self.rows.sum(dtype=np.int64))
+        return int(self.rows.sum(dtype="int64"))
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -124,7 +127,7 @@ class RowGroups(Sequence[RowGroup]):
         if isinstance(index, slice):
             return [self[position] for position in range(*index.indices(len(self)))]
         position = range(len(self))[index]
-        file = int(np.searchsorted(self.starts, position, side="right")) - 1
+        file = int(self.starts.searchsorted(position, side="right")) - 1
         return RowGroup(self.paths[file], int(self.indexes[position]), int(self.rows[position]))
 
     def __eq__(self, other: object) -> bool:
@@ -234,6 +237,8 @@ def _plain(value: Any) -> Any:
 
 def _build(annotation: Any, data: Any) -> Any:
     if annotation is RowGroups:
+        import numpy as np
+
         names = ("starts", "indexes", "rows")
         columns = [np.frombuffer(_unpack(data[name]), dtype) for name, dtype in zip(names, data["dtypes"], strict=True)]
         return RowGroups(json.loads(_unpack(data["paths"])), *columns)
@@ -261,6 +266,8 @@ def _unpack(text: str) -> bytes:
 
 def _smallest(values: Any) -> np.ndarray:
     """The values in the smallest unsigned integers that hold them, not to be changed."""
+    import numpy as np
+
     wide = np.asarray(values, None if isinstance(values, np.ndarray) else np.uint64)
     result = wide.astype(np.min_scalar_type(int(wide.max(initial=0))), copy=False)
     result.setflags(write=False)
