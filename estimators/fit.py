@@ -117,7 +117,7 @@ def fit(
                 )
         except BaseException as error:
             _say_what_is_lost(store, run_id, error)
-            _delete(store, f"runs/{run_id}")
+            cache.discard(store, f"runs/{run_id}")
             raise
         for finished in (f"runs/{run_id}/checkpoints", initial_weights(run_id)):
             _delete(store, finished)

@@ -4,7 +4,8 @@ A dataset lives as long as somebody holds it: a fit that reads it, or the DataFr
 holder goes, or the interpreter exits, its directory is deleted. A process that is killed cannot do that; so each
 dataset has a lease (host, process id, start of that process) and whoever writes the next dataset into the same store
 deletes those whose process is gone. Of another host that cannot be known, and the lease runs out after 14 days without
-use; what is in use is renewed every hour. A run that is not finished has the same lease.
+use; what is in use is renewed every hour. A run that is not finished has the same lease, in a folder of their own: the
+store may hold thousands of models, and whoever writes into it should not have to look at each.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ DATASETS = "datasets"
 _LEASE = "lease.json"
 _FOREIGN_LEASE_S = 14 * 24 * 3600.0
 _RUNS = "runs"
+_RUN_LEASES = "leases"
+_MODEL = "model/manifest.json"
 _START_TICKS = 19  # of what follows the name in /proc/<pid>/stat: field 22 of proc(5)
 _RENEWAL_INTERVAL_S = 3600.0
 
@@ -136,11 +139,17 @@ def collect_leftovers(store: Store) -> None:
         given_up, _given_up[:] = list(_given_up), []
     for owner, path in given_up:
         _delete(owner, path)
-    for path in (f"{parent}/{name}" for parent in (DATASETS, _RUNS) for name in store.list(parent)):
+    leased_runs = [name.removesuffix(".json") for name in store.list(_RUN_LEASES)]
+    for path in [f"{DATASETS}/{name}" for name in store.list(DATASETS)] + [f"{_RUNS}/{name}" for name in leased_runs]:
         with contextlib.suppress(StoreError, ValueError, KeyError):
-            if _is_abandoned(json.loads(store.read_text(f"{path}/{_LEASE}"))):
-                logger.info("deleting %s, left behind by a process that is gone", store.spark_uri(path))
-                _delete(store, path)
+            if not _is_abandoned(json.loads(store.read_text(_lease_file(path)))):
+                continue
+            if store.exists(f"{path}/{_MODEL}"):  # all it lacks is that the lease was deleted
+                logger.info("%s is a model although its fit did not return; delete it if it is not wanted", path)
+                store.delete(_lease_file(path))
+                continue
+            logger.info("deleting %s, left behind by a process that is gone", store.spark_uri(path))
+            _delete(store, path)
 
 
 def _write(entry: Entry, write: Callable[[str], DatasetSpec]) -> None:
@@ -169,17 +178,31 @@ def _delete(store: Store, path: str) -> None:
     try:
         store.delete(f"{path}/data")
         store.delete(path)
+        store.delete(_lease_file(path))
     except StoreError as error:
-        logger.warning("a dataset could not be deleted: %s", error)
+        logger.warning("%s could not be deleted: %s", path, error)
 
 
 @contextlib.contextmanager
 def leased(store: Store, path: str) -> Iterator[None]:
-    """While the context lasts, `path` is being made by this process: should it be killed, others may delete it."""
+    """While the context lasts, the run `path` is made by this process: should it be killed, others may delete it.
+
+    That holds after an error, too, until the run is discarded.
+    """
     _renew_lease(store, path)
     with renewed(store, path):
         yield
-    store.delete(f"{path}/{_LEASE}")
+    try:
+        store.delete(_lease_file(path))
+    except StoreError as error:  # whoever finds the lease finds the model, too
+        logger.warning("a lease could not be deleted: %s", error)
+
+
+def discard(store: Store, path: str) -> None:
+    """Delete a run that failed; what cannot be deleted now is tried again with the next dataset."""
+    _delete(store, path)
+    with _lock:
+        _given_up.append((store, path))
 
 
 @contextlib.contextmanager
@@ -205,7 +228,12 @@ def renewed(store: Store, path: str) -> Iterator[None]:
 
 def _renew_lease(store: Store, path: str) -> None:
     lease = {"host": _host(), "pid": os.getpid(), "started": _started(os.getpid()), "used": time.time()}
-    store.write_text(f"{path}/{_LEASE}", json.dumps(lease))
+    store.write_text(_lease_file(path), json.dumps(lease))
+
+
+def _lease_file(path: str) -> str:
+    parent, _, name = path.partition("/")
+    return f"{_RUN_LEASES}/{name}.json" if parent == _RUNS else f"{path}/{_LEASE}"
 
 
 def _is_abandoned(lease: dict[str, Any]) -> bool:

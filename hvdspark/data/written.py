@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import uuid
 from typing import TYPE_CHECKING
@@ -10,6 +11,8 @@ from hvdspark.errors import StoreError
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
+
+logger = logging.getLogger(__name__)
 
 # Spark tells it on its listener bus, right after the job; only a bus that is far behind takes seconds.
 _WAIT_S = 30.0
@@ -36,7 +39,14 @@ class CountedRows:
             StoreError: it sees fewer or more rows than were written, so the store is not the same place everywhere.
         """
         written = self._rows()
-        if written is not None and written != found:
+        if written is None:
+            logger.warning(
+                "Spark has not said within %.0f s how many rows it wrote, so nothing confirms the %d found at %s",
+                _WAIT_S,
+                found,
+                place,
+            )
+        elif written != found:
             raise StoreError(
                 "the executors wrote other rows than this process can see",
                 value=f"{written} written, {found} found at {place}",

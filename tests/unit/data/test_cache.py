@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 from hvdspark.data import cache
-from hvdspark.errors import DataError
+from hvdspark.errors import DataError, StoreError
 from hvdspark.specs import DatasetSpec, RowGroups
 from hvdspark.store import Store
 
@@ -230,11 +230,44 @@ def test_runs_of_killed_processes_are_collected_and_finished_ones_are_not(store:
     with cache.leased(store, "runs/finished"):
         pass
     with cache.leased(store, "runs/training"):
-        lease = json.loads(store.read_text("runs/training/lease.json"))
-        store.write_text("runs/killed/lease.json", json.dumps(lease | {"pid": 2**22 + 1}))
+        lease = json.loads(store.read_text("leases/training.json"))
+        store.write_text("leases/killed.json", json.dumps(lease | {"pid": 2**22 + 1}))
         cache.collect_leftovers(store)
         assert store.list("runs") == ["finished", "training"]
     assert store.list("runs/finished") == ["model"]
+    assert store.list("leases") == []
+
+
+def test_a_lease_that_cannot_be_deleted_does_not_cost_the_model(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: Store, path: str) -> None:
+        raise StoreError("no", value=path)
+
+    with monkeypatch.context() as patched, cache.leased(store, "runs/r"):
+        store.write_text("runs/r/model/manifest.json", "{}")
+        patched.setattr(Store, "delete", refuse)
+    (name,) = store.list("leases")
+    lease = json.loads(store.read_text(f"leases/{name}"))
+    store.write_text(f"leases/{name}", json.dumps(lease | {"pid": 2**22 + 1}))
+    cache.collect_leftovers(store)
+    assert store.exists("runs/r/model/manifest.json")
+    assert store.list("leases") == []
+
+
+def test_finished_models_are_not_looked_at(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(50):
+        with cache.leased(store, f"runs/{number}"):
+            store.write_text(f"runs/{number}/model/manifest.json", "{}")
+    touched: list[str] = []
+    for name in ("read_text", "exists", "list"):
+        original = getattr(Store, name)
+
+        def look(self: Store, path: str, original: Any = original) -> Any:
+            touched.append(path)
+            return original(self, path)
+
+        monkeypatch.setattr(Store, name, look)
+    cache.collect_leftovers(store)
+    assert len(touched) <= 2, "two listings, however many models there are"
 
 
 def test_what_is_in_use_is_renewed(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
