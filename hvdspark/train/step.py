@@ -113,7 +113,11 @@ class GradientStep:
         self._group_weight += total_weight
         nothing = [0.0] * (2 * len(self._loss.divisors))
         has_rows = batch.rows > 0 and self._diverged is None
-        if total_weight == 0.0 or not (has_rows or self._collections or LABELS in self._loss.divisors):
+        if total_weight == 0.0:
+            if self._collections:  # ids are counted whatever the weights of their rows
+                self._parts(batch, step, has_rows)
+            return nothing
+        if not (has_rows or self._collections or LABELS in self._loss.divisors):
             return nothing
         parts = self._parts(batch, step, has_rows)
         divisors = self._divisors(parts, total_weight)
@@ -191,6 +195,9 @@ class GradientStep:
         rate = self._schedule(self.optimizer_steps) if self._schedule is not None else None
         self.optimizer_steps += 1
         if self._group_weight == 0.0:
+            for collection in self._collections:
+                collection.discard_gradients()
+            self._group_columns.clear()
             return
         self._group_weight = 0.0
         missing = self._fill_missing_gradients()

@@ -359,6 +359,15 @@ def test_admission_counts_occurrences_in_the_training_rows_once(
     assert {name.split("/")[1] for name in rows_of(programs)} == {"5", "6"}
 
 
+@pytest.mark.parametrize(("batch_size", "accumulation"), [(5, 1), (5, 3), (70, 1)])
+def test_admission_counts_rows_of_weight_0(store: Store, batch_size: int, accumulation: int) -> None:
+    ids = np.repeat([3, 5, 6], [5, 5, 60])
+    weight = np.where(ids == 5, 0.0, 1.0).astype(np.float32)  # five of them are a global batch of their own
+    spec = train_spec(store, data(store, id=ids, weight=weight), batch_size=batch_size, accumulation_steps=accumulation)
+    programs, _ = train_on_threads(spec, lambda: click_program(module=RareNet()), 2)
+    assert {name.split("/")[1] for name in rows_of(programs)} == {"3", "5", "6"}
+
+
 def test_a_resumed_run_counts_no_row_again(store: Store) -> None:
     def lose_the_executor(state: TrainState) -> None:
         raise ConnectionError("executor lost")
