@@ -25,7 +25,7 @@ from hvdspark.train import architecture
 from hvdspark.train.check import check_program
 from hvdspark.train.loss import RowLoss
 from hvdspark.train.on_rank import initial_weights, send, train_on_rank
-from hvdspark.train.program import Program, TrainResult
+from hvdspark.train.program import OutputSpec, Program, TrainResult
 from hvdspark.train.progress import progress
 from hvdspark.train.rehearsal import try_out
 from hvdspark.train.tables import collections_of
@@ -43,6 +43,7 @@ def fit(
     handle_invalid: str,
     owner: DataFrame | None = None,
     prepare: Callable[[DatasetSpec, Store], None] | None = None,
+    check_outputs: Callable[[Sequence[OutputSpec]], None] | None = None,
 ) -> FittedModule:
     """Train `program` on `dataset` as the estimator's Params say.
 
@@ -55,6 +56,7 @@ def fit(
         labels: columns, in the order of the module's outputs.
         owner: what the user gave, where `dataset` was derived from it.
         prepare: called with the written rows before the ranks start; may change the program's module.
+        check_outputs: called with what the module returns before the ranks start; may raise.
     """
     value = estimator.getOrDefault
     spark, store = dataset.sparkSession, Store(value("storeUri"))
@@ -99,9 +101,12 @@ def fit(
         if prepare is not None:
             prepare(data, store)
         spec = _train_spec(estimator, program, run_id, store, data, features, labels, weight)
-        program, warnings = try_out(spec, program)
-        for warning in warnings:
+        tried = try_out(spec, program)
+        program = tried.program
+        for warning in tried.warnings:
             logger.warning("%s", warning)
+        if check_outputs is not None and tried.outputs:
+            check_outputs(tried.outputs)
         try:
             with cache.leased(store, f"runs/{run_id}"):
                 results = launch.run(
@@ -123,7 +128,8 @@ def fit(
             _delete(store, finished)
         result = from_json(TrainResult, results[0])
         shown.finished(result.epochs_run)
-    result = dataclasses.replace(result, warnings=(*warnings, *result.warnings))
+    loss = RowLoss(program.loss, labels, program.loss_weights, "cpu").name(0) if len(labels) == 1 else None
+    result = dataclasses.replace(result, warnings=(*tried.warnings, *result.warnings), loss=loss or "")
     columns = {column.name: column for column in data.columns}
     return FittedModule(
         store_uri=store.uri,

@@ -16,7 +16,10 @@ from pyspark.ml.param.shared import (
     HasLabelCol,
     HasOutputCols,
     HasPredictionCol,
+    HasProbabilityCol,
+    HasRawPredictionCol,
     HasSeed,
+    HasThreshold,
     HasValidationIndicatorCol,
     HasWeightCol,
 )
@@ -109,8 +112,35 @@ def param(name: str, doc: str, convert: Converter) -> Any:
     return Param(Params._dummy(), name, doc, convert)
 
 
-class _TorchScoringParams(HasPredictionCol, HasOutputCols, HasHandleInvalid):
+class _TorchScoringParams(
+    HasPredictionCol, HasProbabilityCol, HasRawPredictionCol, HasThreshold, HasOutputCols, HasHandleInvalid
+):
     """Params of TorchEstimator and TorchModel."""
+
+    predictionCol = param(
+        "predictionCol",
+        "what the module returns, as it is: under bce_with_logits and cross_entropy that is logits, no probability and "
+        "no class. With probabilityCol or rawPredictionCol set, the class: 0.0, 1.0, ...",
+        TypeConverters.toString,
+    )
+    probabilityCol = param(
+        "probabilityCol",
+        "probability of each class, a vector; for one label and the losses bce_with_logits, bce, cross_entropy, nll. "
+        "Empty: no such column",
+        TypeConverters.toString,
+    )
+    rawPredictionCol = param(
+        "rawPredictionCol",
+        "what a BinaryClassificationEvaluator takes, a vector: -x and x of a logit x, else a number for each class. "
+        "Empty: no such column",
+        TypeConverters.toString,
+    )
+    threshold = param(
+        "threshold",
+        "with probabilityCol or rawPredictionCol set and one output: rows whose probability is above are of class 1.0; "
+        "between 0 and 1",
+        in_range("threshold", TypeConverters.toFloat, 0, 1),
+    )
 
     featureCols = param(
         "featureCols",
@@ -127,7 +157,13 @@ class _TorchScoringParams(HasPredictionCol, HasOutputCols, HasHandleInvalid):
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        self._setDefault(predictionCol="prediction", handleInvalid="error")
+        self._setDefault(
+            predictionCol="prediction",
+            probabilityCol="",
+            rawPredictionCol="",
+            threshold=0.5,
+            handleInvalid="error",
+        )
 
 
 class _TrainingParams(HasLabelCol, HasWeightCol, HasValidationIndicatorCol, HasSeed):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import nn
 
 from hvdspark.embedding import dense_weights_alone
 from hvdspark.errors import ConfigurationError
+from hvdspark.estimators.classes import LOGITS, as_classes, check_classifies
 from hvdspark.estimators.columns import check_new_columns, scoring_input
 from hvdspark.estimators.fit import fit
 from hvdspark.estimators.keywords import keyword_only
@@ -25,9 +27,12 @@ from hvdspark.estimators.persistence import HvdSparkReader, HvdSparkWriter, Save
 from hvdspark.estimators.scorer import SCORES, scorer
 from hvdspark.store import Store
 from hvdspark.train.callbacks import Callback
+from hvdspark.train.loss import RowLoss
 from hvdspark.train.program import Program
 from hvdspark.train.weights import pack as pack_tensors
 from hvdspark.train.weights import unpack as unpack_tensors
+
+logger = logging.getLogger(__name__)
 
 
 @accessors
@@ -48,6 +53,9 @@ class TorchEstimator(
         optimizer: a name ("adam", "adamw", "sgd", "adagrad", "rmsprop"), a `torch.optim` class, a `functools.partial`
             of one, a callable taking the parameters, or an optimizer made on `model.parameters()`.
         callbacks: `hvdspark.train.callbacks.Callback` objects; they run on every rank.
+
+    `predictionCol` is what the module returns, as it is: logits, with `loss="bce_with_logits"`. Set `probabilityCol` or
+    `rawPredictionCol`, and it is the class, as for the classifiers of Spark ML.
 
     Everything else is a Param: see `explainParams()`. Gradients are means over the rows (or weights) of the global
     batch, so `batchSize` and `learningRate` mean the same for any number of workers.
@@ -71,6 +79,9 @@ class TorchEstimator(
         labelCol: str = "label",
         labelCols: list[str] | None = None,
         predictionCol: str = "prediction",
+        probabilityCol: str = "",
+        rawPredictionCol: str = "",
+        threshold: float = 0.5,
         outputCols: list[str] | None = None,
         weightCol: str | None = None,
         validationIndicatorCol: str | None = None,
@@ -180,11 +191,33 @@ class TorchEstimator(
             raise ConfigurationError("not set", where="featureCols", hint="name at least one input column")
         value = self.getOrDefault
         labels = value("labelCols") if self.isDefined("labelCols") else [value("labelCol")]
+        names = self._loss_names(labels)
+        if _classifies(self) and (len(labels) > 1 or names[0] == ""):
+            check_classifies("", ())
+        if not _classifies(self) and set(names) & set(LOGITS):
+            logger.warning(
+                "%s takes logits: predictionCol will be a logit, no probability and no class. "
+                "probabilityCol='probability' adds probabilities, and makes predictionCol the class",
+                ", ".join(sorted(set(names) & set(LOGITS))),
+            )
         model = TorchModel()
-        model._fitted = fit(self, dataset, program, value("featureCols"), labels, handle_invalid=value("handleInvalid"))
+        model._fitted = fit(
+            self,
+            dataset,
+            program,
+            value("featureCols"),
+            labels,
+            handle_invalid=value("handleInvalid"),
+            check_outputs=(lambda outputs: check_classifies(names[0], outputs)) if _classifies(self) else None,
+        )
         model._allow_pickle = self.getOrDefault("allowPickle")
         model._resetUid(self.uid)
         return self._copyValues(model)
+
+    def _loss_names(self, labels: Sequence[str]) -> list[str]:
+        """Of each label's loss; "" where it has none."""
+        loss = RowLoss(self._objects["loss"], labels, self.getOrDefault("lossWeights"), "cpu")
+        return [loss.name(position) or "" for position in range(len(labels))]
 
     def _to_saved(self) -> Saved:
         state, files = pack(self._objects, self.getOrDefault("allowPickle"))
@@ -211,13 +244,19 @@ class TorchModel(_FittedModel, _TorchScoringParams):
     `transform` starts no job, keeps every input column and adds `predictionCol`: a double for an output of [rows] or
     [rows, 1], an ML vector for [rows, width]. A module with several outputs fills `outputCols` instead, or where these
     are not set `predictionCol` and then `<predictionCol>_1`, `_2`, ... (dict outputs: `<predictionCol>_<key>`).
+
+    With `probabilityCol` or `rawPredictionCol` set (also on the fitted model), these are added as vectors, and
+    `predictionCol` is the class: 1.0 where the probability is above `threshold`, or the most probable of several.
     """
 
     def transformSchema(self, schema: StructType) -> StructType:
         """Schema of `transform`'s result. Raises SchemaError where an output column exists already."""
         names = self._output_columns()
         check_new_columns(schema, names)
-        types = [VectorUDT() if output.is_vector else DoubleType() for output in self._state.outputs]
+        if _classifies(self):
+            types = [VectorUDT()] * (len(names) - 1) + [DoubleType()]
+        else:
+            types = [VectorUDT() if output.is_vector else DoubleType() for output in self._state.outputs]
         return StructType([*schema.fields, *(StructField(n, t, True) for n, t in zip(names, types, strict=True))])
 
     def _transform(self, dataset: DataFrame) -> DataFrame:
@@ -227,6 +266,14 @@ class TorchModel(_FittedModel, _TorchScoringParams):
         outputs = self._state.outputs
         types = [ArrayType(DoubleType()) if output.is_vector else DoubleType() for output in outputs]
         scores = scorer(self._state.scoring_spec(handle_invalid), types)(*inputs)
+        if _classifies(self):
+            raw, probability, prediction = as_classes(
+                self._state.result.loss, F.col(SCORES), self.getOrDefault("threshold")
+            )
+            named = {"rawPredictionCol": array_to_vector(raw), "probabilityCol": array_to_vector(probability)}
+            named["predictionCol"] = prediction
+            wanted = {self.getOrDefault(param): column for param, column in named.items() if self.getOrDefault(param)}
+            return rows.withColumn(SCORES, scores).withColumns(wanted).drop(SCORES)
         if len(outputs) == 1:  # a plain column costs Spark less than a struct of one
             values = [scores]
         else:
@@ -241,6 +288,10 @@ class TorchModel(_FittedModel, _TorchScoringParams):
     def _output_columns(self) -> list[str]:
         outputs = self._state.outputs
         prediction = self.getOrDefault("predictionCol")
+        if _classifies(self):
+            check_classifies(self._state.result.loss, self._state.result.outputs)
+            others = [self.getOrDefault(name) for name in ("rawPredictionCol", "probabilityCol")]
+            return [*(name for name in others if name), prediction]
         if not self.isDefined("outputCols"):
             return [prediction, *(f"{prediction}_{o.name or k}" for k, o in enumerate(outputs[1:], start=1))]
         names: list[str] = self.getOrDefault("outputCols")
@@ -249,3 +300,8 @@ class TorchModel(_FittedModel, _TorchScoringParams):
                 f"the module returns {len(outputs)} outputs", value=names, where="outputCols", hint="name each of them"
             )
         return names
+
+
+def _classifies(params: _TorchScoringParams) -> bool:
+    """Whether the columns of a classifier are wanted, and not what the module returns."""
+    return bool(params.getOrDefault("probabilityCol") or params.getOrDefault("rawPredictionCol"))

@@ -68,6 +68,7 @@ class TrainResult:
         parameters: number of trainable and frozen scalars of the module.
         seconds: wall seconds by phase, all epochs of this process, as rank 0 saw them.
         warnings: things the user should know, one sentence each.
+        loss: name of the only label's loss, which says what the output means; "" for other losses and several labels.
     """
 
     history: tuple[dict[str, Any], ...]
@@ -80,3 +81,4 @@ class TrainResult:
     parameters: int
     seconds: dict[str, float]
     warnings: tuple[str, ...] = ()
+    loss: str = ""

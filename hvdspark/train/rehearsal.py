@@ -12,6 +12,7 @@ import contextlib
 import logging
 import random
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import cloudpickle
 import numpy as np
@@ -31,7 +32,7 @@ from hvdspark.train.diagnosis import Watch, is_about_the_driver, what_failed
 from hvdspark.train.forward import Outputs, forward, inputs_of
 from hvdspark.train.last_layer import warnings_about
 from hvdspark.train.loss import RowLoss
-from hvdspark.train.program import Program
+from hvdspark.train.program import OutputSpec, Program
 from hvdspark.train.step import tensor_column
 from hvdspark.train.tables import bind_tables
 
@@ -45,12 +46,26 @@ def is_lazy(module: nn.Module) -> bool:
     return any(map(is_uninitialised, (*module.parameters(), *module.buffers())))
 
 
-def try_out(spec: TrainSpec, program: Program) -> tuple[Program, list[str]]:
+@dataclass(frozen=True)
+class FirstRows:
+    """What the first rows said.
+
+    Attributes:
+        program: to be launched: the same, or where its module is lazy a copy whose parameters have got their shapes.
+        warnings: a sentence each.
+        outputs: what the module returns when it scores; empty where it could not be called here.
+    """
+
+    program: Program
+    warnings: tuple[str, ...] = ()
+    outputs: tuple[OutputSpec, ...] = ()
+
+
+def try_out(spec: TrainSpec, program: Program) -> FirstRows:
     """Call the module with the first training rows, and compute the loss.
 
-    Returns:
-        The program to launch: the same, or where its module is lazy a copy whose parameters have got their shapes; and
-        warnings, a sentence each.
+    Calls a copy of it as validation and scoring will, then as a training step will. A module that cannot be called here
+    for want of something that ranks have (a GPU, Horovod, a package) is not judged.
 
     Raises:
         ConfigurationError: the module cannot be called with these columns, or does not fit the loss and the labels.
@@ -60,7 +75,13 @@ def try_out(spec: TrainSpec, program: Program) -> tuple[Program, list[str]]:
         columns = list(dict.fromkeys([*spec.features, *spec.labels]))
         batch = first_rows(Store(spec.store_uri), spec.dataset, columns, ROWS)
         program = materialised(spec, program, batch)
-        return program, rehearse(spec, program, batch)
+        try:
+            return _rehearsed(spec, program, batch)
+        except Exception as error:
+            if not is_about_the_driver(error):
+                raise
+            logger.info("the module could not be tried on the driver: %s: %s", type(error).__name__, error)
+            return FirstRows(program)
 
 
 def materialised(spec: TrainSpec, program: Program, batch: Batch) -> Program:
@@ -95,36 +116,13 @@ def materialised(spec: TrainSpec, program: Program, batch: Batch) -> Program:
     return copy
 
 
-def rehearse(spec: TrainSpec, program: Program, batch: Batch) -> list[str]:
-    """Call a copy of the module as validation and scoring will, then as a training step will, and compute the loss.
-
-    Args:
-        batch: a few training rows with the features and labels of the spec.
-
-    Returns:
-        Warnings, a sentence each. A module that cannot be called here for want of something that ranks have (a GPU,
-        Horovod, a package) is not judged.
-
-    Raises:
-        ConfigurationError: the module cannot be called with these columns, or does not fit the loss and the labels.
-        DataError: a label that the loss cannot take.
-    """
-    try:
-        return _rehearse(spec, program, batch)
-    except Exception as error:
-        if not is_about_the_driver(error):
-            raise
-        logger.info("the module could not be tried on the driver: %s: %s", type(error).__name__, error)
-        return []
-
-
-def _rehearse(spec: TrainSpec, program: Program, batch: Batch) -> list[str]:
+def _rehearsed(spec: TrainSpec, program: Program, batch: Batch) -> FirstRows:
     copy: Program = cloudpickle.loads(skeleton(program.module, program))
     with torch.no_grad(), dense_weights_alone():
         copy.module.load_state_dict(program.module.state_dict())
     bind_tables(copy.module, LocalCollective())
     with torch.no_grad():
-        _call(copy.module.eval(), spec, batch)
+        scored = _call(copy.module.eval(), spec, batch)
     # Normalisation by batch refuses a single row while it trains, which only happens here, where there is one row.
     copy.module.train(batch.rows > 1)
     outputs = _call(copy.module, spec, batch)
@@ -142,7 +140,7 @@ def _rehearse(spec: TrainSpec, program: Program, batch: Batch) -> list[str]:
             where=type(program.module).__name__,
             hint="do not detach outputs, do not use torch.no_grad inside the module, and return numbers, not classes",
         )
-    return warnings_about(loss, outputs.tensors, spec.labels)
+    return FirstRows(program, tuple(warnings_about(loss, outputs.tensors, spec.labels)), scored.describe())
 
 
 def _call(module: nn.Module, spec: TrainSpec, batch: Batch) -> Outputs:

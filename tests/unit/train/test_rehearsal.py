@@ -51,7 +51,7 @@ def tried(spec: TrainSpec, module: nn.Module, loss: Any = "bce_with_logits", **c
     spec = dataclasses.replace(spec, **changes)
     program = Program(module, loss)
     check_program(spec, program)
-    return try_out(spec, program)[1]
+    return list(try_out(spec, program).warnings)
 
 
 class Columns(nn.Module):
@@ -212,8 +212,8 @@ def test_module_and_generators_are_left_as_they_were(spec: TrainSpec) -> None:
 def test_lazy_layers_take_the_width_that_is_there_and_the_seed(spec: TrainSpec) -> None:
     module = nn.Sequential(nn.LazyLinear(2), nn.Linear(2, 1))
     optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
-    made, again = (try_out(spec, Program(module, "mse", optimizer))[0] for _ in range(2))
-    other, _ = try_out(dataclasses.replace(spec, seed=5), Program(module, "mse", optimizer))
+    made, again = (try_out(spec, Program(module, "mse", optimizer)).program for _ in range(2))
+    other = try_out(dataclasses.replace(spec, seed=5), Program(module, "mse", optimizer)).program
     weight = made.module[0].weight
     assert (type(made.module[0]), tuple(weight.shape)) == (nn.Linear, (2, 3))
     assert torch.equal(made.module[1].weight, module[1].weight), "what had a shape keeps its values"
