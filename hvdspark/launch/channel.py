@@ -1,8 +1,9 @@
-"""Events from the ranks to the driver while they run: progress, and who has started.
+"""Events from the ranks to the driver while they run: progress, and who is where.
 
-Lines of JSON over TCP, each signed with the run's secret. The channel is a convenience: results and errors travel
-as rows of the Spark job, so a run without a channel (Spark Connect, where the driver cannot be reached) differs
-only in that it shows no progress. A connection that ends tells the other side that it is gone.
+Lines of JSON over TCP, each signed with the run's secret. The channel is a convenience: starts are learned from Spark,
+results and errors travel as rows of the Spark job, so a run without a channel (Spark Connect, a port that executors
+cannot reach) differs only in that it shows no progress. A lost connection is made again. It says nothing about the
+rank, and only a driver that stays away for minutes counts as gone; one that ends a run says so.
 """
 
 from __future__ import annotations
@@ -14,23 +15,48 @@ import json
 import queue
 import socket
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
-_CONNECT_TIMEOUT_S = 10.0
+from hvdspark.launch.addresses import keep_alive, listen_from
+from hvdspark.launch.door import Door
+
+GRACE_S = 120.0
+_HEARTBEAT_S = 20.0
+_SILENCE_S = 90.0
+_CONNECT_TIMEOUT_S = 5.0
+_CLOSE_TIMEOUT_S = 10.0
+_CLOSE_UNREACHED_S = 0.5
+_PAUSES_S = (0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+_LONGEST_FIRST_LINE = 4096
 _LONGEST_LINE = 1 << 20
 _QUEUED_EVENTS = 256
+_HEARTBEAT = {"event": "alive"}
+_BYE = {"event": "bye"}
+_STOP = "stop"
 
 
 def sign(secret: str, text: str) -> str:
     return hmac.new(secret.encode(), text.encode(), hashlib.sha256).hexdigest()
 
 
+def _line(secret: str, text: str) -> bytes:
+    return f"{sign(secret, text)} {text}\n".encode()
+
+
+def _text(secret: str, line: bytes) -> str | None:
+    """What a line says; None where it is not signed with the secret. Raises ValueError for what is not UTF-8."""
+    signature, _, text = line.rstrip(b"\n").partition(b" ")
+    expected = hmac.new(secret.encode(), text, hashlib.sha256).hexdigest().encode()
+    return text.decode() if hmac.compare_digest(signature, expected) else None
+
+
 class ChannelListener:
     """Driver side. Calls `on_event(event)` in a thread for each event; an exception there is dropped with its line.
 
     `on_lost(hello)` is called with a task's first event when its connection ends without a last event
-    `{"event": "bye"}`: the executor died.
+    `{"event": "bye"}`: the connection was cut, and the task will come back with the same event, or it died.
     """
 
     def __init__(
@@ -39,123 +65,167 @@ class ChannelListener:
         secret: str,
         on_event: Callable[[dict[str, Any]], None],
         on_lost: Callable[[dict[str, Any]], None],
+        first_port: int = 0,
     ) -> None:
+        """Listen at `host` on any free port, or on one of the 16 from `first_port` on. Raises OSError."""
         self._secret, self._on_event, self._on_lost = secret, on_event, on_lost
-        self._socket = socket.create_server((host, 0), backlog=1024)
-        self.port: int = self._socket.getsockname()[1]
-        self._connections: set[socket.socket] = set()
+        listener = listen_from(host, first_port)
+        self.port: int = listener.getsockname()[1]
+        self._tasks: set[socket.socket] = set()
         self._lock = threading.Lock()
         self._closed = False
-        self._threads = [threading.Thread(target=self._accept, name="hvdspark-channel", daemon=True)]
-        self._threads[0].start()
+        self._door = Door(listener, self._serve, "hvdspark-channel")
 
     def close(self) -> None:
-        """Close every connection; the tasks at the other end take that as the order to stop."""
+        """Tell the tasks to stop, and close every connection."""
         with self._lock:
             self._closed = True
-            connections = list(self._connections)
-        with contextlib.suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RDWR)  # wakes the thread in accept()
-        self._socket.close()
+            connections = list(self._tasks)
+        self._door.close()
         for connection in connections:
             with contextlib.suppress(OSError):
+                connection.settimeout(1.0)
+                connection.sendall(_line(self._secret, _STOP))
+            with contextlib.suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
-        for thread in list(self._threads):
-            thread.join(timeout=5)
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                connection, _ = self._socket.accept()
-            except OSError:
-                return
-            with self._lock:
-                if self._closed:
-                    connection.close()
-                    return
-                self._connections.add(connection)
-            thread = threading.Thread(target=self._serve, args=(connection,), name="hvdspark-channel", daemon=True)
-            self._threads.append(thread)
-            thread.start()
+        self._door.join(timeout_s=5)
 
     def _serve(self, connection: socket.socket) -> None:
         hello: dict[str, Any] | None = None
         said_bye = False
         try:
-            with connection, connection.makefile("r", encoding="utf-8", newline="\n") as lines:
-                while line := lines.readline(_LONGEST_LINE):
-                    signature, _, text = line.rstrip("\n").partition(" ")
-                    if not hmac.compare_digest(signature, sign(self._secret, text)):
+            with connection.makefile("rb") as lines:
+                while line := lines.readline(_LONGEST_LINE if hello else _LONGEST_FIRST_LINE):
+                    text = _text(self._secret, line)
+                    if text is None:
                         return  # a stranger: hang up
                     event = json.loads(text)
-                    hello = hello or event
+                    if hello is None:
+                        hello = event
+                        self._admit(connection)
                     said_bye = event.get("event") == "bye"
-                    with contextlib.suppress(Exception):  # a progress bar must never end a training run
-                        self._on_event(event)
-        except (OSError, ValueError):
-            pass  # cut off in the middle of a line
+                    if event != _HEARTBEAT:
+                        with contextlib.suppress(Exception):  # a progress bar must never end a training run
+                            self._on_event(event)
         finally:
             with self._lock:
-                self._connections.discard(connection)
+                self._tasks.discard(connection)
                 lost = hello is not None and not said_bye and not self._closed
             if lost and hello is not None:
                 self._on_lost(hello)
 
+    def _admit(self, connection: socket.socket) -> None:
+        """The other side has the secret. Raises OSError when the listener is closed."""
+        self._door.strangers.forget(connection)
+        keep_alive(connection)
+        connection.settimeout(_SILENCE_S)
+        with self._lock:
+            if self._closed:
+                raise ConnectionAbortedError
+            self._tasks.add(connection)
+
 
 class ChannelSender:
-    """Task side. Without an address, or when the driver cannot be reached, events go nowhere.
+    """Task side. Without an address, or while the driver cannot be reached, events go nowhere.
 
-    `on_closed` is called in a thread when the driver's end closes before `close()` was called.
+    `on_closed` is called in a thread when the driver ends the run, or when it was reached once and then not for
+    `grace_s` seconds, before `close()` was called.
     """
 
-    def __init__(self, address: tuple[str, int] | None, secret: str, on_closed: Callable[[], None]) -> None:
-        self._secret, self._on_closed = secret, on_closed
+    def __init__(
+        self,
+        address: tuple[str, int] | None,
+        secret: str,
+        on_closed: Callable[[], None],
+        grace_s: float = GRACE_S,
+        heartbeat_s: float = _HEARTBEAT_S,
+    ) -> None:
+        self._address, self._secret, self._on_closed = address, secret, on_closed
+        self._grace_s, self._heartbeat_s = grace_s, heartbeat_s
         self._queue: queue.Queue[dict[str, Any] | None] = queue.Queue(_QUEUED_EVENTS)
-        self._threads: list[threading.Thread] = []
-        self._closing = False
-        self._socket: socket.socket | None = None
+        self._hello: dict[str, Any] | None = None
+        self._started, self._closing, self._reached = threading.Event(), threading.Event(), threading.Event()
+        self._thread: threading.Thread | None = None
         if address is not None:
-            with contextlib.suppress(OSError):
-                self._socket = socket.create_connection(address, timeout=_CONNECT_TIMEOUT_S)
-        if self._socket is not None:
-            for target in (self._write, self._watch):
-                thread = threading.Thread(target=target, name="hvdspark-channel", daemon=True)
-                thread.start()
-                self._threads.append(thread)
+            self._thread = threading.Thread(target=self._run, name="hvdspark-channel", daemon=True)
+            self._thread.start()
 
     def send(self, event: dict[str, Any]) -> None:
-        """Queue an event; dropped when the queue is full."""
+        """Queue an event; dropped when the queue is full. The first one is what the driver hears after a cut, too."""
+        if self._hello is None:
+            self._hello = event
+            self._started.set()
         with contextlib.suppress(queue.Full):
             self._queue.put_nowait(event)
 
     def close(self) -> None:
-        """Say goodbye, send what is queued, hang up."""
-        self._closing = True
-        if self._socket is None:
-            return
-        with contextlib.suppress(queue.Full):
-            self._queue.put({"event": "bye"}, timeout=_CONNECT_TIMEOUT_S)
-            self._queue.put(None, timeout=_CONNECT_TIMEOUT_S)
-        self._threads[0].join(timeout=_CONNECT_TIMEOUT_S)
-        with contextlib.suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RDWR)
-        self._socket.close()
-        self._threads[1].join(timeout=_CONNECT_TIMEOUT_S)
+        """Send what is queued and say goodbye, if the driver is there; hang up."""
+        self._closing.set()
+        self._started.set()
+        self._wake(None)
+        if self._thread is not None:
+            self._thread.join(timeout=_CLOSE_TIMEOUT_S if self._reached.is_set() else _CLOSE_UNREACHED_S)
 
-    def _write(self) -> None:
-        assert self._socket is not None
-        while (event := self._queue.get()) is not None:
-            text = json.dumps(event)
+    def _wake(self, message: dict[str, Any] | None) -> None:
+        with contextlib.suppress(queue.Full):  # then nobody is waiting for a message
+            self._queue.put_nowait(message)
+
+    def _run(self) -> None:
+        assert self._address is not None
+        reached_s, failures = 0.0, 0
+        self._started.wait()  # one that connects and says nothing is taken for a stranger
+        while self._hello is not None:
+            tried_s = time.monotonic()
             try:
-                self._socket.sendall(f"{sign(self._secret, text)} {text}\n".encode())
+                connection = socket.create_connection(self._address, timeout=_CONNECT_TIMEOUT_S)
             except OSError:
+                connection = None
+            if connection is not None:
+                self._reached.set()
+                with connection:
+                    if self._talk(connection, again=reached_s > 0):
+                        return
+                reached_s = time.monotonic()
+            elif reached_s > 0 and time.monotonic() - reached_s > self._grace_s:
+                self._on_closed()
+                return
+            failures = 0 if time.monotonic() - tried_s > self._heartbeat_s else failures + 1
+            if self._closing.wait(_PAUSES_S[min(failures, len(_PAUSES_S)) - 1]):
                 return
 
-    def _watch(self) -> None:
-        assert self._socket is not None
-        self._socket.settimeout(None)
+    def _talk(self, connection: socket.socket, again: bool) -> bool:
+        """Send events until the connection is lost; True when there is nothing more to say to anybody."""
+        keep_alive(connection)
+        connection.settimeout(None)
+        lost, told_to_stop = threading.Event(), threading.Event()
+        reader = threading.Thread(
+            target=self._listen, args=(connection, lost, told_to_stop), name="hvdspark-channel", daemon=True
+        )
+        reader.start()
+        finished = False
         with contextlib.suppress(OSError):
-            while self._socket.recv(1024):
-                pass
-        if not self._closing:
-            self._on_closed()
+            if again:
+                connection.sendall(_line(self._secret, json.dumps(self._hello)))
+            while not (finished or lost.is_set()):
+                event = self._next()
+                connection.sendall(_line(self._secret, json.dumps(_BYE if event is None else event)))
+                finished = event is None
+        with contextlib.suppress(OSError):
+            connection.shutdown(socket.SHUT_RDWR)
+        reader.join(timeout=_CLOSE_TIMEOUT_S)
+        return finished or told_to_stop.is_set()
+
+    def _next(self) -> dict[str, Any] | None:
+        try:
+            return self._queue.get(timeout=self._heartbeat_s)
+        except queue.Empty:
+            return _HEARTBEAT
+
+    def _listen(self, connection: socket.socket, lost: threading.Event, told_to_stop: threading.Event) -> None:
+        with contextlib.suppress(OSError, ValueError), connection.makefile("rb") as lines:
+            if _text(self._secret, lines.readline(_LONGEST_FIRST_LINE)) == _STOP:
+                told_to_stop.set()
+                if not self._closing.is_set():
+                    self._on_closed()
+        lost.set()
+        self._wake(_HEARTBEAT)

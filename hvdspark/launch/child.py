@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import ctypes
 import json
 import os
+import queue
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import psutil
 
 from hvdspark.launch import frames
+from hvdspark.launch.output import Output
 
-TAIL_LINES = 40
-_LONGEST_LINE = 2000
 _PR_SET_CHILD_SUBREAPER = 36
+_READ_BYTES = 1 << 16
 # How long a rank that has answered may take to leave (atexit handlers, freeing memory) before it is killed.
 _LEAVE_S = 10.0
+# How long the kernel may take to end what was killed. It cannot while a system call hangs (a dead file server).
+_DIE_S = 30.0
+STOPPED = {"kind": "stopped", "cause": "stopped because its task is over"}
 
 # sys.path is set before anything is imported, so that a file in the working directory cannot shadow a module.
 _BOOTSTRAP = (
@@ -30,48 +34,39 @@ _BOOTSTRAP = (
 )
 
 
-def rank_environment(base: Mapping[str, str], threads: int, extra: Mapping[str, str]) -> dict[str, str]:
-    """The environment a rank starts with. Pure.
-
-    Args:
-        base: the barrier task's environment; anything an earlier Horovod or MPI launch left in it is dropped.
-        threads: CPU threads for this rank, used unless the executor sets OMP_NUM_THREADS itself.
-        extra: what the user and the launcher add; wins over everything else.
-    """
-    kept = {name: value for name, value in base.items() if not name.startswith(("HOROVOD_", "OMPI_", "PMI_", "PMIX_"))}
-    defaults = {
-        "PYTHONUNBUFFERED": "1",
-        "OMP_NUM_THREADS": kept.get("OMP_NUM_THREADS", str(threads)),
-        "HOROVOD_CONTROLLER": "gloo",
-        "HOROVOD_CPU_OPERATIONS": "gloo",
-        # Also the longest a rank waits for one that is frozen (SIGSTOP, swapping): Gloo then gives up.
-        "HOROVOD_GLOO_TIMEOUT_SECONDS": "60",
-        # A collective that some ranks never call (a callback on rank 0 alone) would be waited for without end. Long
-        # enough for one rank to write a large model while the others wait.
-        "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS": "3600",
-    }
-    return {**kept, **defaults, **extra}
-
-
 class RankProcess:
-    """A rank process and the threads that drain its pipes."""
+    """A rank process and the threads that serve its pipes."""
 
-    def __init__(self, environment: Mapping[str, str], on_event: Callable[[dict[str, Any]], None]) -> None:
+    def __init__(
+        self,
+        environment: Mapping[str, str],
+        on_event: Callable[[dict[str, Any]], None],
+        search_path: Sequence[str] = (),
+    ) -> None:
+        """Start it.
+
+        Args:
+            on_event: called in a thread with what the rank reports.
+            search_path: folders in front of this process's own search path.
+        """
         self._on_event = on_event
         self._answer: tuple[bytes, bytes] | None = None
-        self._tail: collections.deque[str] = collections.deque(maxlen=TAIL_LINES)
-        self._prefix = ""
-        self._stopped = False
+        self._output = Output()
+        self._stop_cause: Mapping[str, str] | None = None
+        self._given_up = False
         self._ended = threading.Event()  # the process is gone
-        self._changed = threading.Event()  # it is gone, or has answered
+        self._changed = threading.Event()  # it is gone, has answered, or must go
+        self._ready = threading.Event()  # it waits for the others, or will never do so
+        self._to_send: queue.SimpleQueue[tuple[bytes, bytes] | None] = queue.SimpleQueue()
         set_child_subreaper()
         self._older_children = {process.pid for process in psutil.Process().children(recursive=True)}
+        path = [*search_path, *sys.path]
         read_end, write_end = os.pipe()
         try:
             self._process = subprocess.Popen(
                 [
                     *(sys.executable, "-c"),
-                    _BOOTSTRAP.format(path=sys.path, result_fd=write_end, parent_pid=os.getpid()),
+                    _BOOTSTRAP.format(path=path, result_fd=write_end, parent_pid=os.getpid()),
                 ],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -89,48 +84,60 @@ class RankProcess:
         self._threads = [
             threading.Thread(target=self._drain_output, name="hvdspark-output", daemon=True),
             threading.Thread(target=self._drain_frames, args=(read_end,), name="hvdspark-frames", daemon=True),
+            threading.Thread(target=self._feed, name="hvdspark-feed", daemon=True),
             threading.Thread(target=self._reap, name="hvdspark-reap", daemon=True),
         ]
         for thread in self._threads:
             thread.start()
 
     def send_program(self, program: bytes) -> None:
-        self._send(frames.PROGRAM, program)
+        self._to_send.put((frames.PROGRAM, program))
 
     def send_assignment(self, assignment: dict[str, Any], prefix: str) -> None:
         """Give the rank its place; `prefix` marks its lines in the executor's log from now on."""
-        self._prefix = prefix
-        self._send(frames.ASSIGNMENT, json.dumps(assignment).encode())
+        self._output.prefix = prefix
+        self._to_send.put((frames.ASSIGNMENT, json.dumps(assignment).encode()))
+
+    def wait_ready(self) -> bool:
+        """Wait until the rank has imported everything; False when it ends before."""
+        self._ready.wait()
+        return not self._changed.is_set()
+
+    def go(self) -> None:
+        """All others are ready, too."""
+        self._to_send.put((frames.GO, b""))
 
     def wait(self) -> dict[str, Any]:
         """Wait until the process has ended and say how: `{"status": "ok" | "failed" | "aborted", ...}`.
 
-        Unlimited on purpose: training takes as long as it takes. Whoever decides that it must end calls `stop`.
+        Unlimited on purpose: training takes as long as it takes. Whoever decides that it must end calls `stop`. From
+        then on, or when the rank has answered, it takes a minute at most.
         """
         # The pipe's end is no sign of death: a process that the rank forked may hold it open.
         self._changed.wait()
         if not self._ended.wait(_LEAVE_S if self._answer is not None else 0):
             self._kill_group()
-        self._ended.wait()
+        self._given_up = not self._ended.wait(_DIE_S)
         self._kill_group()  # what it started and left behind
         self._kill_adopted()
+        self._to_send.put(None)
+        deadline = time.monotonic() + (0.0 if self._given_up else _LEAVE_S)
         for thread in self._threads:
-            thread.join(timeout=_LEAVE_S)
-        if self._process.stdin is not None:
-            with contextlib.suppress(OSError):
-                self._process.stdin.close()
+            thread.join(timeout=max(0.0, deadline - time.monotonic()))
         return self._outcome(self._process.returncode)
 
     def end(self) -> None:
         """Make sure that nothing is left, whatever happened in the task. Harmless after `wait`."""
-        if not self._ended.is_set():
+        if not (self._ended.is_set() or self._given_up):
             self.stop()
             self.wait()
 
-    def stop(self) -> None:
-        """End the rank because of something outside it: its outcome is then "aborted", not "failed"."""
-        self._stopped = True
+    def stop(self, cause: Mapping[str, str] = STOPPED) -> None:
+        """End the rank because of something outside it: its outcome is then "aborted", with `cause`, not "failed"."""
+        self._stop_cause = self._stop_cause or cause
         self._kill_group()
+        self._changed.set()
+        self._ready.set()
 
     def _kill_adopted(self) -> None:
         """SIGKILL what left the rank's process group: as their reaper, this process has become their parent."""
@@ -146,45 +153,52 @@ class RankProcess:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, signal.SIGKILL)
 
-    def _outcome(self, code: int) -> dict[str, Any]:
-        tail = "\n".join(self._tail)
+    def _outcome(self, code: int | None) -> dict[str, Any]:
+        tail = self._output.tail
         if self._answer is not None and self._answer[0] == frames.RESULT:
             return {"status": "ok", "result": self._answer[1]}
         if self._answer is not None:
             return {"status": "failed", "tail": tail, **json.loads(self._answer[1])}
-        if self._stopped:
-            return {"status": "aborted", "kind": "stopped", "cause": "stopped because another rank failed"}
-        if code < 0:
+        if self._stop_cause is not None:
+            return {"status": "aborted", **self._stop_cause}
+        if code is not None and code < 0:
             return {"status": "failed", "kind": "signal", "cause": describe_signal(-code), "tail": tail}
         cause = f"exited with code {code} before it returned a result"
         return {"status": "failed", "kind": "exit", "cause": cause, "tail": tail}
 
-    def _send(self, kind: bytes, body: bytes) -> None:
+    def _feed(self) -> None:
+        """Write what is sent. A thread of its own, because a rank that hangs does not read."""
         assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # it died: wait() tells why
-            frames.write_frame(self._process.stdin, kind, body)  # type: ignore[arg-type]
+        # A rank that has died says why in `wait`. Its input stays open until then: the end of it is the order to die.
+        with contextlib.suppress(OSError), self._process.stdin as stream:
+            while (frame := self._to_send.get()) is not None:
+                with contextlib.suppress(BrokenPipeError):
+                    frames.write_frame(stream, *frame)  # type: ignore[arg-type]
 
     def _drain_output(self) -> None:
         assert self._process.stdout is not None
         with self._process.stdout as output:
-            for raw in output:
-                line = raw.decode(errors="replace").rstrip("\n")[:_LONGEST_LINE]
-                self._tail.append(line)
-                print(f"{self._prefix}{line}", file=sys.stderr, flush=True)
+            while data := os.read(output.fileno(), _READ_BYTES):
+                self._output.feed(data)
+        self._output.end()
 
     def _drain_frames(self, read_end: int) -> None:
         with os.fdopen(read_end, "rb") as stream:
             while frame := frames.read_frame(stream):
-                if frame[0] != frames.EVENT:
+                if frame[0] == frames.READY:
+                    self._ready.set()
+                elif frame[0] == frames.EVENT:
+                    self._on_event(json.loads(frame[1]))
+                else:
                     self._answer = frame
                     self._changed.set()
                     return
-                self._on_event(json.loads(frame[1]))
 
     def _reap(self) -> None:
         self._process.wait()
         self._ended.set()
         self._changed.set()
+        self._ready.set()
 
 
 def set_child_subreaper() -> None:

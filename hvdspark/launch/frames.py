@@ -1,7 +1,7 @@
 """Length-prefixed messages on the pipes between a barrier task and its rank process.
 
-Task to rank, on the rank's standard input: the pickled function, then the rank's assignment (JSON).
-Rank to task, on a pipe of its own: any number of events (JSON), then one result or one failure.
+Task to rank, on the rank's standard input: the pickled function, the rank's assignment (JSON), and "go" once all ranks
+are ready. Rank to task, on a pipe of its own: "ready", any number of events (JSON), then one result or one failure.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from typing import BinaryIO
 
 PROGRAM = b"P"
 ASSIGNMENT = b"A"
+GO = b"G"
+READY = b"Y"
 EVENT = b"E"
 RESULT = b"R"
 FAILURE = b"F"

@@ -60,24 +60,33 @@ def _run(inbox: BinaryIO, outbox: _Outbox) -> bytes:
     import cloudpickle
     import horovod.torch as hvd
     import torch
+    from pyspark import Broadcast, SparkFiles
 
     # The slow imports above overlap with the rendezvous of the tasks; user code is unpickled only after the device
     # is decided, because unpickling a CUDA tensor initialises CUDA.
     program = _expect(inbox, frames.PROGRAM)
     assignment = json.loads(_expect(inbox, frames.ASSIGNMENT))
-    threading.Thread(target=_kill_group_when_parent_ends, args=(inbox,), daemon=True).start()
     os.environ.update(assignment["environment"])
-    if "OMP_NUM_THREADS" in os.environ:
-        torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    # What a Python worker of Spark gets from the JVM, this process gets from its task.
+    SparkFiles._root_directory, SparkFiles._is_running_on_worker = assignment["files"], True
+    broadcasts = sys.modules[Broadcast.__module__]._broadcastRegistry  # in pyspark.core since 4.0
+    broadcasts.update({int(key): Broadcast(path=path) for key, path in assignment["broadcasts"].items()})
 
     from hvdspark.launch.context import RankContext, enter
     from hvdspark.launch.devices import choose_device
+    from hvdspark.launch.environment import THREADS, number_of_threads
     from hvdspark.specs import World
+
+    if THREADS in os.environ:
+        torch.set_num_threads(number_of_threads(os.environ[THREADS]))
 
     world = World(**assignment["world"])
     device = choose_device(assignment["device"], assignment["gpu_scheduled"], torch.cuda.is_available())
     if device == "cuda":
         torch.cuda.set_device(world.local_rank % torch.cuda.device_count())
+    outbox.ready()
+    _expect(inbox, frames.GO)
+    threading.Thread(target=_kill_group_when_parent_ends, args=(inbox,), daemon=True).start()
     hvd.init()
     store = None
     if assignment["store_uri"]:
@@ -148,6 +157,10 @@ class _Outbox:
     def event(self, event: dict[str, Any]) -> None:
         with contextlib.suppress(queue.Full, TypeError, ValueError):
             self._events.put_nowait(json.dumps(event).encode())
+
+    def ready(self) -> None:
+        """Nothing else is written before."""
+        frames.write_frame(self._stream, frames.READY, b"")
 
     def finish(self, kind: bytes | None, body: bytes) -> None:
         """Write what is queued, then the answer."""

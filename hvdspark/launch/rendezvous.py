@@ -4,13 +4,10 @@ The barrier task of partition 0 binds it before the allGather and keeps it until
 port is ever released and bound again. It speaks the GET / PUT / DELETE protocol of Horovod's `HTTPStore`
 (horovod/common/gloo/http_store.cc). That client cannot send a header, but it builds its URL as
 `http://{ADDR}:{PORT}/{scope}/{key}`, so giving it `ADDR = host:port/secret` and `PORT = 0` puts the per-run secret
-in front of every path; requests without it are refused.
+in front of every path; requests without it are refused, before anything but their first line is read.
 
-Beside the store the server keeps the *outcomes* of the ranks and decides when the others must stop:
-
-* a rank that failed by itself stops the others at once;
-* a rank that failed because a peer vanished (`peer_lost`) only does so after `GRACE_S`, time for the culprit's own
-  report to arrive, so that the victim is not blamed.
+Ranks do not talk to it themselves: each asks the `HostStore` of its own task (host_store.py), which asks here once
+for all addresses of a scope.
 """
 
 from __future__ import annotations
@@ -21,85 +18,71 @@ import json
 import socket
 import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from base64 import b64decode, b64encode
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler
+from typing import Any, TypeVar
 
-GRACE_S = 2.0
+from hvdspark.launch.addresses import listen
+from hvdspark.launch.door import Door
+from hvdspark.launch.outcomes import Outcomes
+
+T = TypeVar("T")
+
 _LONG_POLL_S = 10.0
-_REQUEST_TIMEOUT_S = 30.0
+# A cut connection is noticed when the answer to a long poll is overdue.
+_REQUEST_TIMEOUT_S = _LONG_POLL_S + 5.0
+_RETRY_S = 30.0
+_RETRY_PAUSE_S = 0.2
+_LONGEST_REQUEST_LINE = 2048
+# An address book entry is 136 bytes for each pair of ranks; no report is longer.
+_LONGEST_BODY = 8 << 20
 _CONTROL = "control"
 
 
-class Outcomes:
-    """Thread-safe record of how each rank ended, and the decision to stop the rest."""
+class StoreServer:
+    """Listens from construction on, in front of a `Store`; `close()` frees port and threads."""
 
-    def __init__(self, size: int, grace_s: float = GRACE_S) -> None:
-        self._size, self._grace_s = size, grace_s
-        self._by_rank: dict[int, dict[str, Any]] = {}
-        self._first_peer_lost_s: float | None = None
-        self._stop = False
-        self._closed = False
-        self._changed = threading.Condition()
-
-    def record(self, rank: int, outcome: dict[str, Any]) -> None:
-        """Note the outcome `{"status": "ok" | "failed" | "aborted", "kind": ...}` of a rank; the first one counts."""
-        with self._changed:
-            if rank in self._by_rank:
-                return
-            self._by_rank[rank] = outcome
-            if outcome["status"] == "failed":
-                if outcome["kind"] != "peer_lost":
-                    self._stop = True
-                elif self._first_peer_lost_s is None:
-                    self._first_peer_lost_s = time.monotonic()
-            self._changed.notify_all()
-
-    def must_stop(self, wait_s: float) -> bool:
-        """Whether the ranks that still run must stop; waits up to `wait_s` seconds for that to become true."""
-        deadline = time.monotonic() + wait_s
-        with self._changed:
-            while True:
-                now = time.monotonic()
-                if self._first_peer_lost_s is not None and now >= self._first_peer_lost_s + self._grace_s:
-                    self._stop = True
-                if self._stop or self._closed or now >= deadline:
-                    return self._stop
-                until = deadline
-                if self._first_peer_lost_s is not None:
-                    until = min(until, self._first_peer_lost_s + self._grace_s)
-                self._changed.wait(until - now)
-
-    def wait_all(self, wait_s: float) -> bool:
-        """Whether every rank has an outcome; waits up to `wait_s` seconds."""
-        with self._changed:
-            return self._changed.wait_for(lambda: len(self._by_rank) == self._size, wait_s)
+    def __init__(self, host: str, secret: str, store: Store) -> None:
+        """Bind `host` (an address of this machine; "" for all) on a free port."""
+        self.first_part, self.store = f"{secret}:0".encode(), store
+        listener = listen(host)
+        self.port: int = listener.getsockname()[1]
+        self.door = Door(listener, self._serve, "hvdspark-rendezvous")
 
     def close(self) -> None:
-        """Release every waiting thread."""
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
+        self.door.close()
+
+    def _serve(self, connection: socket.socket) -> None:
+        _Handler(connection, None, self)  # type: ignore[arg-type]  # reads and answers one request
 
 
-class RendezvousServer:
-    """Listens from construction on; `close()` frees port and threads."""
+class Store:
+    """What a `StoreServer` does for requests with the secret. All methods may be called from several threads."""
 
-    def __init__(self, host: str, size: int, secret: str) -> None:
-        """Bind `host` (an address of this machine; "" for all) on a free port."""
-        self.outcomes = Outcomes(size)
-        self._http = _Server((host, 0), _Handler)
-        self._http.secret, self._http.outcomes = secret, self.outcomes
-        self.port: int = self._http.server_address[1]
-        self._thread = threading.Thread(
-            target=self._http.serve_forever, kwargs={"poll_interval": 0.1}, name="hvdspark-rendezvous", daemon=True
-        )
-        self._thread.start()
+    def get(self, scope: str, key: str) -> bytes | None:
+        """The answer, or None for "not found"."""
+        raise NotImplementedError
+
+    def put(self, scope: str, key: str, value: bytes) -> bytes:
+        raise NotImplementedError
+
+    def delete(self, scope: str, key: str) -> None:
+        raise NotImplementedError
+
+
+class RendezvousServer(StoreServer):
+    """The gang's."""
+
+    def __init__(self, host: str, size: int, secret: str, start_timeout_s: float | None = None) -> None:
+        self.outcomes = Outcomes(size, start_timeout_s=start_timeout_s)
+        self._addresses = _GangStore(self.outcomes)
+        super().__init__(host, secret, self._addresses)
 
     def close(self) -> None:
         self.outcomes.close()
-        self._http.shutdown()
-        self._http.server_close()
-        self._thread.join(timeout=5)
+        self._addresses.close()
+        super().close()
 
 
 class RendezvousClient:
@@ -115,86 +98,169 @@ class RendezvousClient:
             "HOROVOD_GLOO_RENDEZVOUS_PORT": "0",
         }
 
-    def record(self, rank: int, outcome: dict[str, Any]) -> None:
-        """Tell the server how `rank` ended. Raises OSError when the server is gone."""
-        self._request("PUT", str(rank), json.dumps(outcome).encode())
+    def record(self, rank: int, outcome: dict[str, Any]) -> int | None:
+        """Tell the server how `rank` ended; how many had reported before. Raises OSError when the server is gone."""
+        answer = self._request("PUT", _CONTROL, str(rank), json.dumps(outcome).encode())[1]
+        return int(answer) if answer else None
+
+    def ready(self, rank: int) -> None:
+        """Say that `rank` waits for the others. Raises OSError when the server is gone."""
+        self._request("PUT", _CONTROL, f"ready/{rank}", b"")
+
+    def all_ready(self) -> bool:
+        """Long poll: whether every rank is ready. Raises OSError when the server is gone."""
+        return self._request("GET", _CONTROL, "ready")[0] == 200
 
     def must_stop(self) -> bool:
         """Long poll: whether this rank must stop. Raises OSError when the server is gone."""
-        return self._request("GET", "stop") == 200
+        return self.stop_cause() is not None
 
-    def _request(self, method: str, key: str, body: bytes | None = None) -> int:
+    def stop_cause(self, rank: int | None = None) -> dict[str, str] | None:
+        """Long poll: why this rank must stop, or None. Tells the server that the task of `rank` is there, too."""
+        status, answer = self._request("GET", _CONTROL, "stop" if rank is None else f"stop/{rank}")
+        return json.loads(answer) if status == 200 else None
+
+    def put(self, scope: str, key: str, value: bytes) -> None:
+        """Raises OSError when the server is gone."""
+        self._request("PUT", scope, key, value)
+
+    def delete(self, scope: str, key: str) -> None:
+        """Raises OSError when the server is gone."""
+        self._request("DELETE", scope, key)
+
+    def scope(self, name: str, at_least: int) -> dict[str, bytes]:
+        """Long poll: all values of a scope, as soon as there are that many. Raises OSError when the server is gone."""
+        status, answer = self._request("GET", _CONTROL, f"scope/{at_least}/{name}")
+        if status != 200:
+            return {}
+        return {key: b64decode(value) for key, value in json.loads(answer).items()}
+
+    def _request(self, method: str, scope: str, key: str, body: bytes | None = None) -> tuple[int, bytes]:
         connection = http.client.HTTPConnection(self._host, self._port, timeout=_REQUEST_TIMEOUT_S)
         try:
-            connection.request(method, f"/{self._secret}:0/{_CONTROL}/{key}", body)
+            connection.request(method, f"/{self._secret}:0/{scope}/{key}", body)
             response = connection.getresponse()
-            response.read()
-            return response.status
+            return response.status, response.read()
         except http.client.HTTPException as error:
             raise ConnectionError(str(error)) from error
         finally:
             connection.close()
 
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    block_on_close = False
-    request_queue_size = 1024  # every rank connects at the same moment
-    secret: str
-    outcomes: Outcomes
+def retried(request: Callable[[], T]) -> T:
+    """`request()` until it succeeds. Raises its OSError when it still fails after half a minute."""
+    deadline = time.monotonic() + _RETRY_S
+    while True:
+        try:
+            return request()
+        except OSError:
+            if time.monotonic() >= deadline:
+                raise
+            time.sleep(_RETRY_PAUSE_S)  # another process is to come back: there is nothing to wait for
 
-    def __init__(self, *arguments: Any) -> None:
-        self.values: dict[tuple[str, str], bytes] = {}
-        self.lock = threading.Lock()
-        super().__init__(*arguments)
 
-    def server_bind(self) -> None:
-        # HTTPServer.server_bind also asks DNS for its own name, which can take seconds on a cluster.
-        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self.socket.bind(self.server_address)
-        self.server_address = self.socket.getsockname()
-        self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
+class _GangStore(Store):
+    """Addresses by (scope, key), and below the scope "control" what `RendezvousClient` asks for."""
 
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that vanished in the middle of a request is dead; its outcome says so."""
+    def __init__(self, outcomes: Outcomes) -> None:
+        self._outcomes = outcomes
+        self._scopes: dict[str, dict[str, bytes]] = {}
+        self._packed: dict[str, bytes] = {}  # a scope as one answer, until it changes
+        self._closed = False
+        self._changed = threading.Condition()
+
+    def get(self, scope: str, key: str) -> bytes | None:
+        if scope == _CONTROL:
+            return self._control(*key.partition("/")[::2])
+        with self._changed:
+            return self._scopes.get(scope, {}).get(key)
+
+    def put(self, scope: str, key: str, value: bytes) -> bytes:
+        if scope != _CONTROL:
+            self._change(scope, lambda values: values.__setitem__(key, value))
+        elif key.startswith("ready/"):
+            self._outcomes.ready(int(key.removeprefix("ready/")))
+        else:
+            return str(self._outcomes.record(int(key), json.loads(value))).encode()
+        return b""
+
+    def delete(self, scope: str, key: str) -> None:
+        """A rank is connected. All others are then, too (gloo_context.cc), so its address serves nobody any more."""
+        self._change(scope, lambda values: values.pop(key, None))
+
+    def close(self) -> None:
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def _control(self, what: str, argument: str) -> bytes | None:
+        if what == "ready":
+            return b"" if self._outcomes.all_ready(_LONG_POLL_S) else None
+        if what == "scope":
+            at_least, _, scope = argument.partition("/")
+            return self._whole(scope, int(at_least))
+        if argument:
+            self._outcomes.heard(int(argument))
+        cause = self._outcomes.stop_cause(_LONG_POLL_S)
+        return None if cause is None else json.dumps(cause).encode()
+
+    def _whole(self, scope: str, at_least: int) -> bytes | None:
+        with self._changed:
+            self._changed.wait_for(lambda: len(self._scopes.get(scope, ())) >= at_least or self._closed, _LONG_POLL_S)
+            if len(self._scopes.get(scope, ())) < at_least:
+                return None
+            if scope not in self._packed:
+                text = json.dumps({key: b64encode(value).decode() for key, value in self._scopes[scope].items()})
+                self._packed[scope] = text.encode()
+            return self._packed[scope]
+
+    def _change(self, scope: str, change: Callable[[dict[str, bytes]], Any]) -> None:
+        with self._changed:
+            change(self._scopes.setdefault(scope, {}))
+            self._packed.pop(scope, None)
+            self._changed.notify_all()
 
 
 class _Handler(BaseHTTPRequestHandler):
-    server: _Server
+    server: Any  # the StoreServer
     timeout = _REQUEST_TIMEOUT_S
 
-    def do_GET(self) -> None:
-        scope, key = self._authenticated_path()
-        if scope == _CONTROL:
-            self._answer(200 if self.server.outcomes.must_stop(_LONG_POLL_S) else 404)
-        elif scope is not None:
-            with self.server.lock:
-                value = self.server.values.get((scope, key))
-            self._answer(404 if value is None else 200, value or b"")
-
-    def do_PUT(self) -> None:
-        scope, key = self._authenticated_path()
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        if scope == _CONTROL:
-            self.server.outcomes.record(int(key), json.loads(body))
-        elif scope is not None:
-            with self.server.lock:
-                self.server.values[scope, key] = body
-        else:
+    def handle_one_request(self) -> None:
+        self.close_connection = True
+        self.raw_requestline = self.rfile.readline(_LONGEST_REQUEST_LINE)
+        path = self.raw_requestline.split(b" ")[1:2]
+        self._parts = path[0].split(b"/", 3) if path else []
+        if len(self._parts) != 4 or not hmac.compare_digest(self._parts[1], self.server.first_part):
+            self._refuse()
             return
-        self._answer(200)
+        self.server.door.strangers.forget(self.connection)
+        if self.parse_request():
+            self._serve(self._parts[2].decode(), self._parts[3].decode())
 
-    def do_DELETE(self) -> None:
-        # Horovod says that it is done with a scope. Nothing is freed early: the server lives for one gang.
-        if self._authenticated_path()[0] is not None:
-            self._answer(200)
+    def _serve(self, scope: str, key: str) -> None:
+        store, value = self.server.store, None
+        if self.command == "PUT":
+            length = int(self.headers.get("Content-Length", 0))
+            if not 0 <= length <= _LONGEST_BODY:
+                self._answer(413)
+                return
+            value = store.put(scope, key, self.rfile.read(length))
+        elif self.command == "DELETE":
+            store.delete(scope, key)
+            value = b""
+        elif self.command == "GET":
+            value = store.get(scope, key)
+        self._answer(404 if value is None else 200, value or b"")
 
-    def _authenticated_path(self) -> tuple[str | None, str]:
-        parts = self.path.split("/", 3)
-        if len(parts) != 4 or not hmac.compare_digest(parts[1].encode(), f"{self.server.secret}:0".encode()):
-            self._answer(403)
-            return None, ""
-        return parts[2], parts[3]
+    def _refuse(self) -> None:
+        """Answer without having read the rest. It is thrown away for as long as strangers are tolerated: closing a
+        connection with unread data would take the answer with it."""
+        self.request_version = self.default_request_version
+        self.wfile.write(b"HTTP/1.0 403 Forbidden\r\nContent-Length: 0\r\n\r\n")
+        self.connection.shutdown(socket.SHUT_WR)
+        for _ in range(16):
+            if not self.connection.recv(1 << 16):
+                return
 
     def _answer(self, status: int, body: bytes = b"") -> None:
         self.send_response_only(status)

@@ -7,9 +7,11 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from hvdspark.errors import ClusterError, ConfigurationError, DependencyError, NotEnoughSlotsError
+from hvdspark.launch.addresses import LOOPBACK, unbracketed
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 # Executors of a cluster register one after the other when an application starts.
 _EXECUTORS_REGISTER_S = 30.0
 IGNORE_SSL = "spark.hvdspark.ignoreSsl"
+DRIVER_PORT = "spark.hvdspark.driver.port"
 
 
 def active_session(spark: SparkSession | None) -> SparkSession:
@@ -134,15 +137,71 @@ def wait_for_slots(spark: SparkSession, num_workers: int, wait_s: float) -> None
         time.sleep(0.2)
 
 
-def driver_address(spark: SparkSession) -> tuple[str, str] | None:
-    """(address to bind, address that executors reach) for a server on the driver; None on Spark Connect."""
+def pickled_broadcasts(spark: SparkSession) -> dict[int, Any]:
+    """The broadcast variables that this thread has pickled since it last made a query, by id.
+
+    In a pickle a broadcast variable is a number. pyspark notes which ones it meets, for the plan to take them along.
+
+    Raises:
+        ConfigurationError: they are encrypted, and would have to be decrypted onto the disk.
+    """
+    if is_connect(spark):
+        return {}
+    context: Any = spark.sparkContext
+    found = {variable._jbroadcast.id(): variable for variable in context._pickled_broadcast_vars}
+    context._pickled_broadcast_vars.clear()
+    if found and context._encryption_enabled:
+        raise ConfigurationError(
+            "broadcast variables do not reach ranks where Spark encrypts its files",
+            value="true",
+            where="spark.io.encryption.enabled",
+            hint="pass the value itself, or put it into the store",
+        )
+    return found
+
+
+@dataclass(frozen=True)
+class DriverAddress:
+    """Where the driver listens to ranks.
+
+    Attributes:
+        bind: address to listen at.
+        reachable: address that executors reach.
+        port: the first of the ports that are tried; 0 for any that is free.
+    """
+
+    bind: str
+    reachable: str
+    port: int
+
+
+def driver_address(spark: SparkSession) -> DriverAddress | None:
+    """For a server on the driver; None on Spark Connect. Raises ConfigurationError for a port that is none."""
     if is_connect(spark):
         return None
     conf = spark.sparkContext.getConf()
+    text = conf_value(spark, DRIVER_PORT) or "0"
+    if not text.isdecimal() or int(text) > 65535:
+        raise ConfigurationError("not a port", value=text, where=DRIVER_PORT, hint="0 (any that is free) to 65535")
     if is_local(spark):
-        return "127.0.0.1", "127.0.0.1"
-    reachable = conf.get("spark.driver.host") or "127.0.0.1"
-    return conf.get("spark.driver.bindAddress") or reachable, reachable
+        return DriverAddress(LOOPBACK, LOOPBACK, int(text))
+    reachable = unbracketed(conf.get("spark.driver.host") or LOOPBACK)
+    return DriverAddress(unbracketed(conf.get("spark.driver.bindAddress") or reachable), reachable, int(text))
+
+
+def tasks_run(spark: SparkSession, tag: str) -> bool:
+    """Whether a task of the jobs with this tag runs or has run. Not on Spark Connect."""
+    context: Any = spark.sparkContext._jsc.sc()
+    tracker = context.statusTracker()
+    for job in tracker.getJobIdsForTag(tag):
+        info = tracker.getJobInfo(job)
+        for stage in info.get().stageIds() if info.isDefined() else ():
+            found = tracker.getStageInfo(stage)
+            if found.isDefined():
+                counts = found.get()
+                if counts.numActiveTasks() + counts.numCompletedTasks() + counts.numFailedTasks() > 0:
+                    return True
+    return False
 
 
 def conf_value(spark: SparkSession, key: str) -> str:

@@ -9,16 +9,19 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import secrets
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from hvdspark.errors import ClusterError, ConfigurationError, HvdSparkError, RankFailedError, StartTimeoutError
+from hvdspark.errors import ClusterError, ConfigurationError, HvdSparkError, RankFailedError
 from hvdspark.launch import session
 from hvdspark.launch.channel import ChannelListener
 from hvdspark.launch.devices import check_device
+from hvdspark.launch.environment import check_environment
+from hvdspark.launch.interrupt import cancel, interruptible, new_tag
+from hvdspark.launch.start_watch import SLOW, StartWatch, start_timeout
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -28,8 +31,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Event = dict[str, Any]
-# After this long without all ranks, say so; a gang usually starts within 5 seconds.
-_PATIENCE_S = 15.0
 # A program that fails by itself would fail again; these did not fail by themselves.
 _WORTH_A_RESTART = ("signal", "executor_lost", "peer_lost")
 
@@ -53,14 +54,17 @@ def run(
     Each rank is a process of its own on an executor, and ends with its task. May be called from any thread.
 
     Args:
-        fn: pickled with cloudpickle; calls `hvdspark.context()` to learn its rank. Its results must be picklable and
-            small: they travel through the driver. Put weights into the store.
+        fn: pickled with cloudpickle; calls `hvdspark.context()` to learn its rank. `SparkFiles` and broadcast variables
+            work inside it as in a function that Spark calls. Its results must be picklable and small: they travel
+            through the driver. Put weights into the store.
         num_workers: number of ranks.
         spark: the session; the active one by default.
         device: "auto" uses the GPU that Spark assigned to the task, if any; "cpu"; "cuda" insists.
         store_uri: opened for the ranks as `hvdspark.context().store`.
-        env: extra environment variables of the ranks.
-        start_timeout_s: limit for all ranks to be running, in seconds (not enforced on Spark Connect).
+        env: extra environment variables of the ranks. They win over `spark.executorEnv`; a PYTHONPATH is put in front
+            of the executors'. What says who a rank is (HOROVOD_RANK, ...) is refused.
+        start_timeout_s: limit in seconds for the tasks to get their slots (not enforced on Spark Connect), and then
+            for all ranks to have imported what they need. No other limit applies to the start.
         max_restarts: how often the gang is started again after a killed rank or a lost executor. An exception
             in `fn` is never retried.
         on_event: called on the driver, in a thread, with what ranks give to `context().report`. Not on Connect.
@@ -83,9 +87,11 @@ def run(
         raise ConfigurationError(
             "negative number of restarts", value=max_restarts, where="max_restarts", hint="0 or more"
         )
+    environment = check_environment(env or {})
     spark = session.active_session(spark)
     session.check_session(spark, num_workers, device)
     program = cloudpickle.dumps((fn, tuple(args), dict(kwargs or {})))
+    broadcasts = session.pickled_broadcasts(spark)
     for generation in range(max_restarts + 1):
         spec = LaunchSpec(
             program=program,
@@ -96,7 +102,9 @@ def run(
             store_uri=store_uri,
             channel=None,
             local_mode=session.is_local(spark),
-            environment=dict(env or {}),
+            environment=environment,
+            start_timeout_s=start_timeout_s,
+            broadcasts=broadcasts,
         )
         try:
             return _run_generation(spark, spec, start_timeout_s, on_event or (lambda event: None))
@@ -111,14 +119,13 @@ def run(
 def _run_generation(
     spark: SparkSession, spec: LaunchSpec, start_timeout_s: float, on_event: Callable[[Event], None]
 ) -> list[Any]:
-    watch = _StartWatch(spec.size, on_event)
-    with _channel(spark, spec, watch) as connected, _cancellable(spark, f"hvdspark-{spec.secret[:8]}") as cancel:
-        watch.begin(start_timeout_s if connected.channel else None, cancel)
+    watch, tag = StartWatch(spec.size, on_event), new_tag()
+    with _channel(spark, spec, watch) as connected:
+        if not session.is_connect(spark):
+            watch.begin(start_timeout_s, lambda: session.tasks_run(spark, tag), lambda: cancel(spark, tag))
         try:
-            rows = _collect(spark, connected)
+            rows = interruptible(spark, lambda: _collect(spark, connected), tag)
         except Exception as error:
-            if _interrupted(error):
-                raise KeyboardInterrupt from None  # py4j turns it into an error of its own
             raise watch.explain(error) from error
         finally:
             watch.end()
@@ -145,27 +152,21 @@ def _unpickle(result: bytes, rank: int) -> Any:
         ) from error
 
 
-def _interrupted(error: BaseException | None) -> bool:
-    while error is not None:
-        if isinstance(error, KeyboardInterrupt):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
-
-
 def first_failure(outcomes: Mapping[int, Mapping[str, Any]]) -> Exception:
     """The error to raise for a gang of which a rank failed. Pure.
 
     A rank that failed because a peer vanished is blamed only when no rank failed by itself; among equals, the one
-    that ended first.
+    that reported first.
     """
     failed = [(rank, outcome) for rank, outcome in outcomes.items() if outcome["status"] == "failed"]
     if not failed:
         rank, outcome = next((r, o) for r, o in outcomes.items() if o["status"] != "ok")
+        if outcome["kind"] == "start_timeout":
+            return start_timeout(outcome["cause"], SLOW)
         return RankFailedError(rank, outcome["host"], outcome["cause"], kind="peer_lost")
     if all(outcome["kind"] == "peer_lost" for _, outcome in failed):
-        return _only_victims(outcomes, *min(failed, key=lambda item: item[1]["ended_at_s"]))
-    rank, outcome = min(failed, key=lambda item: (item[1]["kind"] == "peer_lost", item[1]["ended_at_s"]))
+        return _only_victims(outcomes, *min(failed, key=lambda item: _when(item[1])))
+    rank, outcome = min(failed, key=lambda item: (item[1]["kind"] == "peer_lost", _when(item[1])))
     error = RankFailedError(
         rank,
         outcome["host"],
@@ -181,6 +182,11 @@ def first_failure(outcomes: Mapping[int, Mapping[str, Any]]) -> Exception:
         own.__cause__ = error
         return own
     return error
+
+
+def _when(outcome: Mapping[str, Any]) -> tuple[float, float]:
+    """Sorts outcomes: as the gang's server received them. Clocks of hosts differ, and only serve where it did not."""
+    return outcome.get("order", math.inf), outcome["ended_at_s"]
 
 
 def _only_victims(outcomes: Mapping[int, Mapping[str, Any]], rank: int, outcome: Mapping[str, Any]) -> RankFailedError:
@@ -215,124 +221,19 @@ def _collect(spark: SparkSession, spec: LaunchSpec) -> list[Any]:
 
 
 @contextlib.contextmanager
-def _channel(spark: SparkSession, spec: LaunchSpec, watch: _StartWatch) -> Iterator[LaunchSpec]:
+def _channel(spark: SparkSession, spec: LaunchSpec, watch: StartWatch) -> Iterator[LaunchSpec]:
     """Open the driver's end of the channel, where executors can reach the driver."""
-    addresses = session.driver_address(spark)
-    if addresses is None:
+    address = session.driver_address(spark)
+    if address is None:
         yield spec
         return
-    bind, reachable = addresses
-    listener = ChannelListener(bind, spec.secret, watch.on_event, watch.on_lost)
     try:
-        yield replace(spec, channel=(reachable, listener.port))
+        listener = ChannelListener(address.bind, spec.secret, watch.on_event, watch.on_lost, address.port)
+    except OSError as error:
+        logger.warning("no progress will be shown, because the driver cannot listen at %s: %s", address, error)
+        yield spec
+        return
+    try:
+        yield replace(spec, channel=(address.reachable, listener.port))
     finally:
         listener.close()
-
-
-@contextlib.contextmanager
-def _cancellable(spark: SparkSession, tag: str) -> Iterator[Callable[[], Any]]:
-    """Tag the jobs of this thread, and cancel them when the body is left by an exception (Ctrl-C included)."""
-    add: Callable[[str], Any]
-    remove: Callable[[str], Any]
-    cancel: Callable[[str], Any]
-    if session.is_connect(spark):
-        add, remove, cancel = spark.addTag, spark.removeTag, spark.interruptTag
-    else:
-        context = spark.sparkContext
-        add, remove, cancel = context.addJobTag, context.removeJobTag, context.cancelJobsWithTag
-    add(tag)
-    try:
-        yield lambda: cancel(tag)
-    except BaseException:
-        with contextlib.suppress(Exception):  # the session itself may be gone
-            cancel(tag)
-        raise
-    finally:
-        with contextlib.suppress(Exception):
-            remove(tag)
-
-
-class _StartWatch:
-    """Knows which ranks have started and which connections were lost; cancels a gang that does not start in time."""
-
-    def __init__(self, size: int, on_event: Callable[[Event], None]) -> None:
-        self._size, self._forward = size, on_event
-        self._started: dict[int, str] = {}
-        self._lost: list[Event] = []
-        self._timed_out_after_s: float | None = None
-        self._changed = threading.Condition()
-        self._over = False
-        self._thread: threading.Thread | None = None
-
-    def on_event(self, event: Event) -> None:
-        if event.get("event") == "started":
-            with self._changed:
-                self._started[event["rank"]] = event["host"]
-                self._changed.notify_all()
-        elif event.get("event") != "bye":
-            self._forward(event)
-
-    def on_lost(self, hello: Event) -> None:
-        with self._changed:
-            self._lost.append(hello)
-
-    def begin(self, timeout_s: float | None, cancel: Callable[[], Any]) -> None:
-        if timeout_s is None:
-            return
-
-        def watch() -> None:
-            with self._changed:
-                ready = self._changed.wait_for(self._settled, min(timeout_s, _PATIENCE_S))
-                if not ready and timeout_s > _PATIENCE_S:
-                    logger.warning(
-                        "%d of %d ranks have started after %g s; other jobs may hold the slots",
-                        *(len(self._started), self._size, _PATIENCE_S),
-                    )
-                    ready = self._changed.wait_for(self._settled, timeout_s - _PATIENCE_S)
-                if not ready:
-                    self._timed_out_after_s = timeout_s
-            if not ready:
-                cancel()
-
-        self._thread = threading.Thread(target=watch, name="hvdspark-start-watch", daemon=True)
-        self._thread.start()
-
-    def _settled(self) -> bool:
-        return self._over or len(self._started) == self._size
-
-    def end(self) -> None:
-        with self._changed:
-            self._over = True
-            self._changed.notify_all()
-        if self._thread is not None:
-            self._thread.join(timeout=5)
-
-    def explain(self, error: Exception) -> Exception:
-        """What a failed Spark job means for the gang."""
-        with self._changed:
-            if self._timed_out_after_s is not None:
-                return StartTimeoutError(
-                    f"only {len(self._started)} of {self._size} ranks started within {self._timed_out_after_s:g} s",
-                    where="start_timeout_s",
-                    hint="other jobs may hold the slots, or executors cannot reach the driver; "
-                    "`hvdspark doctor` shows the free slots",
-                )
-            text = str(error)
-            if "PythonException" in text:
-                trace = text.partition("PythonException: ")[2].partition("\n\n")[0]
-                return ClusterError(
-                    f"the barrier task itself failed on an executor:\n{trace}\n",
-                    hint="the executors' Python must have the same packages as the driver's: set PYSPARK_PYTHON "
-                    "(or spark.pyspark.python) before the session starts",
-                )
-            if self._lost or "ExecutorLostFailure" in text or "failed barrier ResultStage" in text:
-                lost = self._lost[0] if self._lost else {"rank": None, "host": "unknown"}
-                reason = next((line for line in text.splitlines() if "reason:" in line), text.splitlines()[0])
-                return RankFailedError(
-                    lost["rank"],
-                    lost["host"],
-                    f"its executor was lost: {reason.strip()[:500]}",
-                    kind="executor_lost",
-                    hint="look for the executor's exit reason (often memory: spark.executor.memoryOverhead)",
-                )
-            return ClusterError("the barrier job failed", value=text[:4000])

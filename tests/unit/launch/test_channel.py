@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import queue
 import socket
@@ -12,6 +13,8 @@ from typing import Any
 import pytest
 
 from hvdspark.launch.channel import ChannelListener, ChannelSender, sign
+from hvdspark.launch.door import Strangers
+from tests.unit.launch.network import Relay
 
 SECRET = "s3cret"
 
@@ -51,12 +54,110 @@ def test_a_dead_task_is_reported_with_its_first_event(driver: Driver) -> None:
     assert driver.lost.get(timeout=5) == {"event": "started", "rank": 3, "host": "h"}
 
 
-@pytest.mark.parametrize("line", ['{"event": "progress"}\n', "deadbeef {}\n", f"{sign('other', '{}')} {{}}\n", "\n"])
-def test_strangers_are_hung_up_on(driver: Driver, line: str) -> None:
-    with socket.create_connection(driver.address, timeout=5) as connection:
-        connection.sendall(line.encode())
-        assert connection.recv(1) == b""
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'{"event": "progress"}\n',
+        b"deadbeef {}\n",
+        f"{sign('other', '{}')} {{}}\n".encode(),
+        b"\n",
+        b"\xff\xfe \x80\n",
+        b"x" * 5000,  # more than a first line may have, and no end of it
+    ],
+)
+def test_strangers_are_hung_up_on(driver: Driver, line: bytes) -> None:
+    failures: queue.Queue[Any] = queue.Queue()
+    threading.excepthook, before = failures.put, threading.excepthook
+    try:
+        with socket.create_connection(driver.address, timeout=5) as connection:
+            connection.sendall(line)
+            with contextlib.suppress(ConnectionResetError):
+                assert connection.recv(1) == b""
+        driver.listener.close()
+    finally:
+        threading.excepthook = before
     assert driver.events.empty()
+    assert failures.empty(), failures.get().exc_value
+
+
+def test_strangers_are_few_and_have_little_time() -> None:
+    pairs = [socket.socketpair() for _ in range(4)]
+    few, patient = Strangers(most=2, patience_s=60), Strangers(patience_s=0)
+    for near, _ in pairs[:3]:
+        few.admit(near)
+    assert pairs[0][1].recv(1) == b"", "the oldest goes first"
+    few.forget(pairs[1][0])  # has shown the secret
+    few.close()
+    assert pairs[2][1].recv(1) == b""
+    patient.admit(pairs[3][0])
+    patient.sweep()
+    assert pairs[3][1].recv(1) == b""
+    pairs[1][0].sendall(b"still here")
+    assert pairs[1][1].recv(10) == b"still here"
+    for pair in pairs:
+        for end in pair:
+            end.close()
+
+
+def test_a_cut_connection_is_made_again_and_is_no_end(driver: Driver) -> None:
+    relay, gone = Relay(driver.listener.port), threading.Event()
+    sender = ChannelSender(("127.0.0.1", relay.port), SECRET, on_closed=gone.set)
+    hello = {"event": "started", "rank": 1, "host": "h"}
+    sender.send(hello)
+    for cut in range(1, 4):
+        assert driver.events.get(timeout=5) == hello, "it says again who it is"
+        relay.cut()
+        assert driver.lost.get(timeout=5) == hello
+        relay.wait_for(cut + 1)
+    assert driver.events.get(timeout=5) == hello
+    sender.send({"event": "progress"})
+    assert driver.events.get(timeout=5) == {"event": "progress"}
+    assert not gone.is_set()
+    sender.close()
+    relay.close()
+
+
+def test_a_driver_that_stays_away_is_believed_gone_after_the_grace(driver: Driver) -> None:
+    relay, gone = Relay(driver.listener.port), threading.Event()
+    sender = ChannelSender(("127.0.0.1", relay.port), SECRET, on_closed=gone.set, grace_s=1.0)
+    sender.send({"event": "started"})
+    driver.events.get(timeout=5)
+    relay.close()
+    assert not gone.wait(timeout=0.5)
+    assert gone.wait(timeout=10)
+    sender.close()
+
+
+def test_a_connection_is_never_idle(driver: Driver) -> None:
+    # The listener drops heartbeats; what it hears without them is a signed line every now and then.
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        sender = ChannelSender(server.getsockname(), SECRET, on_closed=lambda: None, heartbeat_s=0.1)
+        sender.send({"event": "started"})
+        connection, _ = server.accept()
+        with connection, connection.makefile("r") as lines:
+            heard = [json.loads(lines.readline().partition(" ")[2])["event"] for _ in range(3)]
+        sender.close()
+    assert heard == ["started", "alive", "alive"]
+
+
+def test_a_port_can_be_asked_for() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        listener = ChannelListener("127.0.0.1", SECRET, lambda event: None, lambda event: None, first_port=port)
+        assert port < listener.port < port + 16
+        listener.close()
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="no IPv6 here")
+@pytest.mark.parametrize("bind", ["::1", ""])
+def test_ipv6(bind: str) -> None:
+    events: queue.Queue[Any] = queue.Queue()
+    listener = ChannelListener(bind, SECRET, events.put, lambda event: None)
+    sender = ChannelSender(("::1", listener.port), SECRET, on_closed=lambda: None)
+    sender.send({"event": "started"})
+    assert events.get(timeout=5) == {"event": "started"}
+    sender.close()
+    listener.close()
 
 
 def test_an_exception_in_the_listener_does_not_end_the_channel() -> None:

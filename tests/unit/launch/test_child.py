@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import io
+import os
 import signal
+from typing import Any
 
+import psutil
 import pytest
 
-from hvdspark.launch import frames
-from hvdspark.launch.child import describe_signal, rank_environment
+from hvdspark.errors import ConfigurationError
+from hvdspark.launch import child, frames
+from hvdspark.launch.child import RankProcess, describe_signal
+from hvdspark.launch.environment import (
+    RESERVED,
+    check_environment,
+    number_of_threads,
+    rank_environment,
+    search_path,
+)
 from hvdspark.launch.rank import _caused_by_peer
 
 
@@ -24,6 +35,79 @@ def test_nothing_of_an_earlier_launch_leaks_in() -> None:
 def test_threads_follow_the_task_unless_the_executor_says_otherwise() -> None:
     assert rank_environment({}, threads=3, extra={})["OMP_NUM_THREADS"] == "3"
     assert rank_environment({"OMP_NUM_THREADS": "8"}, threads=3, extra={})["OMP_NUM_THREADS"] == "8"
+
+
+def test_settings_of_the_executors_reach_ranks_unless_they_say_who_a_rank_is() -> None:
+    theirs = {"HOROVOD_FUSION_THRESHOLD": "1", "HOROVOD_GLOO_TIMEOUT_SECONDS": "7", "NCCL_DEBUG": "INFO"}
+    wrong = {"HOROVOD_SIZE": "9", "HOROVOD_CONTROLLER": "mpi", "HOROVOD_GLOO_RENDEZVOUS_ADDR": "elsewhere"}
+    environment = rank_environment({**theirs, **wrong}, threads=3, extra={"NCCL_DEBUG": "WARN"})
+    assert environment.items() >= {**theirs, "NCCL_DEBUG": "WARN", "HOROVOD_CONTROLLER": "gloo"}.items()
+    assert not {"HOROVOD_SIZE", "HOROVOD_GLOO_RENDEZVOUS_ADDR"} & set(environment)
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        *[({name: "1"}, f"own value of this variable: '{name}'") for name in sorted(RESERVED)],
+        ({"A": 1}, "environment variables are strings.*Hint"),
+        ({1: "A"}, "environment variables are strings"),
+        *[({"OMP_NUM_THREADS": text}, "not a number of threads") for text in ("0", "-2", "all", "", "4;2", "x,2")],
+    ],
+)
+def test_variables_that_cannot_be_set_are_refused(extra: dict[Any, Any], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        check_environment(extra)
+
+
+@pytest.mark.parametrize(("text", "threads"), [("4", 4), ("4,2", 4), (" 8 ", 8)])
+def test_numbers_of_threads(text: str, threads: int) -> None:
+    assert number_of_threads(text) == threads
+
+
+@pytest.mark.parametrize(("path", "folders"), [("/a:/b", ["/a", "/b"]), ("", []), (":/a:", ["/a"])])
+def test_a_path_that_is_asked_for_comes_first(path: str, folders: list[str]) -> None:
+    assert search_path({"PYTHONPATH": path}) == folders
+
+
+def process_that(monkeypatch: pytest.MonkeyPatch, does: str) -> RankProcess:
+    """A process of the same kind as a rank that does not take the time to import torch."""
+    start = "import os, sys, time; path, out, parent = {path!r}, {result_fd}, {parent_pid}; "
+    monkeypatch.setattr(child, "_BOOTSTRAP", start + does)
+    return RankProcess(dict(os.environ), on_event=lambda event: None, search_path=["/first"])
+
+
+def test_a_rank_that_reads_nothing_keeps_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    process = process_that(monkeypatch, "time.sleep(600)")
+    process.send_program(bytes(10 << 20))
+    process.stop({"kind": "stopped", "cause": "enough"})
+    assert process.wait() == {"status": "aborted", "kind": "stopped", "cause": "enough"}
+    assert not process.wait_ready()
+
+
+def test_a_process_that_the_kernel_cannot_end_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(child, "_DIE_S", 0.2)
+    process = process_that(monkeypatch, "time.sleep(600)")
+    end = process._kill_group
+    monkeypatch.setattr(process, "_kill_group", lambda: None)
+    monkeypatch.setattr(process, "_kill_adopted", lambda: None)
+    process.stop()
+    assert process.wait()["status"] == "aborted"
+    process.end()
+    end()
+
+
+def test_progress_without_lines_does_not_fill_the_task(monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
+    process = process_that(monkeypatch, "bar = b'\\r' + b'#' * 99; [os.write(1, bar * 1000) for _ in range(300)]")
+    before = psutil.Process().memory_info().rss
+    assert process.wait()["kind"] == "exit"
+    assert psutil.Process().memory_info().rss - before < 15 << 20, "30 MB were printed"
+    assert "#" * 99 in capfd.readouterr().err
+
+
+def test_the_search_path_of_a_rank(monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
+    process = process_that(monkeypatch, "print(path[0], path[1:] == {path!r}[1:])")
+    process.wait()
+    assert capfd.readouterr().err == "/first True\n"
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT, signal.SIGTERM])

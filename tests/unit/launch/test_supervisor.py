@@ -7,7 +7,7 @@ from typing import Any
 
 import cloudpickle
 
-from hvdspark.errors import DataError, RankFailedError
+from hvdspark.errors import DataError, RankFailedError, StartTimeoutError
 from hvdspark.launch.supervisor import first_failure
 
 
@@ -29,6 +29,19 @@ def test_the_first_of_several_culprits_is_blamed() -> None:
     error = first_failure({0: failed("exception", 3.0), 1: failed("exit", 2.0), 2: OK})
     assert isinstance(error, RankFailedError)
     assert error.rank == 1
+
+
+def test_the_order_is_that_of_the_reports_whatever_the_hosts_clocks_say() -> None:
+    error = first_failure({0: failed("exception", 1.0, order=1), 1: failed("exit", 9e9, order=0), 2: OK})
+    assert isinstance(error, RankFailedError)
+    assert error.rank == 1
+
+
+def test_ranks_that_did_not_start_in_time() -> None:
+    late = {"status": "aborted", "kind": "start_timeout", "cause": "ranks [1] were not ready", "host": "h"}
+    error = first_failure({0: {**late, "ended_at_s": 9.0}, 1: {**late, "ended_at_s": 9.0}})
+    assert isinstance(error, StartTimeoutError)
+    assert "ranks [1] were not ready" in str(error)
 
 
 def test_a_victim_is_named_when_nobody_else_is_left() -> None:

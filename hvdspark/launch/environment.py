@@ -1,0 +1,81 @@
+"""The environment variables of a rank: what it inherits, what it is given, and what only hvdspark may say."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+from hvdspark.errors import ConfigurationError
+
+THREADS = "OMP_NUM_THREADS"
+INTERFACE = "HOROVOD_GLOO_IFACE"
+# Who a rank is and where it meets the others. Left by an earlier launch, they would be wrong.
+RESERVED = frozenset(
+    {
+        "HOROVOD_CONTROLLER",
+        "HOROVOD_CPU_OPERATIONS",
+        "HOROVOD_CROSS_RANK",
+        "HOROVOD_CROSS_SIZE",
+        "HOROVOD_ELASTIC",
+        "HOROVOD_GLOO_RENDEZVOUS_ADDR",
+        "HOROVOD_GLOO_RENDEZVOUS_PORT",
+        "HOROVOD_HOSTNAME",
+        "HOROVOD_LOCAL_RANK",
+        "HOROVOD_LOCAL_SIZE",
+        "HOROVOD_RANK",
+        "HOROVOD_SIZE",
+    }
+)
+_OF_MPI = ("OMPI_", "PMI_", "PMIX_")
+_ALWAYS = {"HOROVOD_CONTROLLER": "gloo", "HOROVOD_CPU_OPERATIONS": "gloo"}
+_UNLESS_SET = {
+    "PYTHONUNBUFFERED": "1",
+    # The longest a rank waits for one that is frozen (SIGSTOP, swapping): Gloo then gives up. It does not limit the
+    # start, because ranks only call `hvd.init` when all of them are ready to.
+    "HOROVOD_GLOO_TIMEOUT_SECONDS": "60",
+    # A collective that some ranks never call (a callback on rank 0 alone) would be waited for without end. Long
+    # enough for one rank to write a large model while the others wait.
+    "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS": "3600",
+}
+
+
+def rank_environment(base: Mapping[str, str], threads: int, extra: Mapping[str, str]) -> dict[str, str]:
+    """The environment a rank starts with. Pure.
+
+    Args:
+        base: the barrier task's environment, `spark.executorEnv` included. What an earlier Horovod or MPI launch left
+            in it about itself is dropped; Horovod's other settings are kept.
+        threads: CPU threads for this rank, used unless the executor sets OMP_NUM_THREADS itself.
+        extra: what the user and the launcher add; wins over everything else.
+    """
+    kept = {name: value for name, value in base.items() if name not in RESERVED and not name.startswith(_OF_MPI)}
+    return {**_UNLESS_SET, THREADS: str(threads), **kept, **_ALWAYS, **extra}
+
+
+def check_environment(extra: Mapping[str, str]) -> dict[str, str]:
+    """What a user wants to add, checked. Raises ConfigurationError."""
+    for name, value in extra.items():
+        if not isinstance(name, str) or not isinstance(value, str):
+            raise ConfigurationError(
+                "environment variables are strings", value=f"{name!r}: {value!r}", where="env", hint=f"str({value!r})"
+            )
+        if name in RESERVED:
+            raise ConfigurationError(
+                "every rank has its own value of this variable", value=name, where="env", hint="leave it out"
+            )
+    if THREADS in extra:
+        number_of_threads(extra[THREADS])
+    return dict(extra)
+
+
+def number_of_threads(text: str) -> int:
+    """Of OMP_NUM_THREADS: "4", or "4,2" (the second number is for nested regions). Raises ConfigurationError."""
+    first = text.split(",")[0].strip()
+    if not first.isdecimal() or int(first) < 1:
+        raise ConfigurationError("not a number of threads", value=text, where=THREADS, hint="1 or more, like 4")
+    return int(first)
+
+
+def search_path(extra: Mapping[str, str]) -> list[str]:
+    """Folders that a PYTHONPATH in `extra` puts in front of the search path of the executor's Python."""
+    return [folder for folder in extra.get("PYTHONPATH", "").split(os.pathsep) if folder]

@@ -1,0 +1,122 @@
+"""Who is ready, who has ended and how, who is still there; and from that, whether the gang must stop."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+# Time for the culprit's own report to arrive after that of a victim.
+GRACE_S = 2.0
+_OF_ANOTHER = {"kind": "stopped", "cause": "stopped because another rank failed"}
+
+
+class Outcomes:
+    """Thread-safe. It decides when the ranks that still run must stop:
+
+    * a rank that failed by itself stops the others at once;
+    * a rank that failed because a peer vanished (`peer_lost`) only does so after `grace_s`, so that the victim is not
+      blamed;
+    * a gang of which some ranks are not ready within `start_timeout_s` stops as a whole.
+    """
+
+    def __init__(self, size: int, grace_s: float = GRACE_S, start_timeout_s: float | None = None) -> None:
+        self._size, self._grace_s = size, grace_s
+        self._by_rank: dict[int, dict[str, Any]] = {}
+        self._ready: set[int] = set()
+        self._began_s = time.monotonic()
+        self._heard_s = dict.fromkeys(range(size), self._began_s)
+        self._start_timeout_s = start_timeout_s
+        self._first_peer_lost_s: float | None = None
+        self._cause: dict[str, str] | None = None
+        self._closed = False
+        self._changed = threading.Condition()
+
+    def record(self, rank: int, outcome: dict[str, Any]) -> int:
+        """Note the outcome `{"status": "ok" | "failed" | "aborted", "kind": ...}` of a rank; the first one counts.
+
+        Returns:
+            How many ranks had reported before this one: an order that needs no clocks.
+        """
+        with self._changed:
+            if rank not in self._by_rank:
+                self._by_rank[rank] = outcome
+                if outcome["status"] == "failed":
+                    if outcome["kind"] != "peer_lost":
+                        self._stop(_OF_ANOTHER)
+                    elif self._first_peer_lost_s is None:
+                        self._first_peer_lost_s = time.monotonic()
+                self._changed.notify_all()
+            return list(self._by_rank).index(rank)
+
+    def heard(self, rank: int) -> None:
+        """Note that the task of `rank` is alive."""
+        with self._changed:
+            if rank in self._heard_s:
+                self._heard_s[rank] = time.monotonic()
+
+    def ready(self, rank: int) -> None:
+        """Note that `rank` waits for the others to call `hvd.init` together."""
+        with self._changed:
+            self._ready.add(rank)
+            self._changed.notify_all()
+
+    def all_ready(self, wait_s: float) -> bool:
+        """Whether every rank is ready; waits up to `wait_s` seconds."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._complete() or self._closed, wait_s)
+            return self._complete()
+
+    def must_stop(self, wait_s: float) -> bool:
+        """Whether the ranks that still run must stop; waits up to `wait_s` seconds for that to become true."""
+        return self.stop_cause(wait_s) is not None
+
+    def stop_cause(self, wait_s: float) -> dict[str, str] | None:
+        """`{"kind": ..., "cause": ...}` of the ranks that are stopped; None where they must not stop. Waits, too."""
+        deadline = time.monotonic() + wait_s
+        with self._changed:
+            while True:
+                now = time.monotonic()
+                decisions = self._pending()
+                for due, cause in decisions:
+                    if now >= due:
+                        self._stop(cause)
+                if self._cause is not None or self._closed or now >= deadline:
+                    return self._cause
+                self._changed.wait(min([deadline, *(due for due, _ in decisions)]) - now)
+
+    def wait_all(self, wait_s: float) -> bool:
+        """Whether every rank has an outcome; waits up to `wait_s` seconds."""
+        with self._changed:
+            return self._changed.wait_for(lambda: len(self._by_rank) == self._size, wait_s)
+
+    def rest_is_silent(self, silent_s: float) -> bool:
+        """Whether nothing was heard for `silent_s` seconds of any rank without an outcome: their tasks are over."""
+        limit = time.monotonic() - silent_s
+        with self._changed:
+            return all(heard < limit for rank, heard in self._heard_s.items() if rank not in self._by_rank)
+
+    def close(self) -> None:
+        """Release every waiting thread."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def _complete(self) -> bool:
+        return len(self._ready) == self._size
+
+    def _stop(self, cause: dict[str, str]) -> None:
+        if self._cause is None:
+            self._cause = cause
+            self._changed.notify_all()
+
+    def _pending(self) -> list[tuple[float, dict[str, str]]]:
+        """(when, why) the gang must stop if nothing else happens until then."""
+        pending = []
+        if self._first_peer_lost_s is not None:
+            pending.append((self._first_peer_lost_s + self._grace_s, _OF_ANOTHER))
+        if self._start_timeout_s is not None and not self._complete():
+            missing = sorted(set(range(self._size)) - self._ready)
+            cause = f"ranks {missing[:20]} were not ready to train after {self._start_timeout_s:g} s"
+            pending.append((self._began_s + self._start_timeout_s, {"kind": "start_timeout", "cause": cause}))
+        return pending

@@ -1,0 +1,98 @@
+"""No unreachable port, slow import or setting decides over a healthy gang."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pyspark import SparkFiles
+from pyspark.sql import SparkSession
+
+import hvdspark
+from hvdspark.errors import ConfigurationError, StartTimeoutError
+from hvdspark.launch import supervisor
+from hvdspark.launch.channel import ChannelListener
+
+pytestmark = pytest.mark.spark
+
+
+class Unreachable(ChannelListener):
+    """Tells the tasks a port at which nobody listens."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        with socket.create_server(("127.0.0.1", 0)) as closed:
+            self.port = closed.getsockname()[1]
+
+
+SLOW = """
+import os, time
+try:
+    os.close(os.open(os.environ["FIRST_ONE"], os.O_CREAT | os.O_EXCL))
+    time.sleep(float(os.environ["SLOW_S"]))
+except (FileExistsError, KeyError):
+    pass
+"""
+
+
+def look_around(file: str, variable: Any, sleep_s: float) -> dict[str, Any]:
+    time.sleep(sleep_s)
+    return {
+        "file": Path(SparkFiles.get(file)).read_text(),
+        "variable": variable.value,
+        "module": importlib.import_module("only_on_that_path").value,
+        "threads": __import__("torch").get_num_threads(),
+        "timeout": os.environ["HOROVOD_GLOO_TIMEOUT_SECONDS"],
+    }
+
+
+def test_a_slow_rank_is_waited_for_without_a_channel(
+    spark: SparkSession, nothing_left_behind: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    # One rank needs longer for its imports than Gloo waits, training takes longer than the start may take, and no task
+    # reaches the driver. What a worker of Spark has is there, too.
+    monkeypatch.setattr(supervisor, "ChannelListener", Unreachable)
+    (tmp_path / "sitecustomize.py").write_text(SLOW)
+    (tmp_path / "only_on_that_path.py").write_text("value = 7")
+    (tmp_path / "added.txt").write_text("content")
+    spark.sparkContext.addFile(str(tmp_path / "added.txt"))
+    environment = {
+        "PYTHONPATH": str(tmp_path),
+        "FIRST_ONE": str(tmp_path / "first"),
+        "SLOW_S": "4",
+        "OMP_NUM_THREADS": "2,1",
+        "HOROVOD_GLOO_TIMEOUT_SECONDS": "2",
+    }
+    variable = spark.sparkContext.broadcast({"a": [1, 2]})
+    began = time.monotonic()
+    results = hvdspark.run(
+        look_around,
+        ("added.txt", variable, 13.0),
+        num_workers=2,
+        spark=spark,
+        env=environment,
+        start_timeout_s=12.0,
+    )
+    assert time.monotonic() - began > 12.0
+    variable.destroy()
+    expected = {"file": "content", "variable": {"a": [1, 2]}, "module": 7, "threads": 2, "timeout": "2"}
+    assert results == [expected, expected]
+
+
+def test_a_rank_that_never_gets_ready_ends_in_a_start_timeout(
+    spark: SparkSession, nothing_left_behind: None, tmp_path: Path
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(SLOW)
+    environment = {"PYTHONPATH": str(tmp_path), "FIRST_ONE": str(tmp_path / "first"), "SLOW_S": "600"}
+    with pytest.raises(StartTimeoutError, match=r"ranks \[[01]\] were not ready to train after 12 s.*Hint: a rank may"):
+        hvdspark.run(time.time, num_workers=2, spark=spark, env=environment, start_timeout_s=12)
+
+
+def test_variables_of_a_rank_itself_are_refused(spark: SparkSession) -> None:
+    with pytest.raises(ConfigurationError, match="HOROVOD_RANK.*env"):
+        hvdspark.run(time.time, spark=spark, env={"HOROVOD_RANK": "0"})
