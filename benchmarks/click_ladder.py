@@ -26,13 +26,16 @@ from pyspark.sql import functions as F
 from torch import Tensor, nn
 
 from hvdspark.collectives import LocalCollective
+from hvdspark.data.moments import moments
 from hvdspark.embedding import optimizers
 from hvdspark.embedding.hashing import salt_of
 from hvdspark.embedding.initializer import initial_rows
 from hvdspark.embedding.module import ShardedEmbeddingCollection
 from hvdspark.estimators import CTRClassifier
 from hvdspark.estimators.categories import category_key
-from hvdspark.models.click import ID_BITS, ClickModel
+from hvdspark.estimators.ctr_program import click_program
+from hvdspark.models.click import ID_BITS
+from hvdspark.train.optimizer import make_optimizer
 from hvdspark.train.precision import resolve_precision, training_arithmetic
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
@@ -49,7 +52,9 @@ def classifier(architecture: str, store: str, **changes: Any) -> CTRClassifier:
         "categoricalCols": CATEGORIES,
         "handleInvalid": "keep",
         "batchSize": 4096,
+        "epochs": 1,
         "learningRate": 2e-3,
+        "learningRateSchedule": "constant",
         "embeddingOptimizer": "adam",
         "embeddingLearningRate": 2e-3,
         "storeUri": store,
@@ -108,34 +113,33 @@ def unsharded_auc(settings: CTRClassifier, train: DataFrame, test: DataFrame, sc
     parts = []
     for name, data in (("train", train), ("test", test)):
         keys = [category_key(data, column, ID_BITS, "keep").alias(column) for column in CATEGORIES]
-        numbers = [F.col(column).cast("float") for column in INTEGERS]
+        numbers = [F.col(column).cast("double") for column in INTEGERS]
         data.select("label", *numbers, *keys).write.parquet(f"file://{scratch}/{name}.parquet")
         table = pq.read_table(scratch / f"{name}.parquet")
         # Null numbers become NaN.
         parts.append({column: table.column(column).to_pandas().to_numpy() for column in table.column_names})
     rows, held_out = parts
     value = settings.getOrDefault
-    model = ClickModel(
-        value("architecture"),
-        len(INTEGERS),
+    raw = np.stack([rows[column].astype(np.float64) for column in INTEGERS], axis=1)
+    values = np.concatenate([raw, np.sign(raw) * np.log1p(np.abs(raw))], axis=1)
+    batch_size = value("batchSize")
+    program = click_program(
+        settings,
+        INTEGERS,
         CATEGORIES,
-        dim=value("embeddingDim"),
-        hidden=value("hiddenUnits"),
-        embedding_optimizer=value("embeddingOptimizer"),
-        embedding_learning_rate=value("embeddingLearningRate"),
-        seed=value("seed"),
+        [],
+        settings._pace(len(raw)),
+        moments(values, rows["label"].astype(np.float64), None),
     )
-    for number, column in enumerate(INTEGERS):
-        logged = np.sign(rows[column]) * np.log1p(np.abs(rows[column].astype(np.float64)))
-        model.mean[number], model.deviation[number] = float(np.nanmean(logged)), float(np.nanstd(logged))
-    tables = UnshardedTables(model.vectors, rows)
-    model.vectors = tables  # type: ignore[assignment]
-    optimizer = torch.optim.Adam(model.network.parameters(), value("learningRate"), fused=True)
+    model = program.module
+    tables = [UnshardedTables(collection, rows) for collection in (model.vectors, model.weights)]
+    model.vectors, model.weights = tables
+    optimizer = make_optimizer(program.optimizer, model, value("learningRate"))
     precision = resolve_precision("auto", "cpu", LocalCollective())
     order = np.random.default_rng(value("seed")).permutation(len(rows["label"]))
     columns = [*INTEGERS, *CATEGORIES]
-    for start in range(0, len(order), value("batchSize")):
-        chosen = order[start : start + value("batchSize")]
+    for start in range(0, len(order), batch_size):
+        chosen = order[start : start + batch_size]
         batch = [torch.from_numpy(rows[column][chosen]) for column in columns]
         with training_arithmetic(precision, "cpu"):
             logits = model(*batch).float()
@@ -143,7 +147,8 @@ def unsharded_auc(settings: CTRClassifier, train: DataFrame, test: DataFrame, sc
         nn.functional.binary_cross_entropy_with_logits(logits, labels).backward()
         optimizer.step()
         optimizer.zero_grad()
-        tables.step()
+        for part in tables:
+            part.step()
     model.eval()
     with torch.no_grad():
         scores = [

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 from pyspark.sql import Column
 from pyspark.sql import functions as F
-from pyspark.sql.types import ArrayType, BooleanType, NumericType, StringType, StructType
+from pyspark.sql.types import ArrayType, BooleanType, DecimalType, LongType, NumericType, StringType, StructType
 
+from hvdspark.data.moments import Moments
 from hvdspark.data.schema import check_columns
 from hvdspark.errors import SchemaError
 from hvdspark.estimators.columns import column
+
+# The smallest double that becomes infinite as a float32.
+_BEYOND_FLOAT32 = 2.0**128 - 2.0**103
+# A column that has fewer doubles between its least and its largest number is one to be named.
+_FEW_STEPS = 256
 
 
 def check_numbers(schema: StructType, names: Sequence[str]) -> None:
@@ -38,9 +45,31 @@ def check_numbers(schema: StructType, names: Sequence[str]) -> None:
 
 
 def number(name: str) -> Column:
-    """A continuous column as float, with NaN where it is infinite or beyond the float32 range (3.4e38).
+    """A continuous column as double, with NaN where it is infinite or beyond the float32 range (3.4e38).
 
     So that one such number is what handleInvalid is about: a score would be NaN, and null after its way through pandas.
     """
-    value = column(name).cast("float")
-    return F.when(F.abs(value) == F.lit(float("inf")), F.lit(float("nan")).cast("float")).otherwise(value)
+    value = column(name).cast("double")
+    return F.when(F.abs(value) >= F.lit(_BEYOND_FLOAT32), F.lit(float("nan"))).otherwise(value)
+
+
+def lost_in_double(schema: StructType, names: Sequence[str], rows: Moments) -> list[str]:
+    """Warnings for whole or decimal numbers whose differences are too small beside their size for a double.
+
+    Args:
+        rows: moments of the columns `names`.
+    """
+    warnings = []
+    _, _, _, low, high = rows.inputs[:, : len(names)]
+    for name, least, most in zip(names, low, high, strict=True):
+        kind = schema[name].dataType
+        if not isinstance(kind, LongType | DecimalType) or not np.isfinite([least, most]).all():
+            continue
+        smallest = 10.0**-kind.scale if isinstance(kind, DecimalType) else 1.0
+        step = np.spacing(max(abs(least), abs(most)))
+        if step > smallest and most - least < _FEW_STEPS * step:
+            warnings.append(
+                f"column {name!r}: its numbers ({least:.17g} to {most:.17g}) differ by less than a double can tell; "
+                "subtract an offset from it, or use it in categoricalCols"
+            )
+    return warnings

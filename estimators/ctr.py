@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
-import torch
 from pyspark.ml.base import Estimator
 from pyspark.ml.functions import array_to_vector
 from pyspark.ml.linalg import VectorUDT
@@ -14,21 +14,23 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.types import DoubleType, StructField, StructType
 
+from hvdspark.data.moments import training_moments
 from hvdspark.errors import ConfigurationError
 from hvdspark.estimators.categories import category_key, check_categories, is_array
-from hvdspark.estimators.columns import check_new_columns, column, scoring_input
-from hvdspark.estimators.continuous import check_numbers, number
+from hvdspark.estimators.columns import check_new_columns, scoring_input
+from hvdspark.estimators.continuous import check_numbers, lost_in_double, number
 from hvdspark.estimators.ctr_params import _CTRScoringParams, _CTRTrainingParams
+from hvdspark.estimators.ctr_program import click_program
+from hvdspark.estimators.defaults import set_value
 from hvdspark.estimators.fit import fit
 from hvdspark.estimators.keywords import keyword_only
 from hvdspark.estimators.model import _FittedModel
 from hvdspark.estimators.params import accessors
 from hvdspark.estimators.persistence import HvdSparkReader, HvdSparkWriter, Saved
 from hvdspark.estimators.scorer import SCORES, scorer
-from hvdspark.models.click import ID_BITS, ClickModel
+from hvdspark.models.click import ID_BITS
 from hvdspark.specs import DatasetSpec
 from hvdspark.store import Store
-from hvdspark.train.program import Program
 
 
 @accessors
@@ -76,14 +78,14 @@ class CTRClassifier(
         dropout: float = 0.0,
         pooling: str = "mean",
         embeddingOptimizer: str = "rowwise_adagrad",
-        embeddingLearningRate: float = 0.02,
+        embeddingLearningRate: float | None = None,
         embeddingMinCount: int = 1,
         embeddingDtype: str = "float32",
         numWorkers: int = 2,
-        batchSize: int = 8192,
-        epochs: int = 1,
-        learningRate: float = 1e-3,
-        learningRateSchedule: str = "constant",
+        batchSize: int | None = None,
+        epochs: int | None = None,
+        learningRate: float | None = None,
+        learningRateSchedule: str | None = None,
         learningRateScheduleArgs: dict[str, float] | None = None,
         storeUri: str = "file:///tmp/hvdspark",
         seed: int = 0,
@@ -127,44 +129,34 @@ class CTRClassifier(
         check_numbers(dataset.schema, numbers)
         check_categories(dataset.schema, categories)
         _check_roles(self, [*numbers, *categories])
-        # Integers among the numbers become floats here, where null can be kept as NaN.
+        # Integers among the numbers become doubles here, where null can be kept as NaN.
         columns = {name: number(name) for name in numbers}
         columns |= {name: category_key(dataset, name, ID_BITS, value("handleInvalid")) for name in categories}
-        module = ClickModel(
-            value("architecture"),
-            len(numbers),
-            categories,
-            [name for name in categories if is_array(dataset.schema, name)],
-            pooling=value("pooling"),
-            dim=value("embeddingDim"),
-            hidden=value("hiddenUnits"),
-            dropout=value("dropout"),
-            embedding_optimizer=value("embeddingOptimizer"),
-            embedding_learning_rate=value("embeddingLearningRate"),
-            embedding_initial_accumulator=_initial_accumulator(value("embeddingOptimizer"), value("batchSize")),
-            embedding_min_count=value("embeddingMinCount"),
-            embedding_dtype=value("embeddingDtype"),
-            seed=value("seed"),
-        )
+        pooled = [name for name in categories if is_array(dataset.schema, name)]
+        make = partial(click_program, self, numbers, categories, pooled)
+        program = make(self._pace(1))
 
-        def standardise(data: DatasetSpec, store: Store) -> None:
-            if numbers:
-                _standardise(module, dataset, data, store, numbers)
+        def look_at(data: DatasetSpec, store: Store) -> list[str]:
+            weight = set_value(self, "weightCol")
+            context = dataset.sparkSession.sparkContext
+            rows = training_moments(context, store, data, numbers, value("labelCol"), weight)
+            vars(program).update(vars(make(self._pace(data.train_rows), rows)))
+            return lost_in_double(dataset.schema, numbers, rows)
 
         fitted = fit(
             self,
             dataset.withColumns(columns),
-            Program(module, "bce_with_logits", "adam"),
+            program,
             [*numbers, *categories],
             [value("labelCol")],
             handle_invalid=value("handleInvalid"),
+            wide=numbers,
             owner=dataset,
-            prepare=standardise,
+            prepare=look_at,
         )
         # Arrays that all had one length while training may have another one later: pooling takes any.
         features = tuple(
-            replace(spec, layout="ragged", width=None) if spec.name in module.pooled else spec
-            for spec in fitted.features
+            replace(spec, layout="ragged", width=None) if spec.name in pooled else spec for spec in fitted.features
         )
         model = CTRClassificationModel()
         model._fitted = replace(fitted, features=features)
@@ -248,29 +240,5 @@ def _check_roles(params: CTRClassifier, features: list[str]) -> None:
             )
 
 
-def _initial_accumulator(optimizer: str, batch_size: int) -> float:
-    # FTRL: the paper's beta (McMahan and others, KDD 2013). Adagrad: so that a row that is met once does not move by
-    # all of the learning rate; gradients are means over the global batch.
-    return {"ftrl": 1.0, "adagrad": (2 / batch_size) ** 2, "rowwise_adagrad": (2 / batch_size) ** 2}.get(optimizer, 0.0)
-
-
 def _pair(negative: Column, positive: Column) -> Column:
     return array_to_vector(F.array(negative, positive))
-
-
-def _standardise(module: ClickModel, dataset: DataFrame, data: DatasetSpec, store: Store, numbers: list[str]) -> None:
-    """Set the module's mean and deviation from the training rows as they were written: one job over these columns."""
-    paths = [store.spark_uri(f"{data.path}/{path}") for path in data.train.paths]
-    written = dataset.sparkSession.read.parquet(*paths)
-    wanted = []
-    for name in numbers:
-        value = column(name).cast("double")
-        # NaN, which is a missing number, is above infinity in Spark.
-        scaled = F.when(F.abs(value) < F.lit(float("inf")), F.signum(value) * F.log1p(F.abs(value)))
-        wanted += [F.avg(scaled), F.stddev_pop(scaled)]
-    found = [part if part is not None else 0.0 for part in written.agg(*wanted).head() or ()]
-    with torch.no_grad():
-        module.mean.copy_(torch.tensor(found[0::2], dtype=torch.float64))
-        # A constant column says nothing: it becomes 0.
-        deviation = torch.tensor(found[1::2], dtype=torch.float64)
-        module.deviation.copy_(torch.where(deviation > 1e-6, deviation, 1.0))

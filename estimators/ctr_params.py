@@ -14,6 +14,7 @@ from pyspark.ml.param.shared import (
 )
 
 from hvdspark.embedding.config import DTYPES, OPTIMIZERS
+from hvdspark.estimators.defaults import Pace, pace, set_value
 from hvdspark.estimators.params import _TrainingParams, distinct_names, in_range, one_of, param
 from hvdspark.models import ARCHITECTURES
 
@@ -27,7 +28,8 @@ class _CTRScoringParams(HasPredictionCol, HasProbabilityCol, HasRawPredictionCol
 
     continuousCols = param(
         "continuousCols",
-        "columns of numbers, as they are: they enter as sign(x) log(1 + |x|), standardised over the training rows",
+        "columns of numbers, as they are: each enters as itself and as sign(x) log(1 + |x|), both standardised in "
+        "float64 over the training rows",
         distinct_names("continuousCols", may_be_empty=True),
     )
     categoricalCols = param(
@@ -37,7 +39,7 @@ class _CTRScoringParams(HasPredictionCol, HasProbabilityCol, HasRawPredictionCol
     )
     handleInvalid = param(
         "handleInvalid",
-        "null, NaN or infinity (also beyond 3.4e38, the float32 range) in a feature: error (default), skip (drop the "
+        "null, NaN or infinity (also beyond 3.4e38, the float32 range) in a feature: error, skip (drop the "
         "row) or keep (a continuous column: the mean; a categorical one: null is a category of its own, a null array "
         "an empty one), the same in fit and transform",
         one_of("handleInvalid", "error", "skip", "keep"),
@@ -59,45 +61,70 @@ class _CTRTrainingParams(_TrainingParams):
 
     architecture = param(
         "architecture",
-        f"of the network: {', '.join(ARCHITECTURES)} (default dlrm)",
+        f"of the network: {', '.join(ARCHITECTURES)}",
         one_of("architecture", *ARCHITECTURES),
     )
     embeddingDim = param(
         "embeddingDim",
-        "columns of an embedding (default 16, at least 1)",
+        "columns of an embedding (at least 1)",
         in_range("embeddingDim", TypeConverters.toInt, 1),
     )
-    hiddenUnits = param("hiddenUnits", "sizes of the hidden layers, each at least 1 (default [256, 128])", _sizes)
+    hiddenUnits = param("hiddenUnits", "sizes of the hidden layers, each at least 1", _sizes)
     dropout = param(
         "dropout",
-        "share of hidden units that are left out of a training step (default 0, at most 0.9)",
+        "share of hidden units that are left out of a training step (at most 0.9)",
         in_range("dropout", TypeConverters.toFloat, 0, 0.9),
     )
     pooling = param(
         "pooling",
-        "how the embeddings of an array of categories become one: mean (default) or sum",
+        "how the embeddings of an array of categories become one: mean or sum",
         one_of("pooling", "mean", "sum"),
     )
     embeddingOptimizer = param(
         "embeddingOptimizer",
-        f"of the embeddings: {', '.join(OPTIMIZERS)} (default rowwise_adagrad); that of the dense layers is Adam",
+        f"of the embeddings: {', '.join(OPTIMIZERS)}; that of the dense layers is Adam",
         one_of("embeddingOptimizer", *OPTIMIZERS),
     )
     embeddingLearningRate = param(
         "embeddingLearningRate",
-        "learning rate of the embeddings; never rescaled by numWorkers (default 0.02, above 0)",
+        "learning rate of the embeddings; never rescaled by numWorkers (above 0). Where it is not set, it suits the "
+        "optimizer and the share of positive rows, and is higher for first-order weights",
         in_range("embeddingLearningRate", TypeConverters.toFloat, 0, open_low=True),
     )
     embeddingMinCount = param(
         "embeddingMinCount",
-        "global batches that must meet a category before it gets an embedding; until then it is the zero vector "
-        "(default 1, at least 1)",
+        "how often a category must occur in the training rows before it gets an embedding; until then it is the zero "
+        "vector (at least 1)",
         in_range("embeddingMinCount", TypeConverters.toInt, 1),
     )
     embeddingDtype = param(
         "embeddingDtype",
-        f"of stored embeddings: {', '.join(DTYPES)} (default float32); arithmetic is float32",
+        f"of stored embeddings: {', '.join(DTYPES)}; arithmetic is float32",
         one_of("embeddingDtype", *DTYPES),
+    )
+
+    batchSize = param(
+        "batchSize",
+        "rows of the global batch, over all ranks (at least 1). Where it is not set, it grows with the root of the "
+        "training rows, from 32 to 8192",
+        in_range("batchSize", TypeConverters.toInt, 1),
+    )
+    epochs = param(
+        "epochs",
+        "most passes over the training rows (at least 1). Where it is not set, as many as make 300 steps, up to 20",
+        in_range("epochs", TypeConverters.toInt, 1),
+    )
+    learningRate = param(
+        "learningRate",
+        "of Adam, for the dense layers; never rescaled by numWorkers (above 0). Where it is not set, that of the "
+        "first-order weights of numbers and of the bias is 10 times as high",
+        in_range("learningRate", TypeConverters.toFloat, 0, open_low=True),
+    )
+    learningRateSchedule = param(
+        "learningRateSchedule",
+        "how the learning rates change from step to step: constant, cosine, linear or step. Where it is not set, they "
+        "fall to 0 along a cosine",
+        one_of("learningRateSchedule", "constant", "cosine", "linear", "step"),
     )
 
     def __init__(self, *args: Any) -> None:
@@ -109,8 +136,16 @@ class _CTRTrainingParams(_TrainingParams):
             dropout=0.0,
             pooling="mean",
             embeddingOptimizer="rowwise_adagrad",
-            embeddingLearningRate=0.02,
             embeddingMinCount=1,
             embeddingDtype="float32",
-            batchSize=8192,
+        )
+
+    def _pace(self, rows: int) -> Pace:
+        """How fast a fit goes through so many training rows."""
+        return pace(
+            rows,
+            batch_size=set_value(self, "batchSize"),
+            epochs=set_value(self, "epochs"),
+            schedule=set_value(self, "learningRateSchedule"),
+            accumulation=self.getOrDefault("gradientAccumulationSteps"),
         )

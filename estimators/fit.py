@@ -32,6 +32,8 @@ from hvdspark.train.tables import collections_of
 
 logger = logging.getLogger(__name__)
 
+_MANY_ROWS = 10**9
+
 
 def fit(
     estimator: _TrainingParams,
@@ -41,8 +43,9 @@ def fit(
     labels: Sequence[str],
     *,
     handle_invalid: str,
+    wide: Sequence[str] = (),
     owner: DataFrame | None = None,
-    prepare: Callable[[DatasetSpec, Store], None] | None = None,
+    prepare: Callable[[DatasetSpec, Store], Sequence[str]] | None = None,
     check_outputs: Callable[[Sequence[OutputSpec]], None] | None = None,
 ) -> FittedModule:
     """Train `program` on `dataset` as the estimator's Params say.
@@ -54,8 +57,9 @@ def fit(
     Args:
         features: columns, in the order of the module's arguments.
         labels: columns, in the order of the module's outputs.
+        wide: features that are float64 on their way to the module.
         owner: what the user gave, where `dataset` was derived from it.
-        prepare: called with the written rows before the ranks start; may change the program's module.
+        prepare: called with the written rows before the ranks start; may change the program, and returns warnings.
         check_outputs: called with what the module returns before the ranks start; may raise.
     """
     value = estimator.getOrDefault
@@ -68,7 +72,7 @@ def fit(
     versions.require()
     arrays, vectors = vectors_as_arrays(dataset, features)
     indicator = validation if isinstance(validation, str) else None
-    check_columns(arrays.schema, features, labels, weight, indicator, vectors, group)
+    check_columns(arrays.schema, features, labels, weight, indicator, vectors, group, wide)
     if (leaks := sorted({*features} & {*labels})) and {*features} != {*labels}:
         logger.warning(
             "%s is a feature and the label: meant for autoencoders, else the module is told the answer", leaks
@@ -94,16 +98,17 @@ def fit(
             seed=value("seed"),
             handle_invalid=handle_invalid,
             fixed=vectors,
+            wide=wide,
             owner=dataset if owner is None else owner,
         ) as data,
         progress(_monitor(estimator, data)) as shown,
     ):
-        if prepare is not None:
-            prepare(data, store)
+        warnings = list(prepare(data, store)) if prepare is not None else []
         spec = _train_spec(estimator, program, run_id, store, data, features, labels, weight)
         tried = try_out(spec, program)
         program = tried.program
-        for warning in tried.warnings:
+        warnings += tried.warnings
+        for warning in warnings:
             logger.warning("%s", warning)
         if check_outputs is not None and tried.outputs:
             check_outputs(tried.outputs)
@@ -168,7 +173,8 @@ def _check_memory(estimator: _TrainingParams, spark: SparkSession, program: Prog
     left = float(budget.bytes)
     for collection in collections:
         tables = list(collection.tables.values())
-        plan = plan_sharding(tables, workers, batch_size=estimator.getOrDefault("batchSize"))
+        # Not for more rows than are known yet: of many rows a batch is the largest.
+        plan = plan_sharding(tables, workers, batch_size=estimator._pace(_MANY_ROWS).batch_size)
         plan.check(left, budget.setting)
         left -= max(share.total for share in plan.rank_bytes)
 
@@ -183,8 +189,7 @@ def _train_spec(
     labels: Sequence[str],
     weight: str | None,
 ) -> TrainSpec:
-    value = estimator.getOrDefault
-    schedule = value("learningRateSchedule")
+    value, pace = estimator.getOrDefault, estimator._pace(data.train_rows)
     metrics = (
         value("metrics")
         if estimator.isDefined("metrics")
@@ -197,8 +202,8 @@ def _train_spec(
         features=tuple(features),
         labels=tuple(labels),
         weight=weight,
-        batch_size=value("batchSize"),
-        epochs=value("epochs"),
+        batch_size=pace.batch_size,
+        epochs=pace.epochs,
         learning_rate=value("learningRate"),
         seed=value("seed"),
         shuffle=value("shuffle"),
@@ -210,7 +215,7 @@ def _train_spec(
         metrics=tuple(metrics),
         monitor=_monitor(estimator, data),
         patience=value("earlyStoppingPatience"),
-        schedule=None if schedule == "constant" else schedule,
+        schedule=None if pace.schedule == "constant" else pace.schedule,
         schedule_args=value("learningRateScheduleArgs"),
     )
 

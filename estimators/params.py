@@ -25,6 +25,7 @@ from pyspark.ml.param.shared import (
 )
 
 from hvdspark.errors import ConfigurationError
+from hvdspark.estimators.defaults import Pace
 
 C = TypeVar("C", bound=type)
 Converter = Callable[[Any], Any]
@@ -150,7 +151,7 @@ class _TorchScoringParams(
 
     handleInvalid = param(
         "handleInvalid",
-        "null or NaN in a feature, or inside its arrays: error (default), skip (drop the row) or keep (the module gets "
+        "null or NaN in a feature, or inside its arrays: error, skip (drop the row) or keep (the module gets "
         "NaN; a null integer or a null array or vector is still an error), the same in fit and transform",
         one_of("handleInvalid", "error", "skip", "keep"),
     )
@@ -178,32 +179,32 @@ class _TrainingParams(HasLabelCol, HasWeightCol, HasValidationIndicatorCol, HasS
     validationGroupCol = param(
         "validationGroupCol",
         "column of any type whose equal values are held out together, such as all rows of a user; null is a value. "
-        "validationFraction is then the fraction of its values (default: every row is drawn by itself)",
+        "validationFraction is then the fraction of its values; where it is not set, every row is drawn by itself",
         TypeConverters.toString,
     )
     numWorkers = param(
         "numWorkers",
-        "number of ranks, one for each Spark task (default 2, at least 1)",
+        "number of ranks, one for each Spark task (at least 1)",
         in_range("numWorkers", TypeConverters.toInt, 1),
     )
     batchSize = param(
         "batchSize",
-        "rows of the global batch, over all ranks (default 4096, at least 1)",
+        "rows of the global batch, over all ranks (at least 1)",
         in_range("batchSize", TypeConverters.toInt, 1),
     )
     epochs = param(
         "epochs",
-        "most passes over the training rows (default 1, at least 1)",
+        "most passes over the training rows (at least 1)",
         in_range("epochs", TypeConverters.toInt, 1),
     )
     learningRate = param(
         "learningRate",
-        "learning rate, unless the optimizer carries its own; never rescaled by numWorkers (default 0.001, above 0)",
+        "learning rate, unless the optimizer carries its own; never rescaled by numWorkers (above 0)",
         in_range("learningRate", TypeConverters.toFloat, 0, open_low=True),
     )
     learningRateSchedule = param(
         "learningRateSchedule",
-        "how the learning rate changes from step to step: constant (default), cosine, linear or step",
+        "how the learning rate changes from step to step: constant, cosine, linear or step",
         one_of("learningRateSchedule", "constant", "cosine", "linear", "step"),
     )
     learningRateScheduleArgs = param(
@@ -213,72 +214,72 @@ class _TrainingParams(HasLabelCol, HasWeightCol, HasValidationIndicatorCol, HasS
     )
     storeUri = param(
         "storeUri",
-        "directory for the data during fit and for the fitted weights, reachable from all executors "
-        "(default file:///tmp/hvdspark)",
+        "directory for the data during fit and for the fitted weights, reachable from all executors",
         TypeConverters.toString,
     )
-    shuffle = param("shuffle", "whether rows are reshuffled in every epoch (default true)", TypeConverters.toBoolean)
+    shuffle = param("shuffle", "whether rows are reshuffled in every epoch", TypeConverters.toBoolean)
     shuffleRows = param(
         "shuffleRows",
-        "rows that each rank shuffles at a time, held in memory (default 524288, at least 1)",
+        "rows that each rank shuffles at a time, held in memory (at least 1)",
         in_range("shuffleRows", TypeConverters.toInt, 1),
     )
     precision = param(
         "precision",
-        "arithmetic of training steps: float32, bfloat16 (autocast), or auto (default): bfloat16 where all ranks' "
+        "arithmetic of training steps: float32, bfloat16 (autocast), or auto: bfloat16 where all ranks' "
         "hardware multiplies it (AMX, tensor cores); validation and scoring are always float32",
         one_of("precision", "auto", "float32", "bfloat16"),
     )
     device = param(
         "device",
-        "where ranks compute: auto (default; the GPU that Spark assigns to the task, if any), cpu or cuda",
+        "where ranks compute: auto (the GPU that Spark assigns to the task, if any), cpu or cuda",
         one_of("device", "auto", "cpu", "cuda"),
     )
     gradientAccumulationSteps = param(
         "gradientAccumulationSteps",
-        "global batches whose gradients are averaged before one optimizer step (default 1, at least 1)",
+        "global batches whose gradients are averaged before one optimizer step (at least 1)",
         in_range("gradientAccumulationSteps", TypeConverters.toInt, 1),
     )
     gradientClipNorm = param(
         "gradientClipNorm",
-        "largest L2 norm of all gradients together, sharded embeddings included (default: no clipping; above 0)",
+        "largest L2 norm of all gradients together, sharded embeddings included (above 0); where it is not set, "
+        "nothing is clipped",
         in_range("gradientClipNorm", TypeConverters.toFloat, 0, open_low=True),
     )
     gradientCompression = param(
         "gradientCompression",
-        "gradients on the wire: none (default) or fp16",
+        "gradients on the wire: none or fp16",
         one_of("gradientCompression", "none", "fp16"),
     )
     metrics = param(
         "metrics",
-        "metrics on the validation rows: logloss, auc, accuracy, mse, mae (default: those that suit the loss)",
+        "metrics on the validation rows: logloss, auc, accuracy, mse, mae; where they are not set, those that suit the "
+        "loss",
         TypeConverters.toListString,
     )
     monitor = param(
         "monitor",
         "what early stopping and the choice of the best epoch look at: a column of the history, as val_loss or "
-        "val_auc (default: val_loss with validation rows, else train_loss)",
+        "val_auc; where it is not set, val_loss with validation rows, else train_loss",
         TypeConverters.toString,
     )
     earlyStoppingPatience = param(
         "earlyStoppingPatience",
-        "epochs without improvement after which training stops; 0 (default) never stops early",
+        "epochs without improvement after which training stops; 0 never stops early",
         in_range("earlyStoppingPatience", TypeConverters.toInt, 0),
     )
     maxRestarts = param(
         "maxRestarts",
-        "how often the ranks are started again, from the newest checkpoint, after a killed rank or a lost executor "
-        "(default 0)",
+        "how often the ranks are started again, from the newest checkpoint, after a killed rank or a lost executor",
         in_range("maxRestarts", TypeConverters.toInt, 0),
     )
     startTimeout = param(
         "startTimeout",
-        "seconds within which all ranks must have started (default 600, above 0)",
+        "seconds within which all ranks must have started (above 0)",
         in_range("startTimeout", TypeConverters.toFloat, 0, open_low=True),
     )
     allowPickle = param(
         "allowPickle",
-        "whether save may pickle Python objects that have no import path; loading them runs their code (default false)",
+        "whether save may pickle Python objects that have no import path; loading them runs their code",
         TypeConverters.toBoolean,
     )
 
@@ -287,10 +288,7 @@ class _TrainingParams(HasLabelCol, HasWeightCol, HasValidationIndicatorCol, HasS
         self._setDefault(
             labelCol="label",
             numWorkers=2,
-            batchSize=4096,
-            epochs=1,
             learningRate=1e-3,
-            learningRateSchedule="constant",
             learningRateScheduleArgs={},
             storeUri="file:///tmp/hvdspark",
             # pyspark's own default is the hash of the class name, which differs from process to process.
@@ -307,6 +305,11 @@ class _TrainingParams(HasLabelCol, HasWeightCol, HasValidationIndicatorCol, HasS
             allowPickle=False,
         )
 
+    def _pace(self, rows: int) -> Pace:
+        """How fast a fit goes through so many training rows."""
+        value = self.getOrDefault
+        return Pace(value("batchSize"), value("epochs"), value("learningRateSchedule"))
+
 
 class _TorchTrainingParams(_TrainingParams):
     """Params of TorchEstimator only."""
@@ -317,9 +320,11 @@ class _TorchTrainingParams(_TrainingParams):
         distinct_names("labelCols"),
     )
     lossWeights = param(
-        "lossWeights", "factor of each label's loss in the sum (default: all 1)", TypeConverters.toListFloat
+        "lossWeights",
+        "factor of each label's loss in the sum; where there are none, all are 1",
+        TypeConverters.toListFloat,
     )
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        self._setDefault(lossWeights=[])
+        self._setDefault(batchSize=4096, epochs=1, learningRateSchedule="constant", lossWeights=[])

@@ -84,7 +84,7 @@ def read_adult(spark: SparkSession, path: str) -> DataFrame:
     return rows.withColumn("label", (F.col(last) == ">50K").cast("double"))
 
 
-def pipeline(workers: int, store_uri: str, epochs: int) -> Pipeline:
+def pipeline(workers: int, store_uri: str, epochs: int | None) -> Pipeline:
     indexed = [f"{name}_id" for name in CATEGORIES]
     bucketed = [f"{name}_bucket" for name in SPLITS]
     splits = [[float("-inf"), *map(float, values), float("inf")] for values in SPLITS.values()]
@@ -110,7 +110,7 @@ def pipeline(workers: int, store_uri: str, epochs: int) -> Pipeline:
                 labelCol="label",
                 numWorkers=workers,
                 batchSize=512,
-                epochs=epochs,
+                epochs=epochs or 8,
                 storeUri=store_uri,
                 seed=7,
             ),
@@ -118,8 +118,8 @@ def pipeline(workers: int, store_uri: str, epochs: int) -> Pipeline:
     )
 
 
-def ctr_pipeline(workers: int, store_uri: str, epochs: int) -> Pipeline:
-    """Strings as they are; numbers as numbers and, cut into intervals, as categories too."""
+def ctr_pipeline(workers: int, store_uri: str, epochs: int | None) -> Pipeline:
+    """Strings as they are; numbers as numbers and, cut into intervals, as categories too. All else is the default."""
     bucketed = [f"{name}_bucket" for name in SPLITS]
     splits = [[float("-inf"), *map(float, values), float("inf")] for values in SPLITS.values()]
     ids = ", ".join(f"CAST({name} AS INT) AS {name}_id" for name in bucketed)
@@ -132,13 +132,7 @@ def ctr_pipeline(workers: int, store_uri: str, epochs: int) -> Pipeline:
                 continuousCols=["age", "education_num", "hours_per_week", "capital_gain", "capital_loss"],
                 categoricalCols=[*CATEGORIES, *(f"{name}_id" for name in bucketed)],
                 labelCol="label",
-                embeddingDim=8,
-                hiddenUnits=[64, 32],
-                dropout=0.2,
-                learningRate=2e-3,
-                learningRateSchedule="cosine",
                 numWorkers=workers,
-                batchSize=512,
                 epochs=epochs,
                 storeUri=store_uri,
                 seed=7,
@@ -151,7 +145,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", required=True, help="directory with adult.data and adult.test")
     parser.add_argument("--workers", type=int, default=2, help="ranks")
-    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--epochs", type=int, help="default: 8, and with --ctr what the rows suggest")
     parser.add_argument("--ctr", action="store_true", help="CTRClassifier on the raw columns")
     arguments = parser.parse_args()
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)

@@ -67,6 +67,7 @@ def run(spark: SparkSession, arguments: argparse.Namespace, scratch: Path) -> No
         numWorkers=arguments.workers,
         batchSize=1024,
         learningRate=2e-3,
+        learningRateSchedule="constant",
         embeddingOptimizer="adam",
         embeddingLearningRate=2e-3,
         epochs=arguments.epochs,

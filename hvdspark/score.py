@@ -119,7 +119,7 @@ def _invalid(column: ColumnSpec, what: str, keep: bool) -> DataError:
     hint = "fill it, or set handleInvalid to 'skip' to drop these rows"
     if keep:
         hint += "; 'keep' is for numbers that are not integers, as NaN"
-    elif column.dtype == "float32":
+    elif column.dtype != "int64":
         hint += " or to 'keep' to pass NaN on"
     return DataError(f"{what} in feature column {column.name!r}", hint=hint)
 

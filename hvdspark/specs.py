@@ -49,7 +49,7 @@ class ColumnSpec:
 
     Attributes:
         name: column name in the files (and in the DataFrame).
-        dtype: the tensor's dtype: "float32" or "int64". Integer ids are never a float on the way.
+        dtype: the tensor's dtype: "float32", "float64" or "int64". Integer ids are never a float on the way.
         layout: "scalar" -> tensor [rows]; "fixed" -> tensor [rows, width]; "ragged" -> values and offsets.
         width: elements per row of a "fixed" column, else None.
     """

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hvdspark.specs import ColumnSpec
 
-_NUMPY: dict[str, np.dtype[Any]] = {"float32": np.dtype(np.float32), "int64": np.dtype(np.int64)}
+_NUMPY: dict[str, np.dtype[Any]] = {name: np.dtype(name) for name in ("float32", "float64", "int64")}
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,13 @@ def is_invalid(value: Column, dtype: str, is_array: bool) -> Column:
     """Whether a value must not reach the module: true or false, never null.
 
     Args:
-        value: float or bigint, or arrays of them (already cast, so that a cast that fails is seen).
-        dtype: "float32" or "int64".
+        value: float, double or bigint, or arrays of them (already cast, so that a cast that fails is seen).
+        dtype: "float32", "float64" or "int64".
         is_array: whether each row holds an array.
     """
     from pyspark.sql import functions as F
 
-    if dtype == "float32":
+    if dtype != "int64":
         if not is_array:
             return value.isNull() | F.isnan(value)
         # To array_contains NaN equals NaN, and what a null might equal is null. Unlike exists() it becomes Java code.

@@ -68,6 +68,7 @@ def materialize(
     seed: int,
     handle_invalid: str,
     fixed: Collection[str] = (),
+    wide: Collection[str] = (),
     owner: object | None = None,
 ) -> Iterator[DatasetSpec]:
     """Write the wanted columns of a DataFrame as a dataset of the store, for as long as the context lasts.
@@ -87,6 +88,7 @@ def materialize(
             null becomes NaN (where a column of numbers can hold it, else DataError). In labels and weights they are
             always an error.
         fixed: array columns whose arrays must all have one length.
+        wide: columns of numbers that are written as float64 instead of float32.
         owner: the dataset also outlives the context while this object is alive, so that the next call finds it; `df`
             itself by default. Give the user's DataFrame when `df` was derived from it.
 
@@ -102,7 +104,7 @@ def materialize(
     if isinstance(validation, int | float) and not 0.0 < validation < 1.0:
         raise ConfigurationError("the share of validation rows must be between 0 and 1", value=validation)
     indicator = validation if isinstance(validation, str) else None
-    columns = check_columns(df.schema, features, labels, weight, indicator, fixed, group)
+    columns = check_columns(df.schema, features, labels, weight, indicator, fixed, group, wide)
     check_group(group, validation)
     prepared = _prepare(df, columns, validation, group, seed, handle_invalid)
     proof = evidence(df)
@@ -155,8 +157,8 @@ def _prepare(
     for column in columns:
         source = F.col(_quoted(column.name))
         value = source.cast(column.spark_type)
-        if handle_invalid == "keep" and column.role == "feature" and column.dtype == "float32":
-            nan = F.lit(float("nan")).cast("float")
+        if handle_invalid == "keep" and column.role == "feature" and column.dtype != "int64":
+            nan = F.lit(float("nan")).cast(column.element_type)
             value = F.transform(value, lambda x: F.coalesce(x, nan)) if column.is_array else F.coalesce(value, nan)  # noqa: B023
         values[column.name] = value
         if column.is_array:

@@ -29,7 +29,7 @@ _DTYPES = {
     **dict.fromkeys(("boolean", "float", "double", "decimal"), "float32"),
     **dict.fromkeys(("tinyint", "smallint", "int", "bigint"), "int64"),
 }
-_SPARK_TYPES = {"float32": "float", "int64": "bigint"}
+_SPARK_TYPES = {"float32": "float", "float64": "double", "int64": "bigint"}
 _HINTS = {
     "string": "turn it into numbers with StringIndexer, or into 64-bit keys with pyspark.sql.functions.xxhash64",
     "vector": "turn it into an array with pyspark.ml.functions.vector_to_array",
@@ -54,7 +54,7 @@ class SourceColumn:
     Attributes:
         name: as in the DataFrame.
         role: "feature" | "label" | "weight"; the first of these that it has.
-        dtype: "float32" | "int64".
+        dtype: "float32" | "float64" | "int64".
         is_array: whether each row holds an array.
         must_be_fixed: all rows must have the same length (once a Spark vector).
         also: its other roles, such as the label of an autoencoder.
@@ -70,8 +70,12 @@ class SourceColumn:
     @property
     def spark_type(self) -> str:
         """What the column is cast to before it is written."""
-        element = _SPARK_TYPES[self.dtype]
-        return f"array<{element}>" if self.is_array else element
+        return f"array<{self.element_type}>" if self.is_array else self.element_type
+
+    @property
+    def element_type(self) -> str:
+        """`spark_type`, or that of an element of an array."""
+        return _SPARK_TYPES[self.dtype]
 
     def by_role(self) -> Iterator[SourceColumn]:
         """The column in each of its roles."""
@@ -95,6 +99,7 @@ def check_columns(
     validation: str | None = None,
     fixed: Collection[str] = (),
     group: str | None = None,
+    wide: Collection[str] = (),
 ) -> tuple[SourceColumn, ...]:
     """Check the wanted columns against a schema.
 
@@ -105,6 +110,7 @@ def check_columns(
         validation: name of the boolean column that marks validation rows; not part of the result.
         fixed: array columns that must have the same length in every row.
         group: column of any type whose equal values are held out together; not part of the result.
+        wide: columns of numbers that are float64 instead of float32.
 
     Raises:
         ConfigurationError: no feature is asked for, a column is asked for twice in one role, or it also says which rows
@@ -133,6 +139,7 @@ def check_columns(
         hints = _HINTS if role == "feature" else {**_HINTS, **_NUMBER_HINTS}
         dtype = _dtype(name, element[1] if element else type_name, element is not None, hints)
         dtype = "float32" if role == "weight" else dtype
+        dtype = "float64" if dtype == "float32" and name in wide else dtype
         if name in columns:
             columns[name] = dataclasses.replace(columns[name], also=(*columns[name].also, role))
         else:

@@ -22,7 +22,7 @@ import torch
 from hvdspark.data.batch import Batch, Layout, Ragged
 
 MAX_CHUNK_ROWS = 1 << 16
-_TORCH = {"float32": torch.float32, "int64": torch.int64}
+_TORCH = {"float32": torch.float32, "float64": torch.float64, "int64": torch.int64}
 
 
 @dataclass(frozen=True)

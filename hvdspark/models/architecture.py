@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 from torch import Tensor, nn
@@ -49,4 +50,8 @@ class Architecture(nn.Module):
         Returns:
             Logits [rows]; float32, or under autocast its type.
         """
+        raise NotImplementedError
+
+    def summands(self) -> Sequence[nn.Module]:
+        """The modules whose outputs add up to the logit; each has a bias."""
         raise NotImplementedError

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from hvdspark.embedding.config import Admission, Initialization, SparseOptimizer, TableConfig
+from hvdspark.embedding.config import Admission, Initialization, SparseOptimizer, TableConfig, one_of
 from hvdspark.embedding.module import ShardedEmbeddingCollection
 from hvdspark.models import make_model
+from hvdspark.models import numbers as shapes
+from hvdspark.models.lr import LogisticRegression
 
 # Of the ids that categories are hashed to. Leaves room for 2048 tables beside each other in a 64-bit key; of 10**9
 # categories of a column about 100 pairs share an id.
 ID_BITS = 52
 # Products of two embeddings begin large enough for their gradients to be seen in the first epoch.
 _INITIAL_SCALE = 0.05
+# Of the last deep layer, so that the first predictions are the base rate and not noise about it.
+_INITIAL_SHARE_OF_DEEP = 0.1
 
 
 class ClickModel(nn.Module):
@@ -41,6 +46,12 @@ class ClickModel(nn.Module):
         embedding_min_count: global batches of training that must meet an id before it gets a row.
         embedding_dtype: of stored embeddings.
         seed: of initial embeddings, which depend on (seed, column, id) alone, and of the initial dense weights.
+        number_inputs: how numbers enter, see `models.numbers`; "log" is what models had that were saved before there
+            was a choice.
+        first_order: whether an architecture without first-order weights (dcn_v2, dlrm) gets them beside it, so that
+            every architecture can be what logistic regression is.
+        weight_learning_rate, weight_initial_accumulator: of the first-order weights of the categories; None: as of the
+            embeddings.
     """
 
     mean: Tensor
@@ -63,6 +74,10 @@ class ClickModel(nn.Module):
         embedding_min_count: int = 1,
         embedding_dtype: str = "float32",
         seed: int = 0,
+        number_inputs: str = "log",
+        first_order: bool = False,
+        weight_learning_rate: float | None = None,
+        weight_initial_accumulator: float | None = None,
     ) -> None:
         super().__init__()
         self.architecture, self.numbers, self.dim, self.seed = architecture, numbers, dim, seed
@@ -71,19 +86,31 @@ class ClickModel(nn.Module):
         self.embedding_optimizer, self.embedding_learning_rate = embedding_optimizer, embedding_learning_rate
         self.embedding_initial_accumulator = embedding_initial_accumulator
         self.embedding_min_count, self.embedding_dtype = embedding_min_count, embedding_dtype
-        self.register_buffer("mean", torch.zeros(numbers))
-        self.register_buffer("deviation", torch.ones(numbers))
+        self.number_inputs, self.first_order = number_inputs, first_order
+        self.weight_learning_rate, self.weight_initial_accumulator = weight_learning_rate, weight_initial_accumulator
+        one_of("number_inputs", number_inputs, shapes.SHAPES, "ClickModel")
+        width, dtype = shapes.width(numbers, number_inputs), shapes.dtype(number_inputs)
+        self.register_buffer("mean", torch.zeros(width, dtype=dtype))
+        self.register_buffer("deviation", torch.ones(width, dtype=dtype))
+        fields = len(self.categories)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.network = make_model(
-                architecture, numbers=numbers, fields=len(self.categories), dim=dim, hidden=hidden, dropout=dropout
+                architecture, numbers=width, fields=fields, dim=dim, hidden=hidden, dropout=dropout
             )
+        self.wide = LogisticRegression(width, fields) if first_order and not self.network.uses_weights else None
         self.vectors = self.weights = None
         if self.categories and self.network.uses_vectors:
-            self.vectors = self._tables(dim, "vectors", Initialization("uniform", _INITIAL_SCALE))
-        if self.categories and self.network.uses_weights:
+            uniform = Initialization("uniform", _INITIAL_SCALE)
+            rate, accumulator = embedding_learning_rate, embedding_initial_accumulator
+            self.vectors = self._tables(dim, "vectors", uniform, rate, accumulator)
+        if self.categories and (self.network.uses_weights or self.wide is not None):
+            rate = embedding_learning_rate if weight_learning_rate is None else weight_learning_rate
+            accumulator = (
+                embedding_initial_accumulator if weight_initial_accumulator is None else weight_initial_accumulator
+            )
             # Weights of ids that are met once or twice would otherwise be mostly noise.
-            self.weights = self._tables(1, "weights", Initialization("zeros"))
+            self.weights = self._tables(1, "weights", Initialization("zeros"), rate, accumulator)
 
     def forward(self, *columns: Any) -> Tensor:
         """Collective. One logit for each row.
@@ -102,23 +129,34 @@ class ClickModel(nn.Module):
             vectors = self.vectors.stacked(ids)  # [rows, F, D]
         if self.weights is not None:
             weights = self.weights.stacked(ids).squeeze(2)  # [rows, F]
-        return self.network(numbers, vectors, weights)
+        logits = self.network(numbers, vectors, weights)
+        return logits if self.wide is None else logits + self.wide(numbers, vectors, weights)
+
+    @torch.no_grad()
+    def begin_at(self, rate: float) -> None:
+        """Let all first predictions be near the share of positive rows, `rate` in (0, 1), before training."""
+        parts = [*([] if self.wide is None else [self.wide]), *self.network.summands()]
+        for part in parts:
+            part.get_parameter("bias").zero_()
+            if isinstance(part, nn.Linear):
+                part.weight.mul_(_INITIAL_SHARE_OF_DEEP)
+        parts[0].get_parameter("bias").fill_(math.log(rate) - math.log1p(-rate))
+
+    def first_order_parts(self) -> list[LogisticRegression]:
+        """The part of the model that is a logistic regression, if there is one."""
+        return [part for part in self.modules() if isinstance(part, LogisticRegression)]
 
     def _normalised(self, columns: Sequence[Tensor], first: Any) -> Tensor:
-        """[rows, N]: sign(x) log(1 + |x|), standardised; 0, the mean, where missing."""
+        """[rows, inputs], see `models.numbers`."""
         if not columns:
             rows = len(first) if isinstance(first, Tensor) else len(first.offsets) - 1
-            return self.mean.new_zeros(rows, 0)
-        numbers = torch.stack(list(columns), dim=1)
-        numbers = (numbers.sign() * numbers.abs().log1p() - self.mean) / self.deviation
-        return numbers.masked_fill(numbers.isnan(), 0.0)
+            return torch.zeros(rows, 0, device=self.mean.device)
+        return shapes.standardised(torch.stack(list(columns), dim=1), self.number_inputs, self.mean, self.deviation)
 
-    def _tables(self, dim: int, name: str, init: Initialization) -> ShardedEmbeddingCollection:
-        optimizer = SparseOptimizer(
-            self.embedding_optimizer,
-            self.embedding_learning_rate,
-            initial_accumulator=self.embedding_initial_accumulator,
-        )
+    def _tables(
+        self, dim: int, name: str, init: Initialization, rate: float, accumulator: float
+    ) -> ShardedEmbeddingCollection:
+        optimizer = SparseOptimizer(self.embedding_optimizer, rate, initial_accumulator=accumulator)
         return ShardedEmbeddingCollection(
             [
                 TableConfig(

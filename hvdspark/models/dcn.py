@@ -48,3 +48,6 @@ class DCNv2(Architecture):
         for layer in self.cross:
             crossed = torch.addcmul(crossed, start, layer(crossed))
         return self.output(torch.cat([crossed, self.deep(start)], dim=1)).squeeze(1)
+
+    def summands(self) -> Sequence[nn.Module]:
+        return [self.output]

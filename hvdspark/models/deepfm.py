@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hvdspark.models.architecture import Architecture
 from hvdspark.models.fm import FactorizationMachine
@@ -28,3 +28,6 @@ class DeepFM(Architecture):
     def forward(self, numbers: Tensor, vectors: Tensor, weights: Tensor) -> Tensor:
         features = torch.cat([vectors.flatten(1), numbers], dim=1)  # [rows, F * D + N]
         return self.machine(numbers, vectors, weights) + self.deep(features).squeeze(1)
+
+    def summands(self) -> Sequence[nn.Module]:
+        return [self.machine.first_order, self.deep[-1]]

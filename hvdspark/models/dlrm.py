@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hvdspark.errors import ConfigurationError
 from hvdspark.models.architecture import Architecture
@@ -58,6 +58,9 @@ class DLRM(Architecture):
         dense = self.bottom_layers(numbers)  # [rows, D]
         products = self.products(torch.cat([dense.unsqueeze(1), vectors], dim=1))
         return self.top(torch.cat([dense, products], dim=1)).squeeze(1)
+
+    def summands(self) -> Sequence[nn.Module]:
+        return [self.top[-1]]
 
     def products(self, vectors: Tensor) -> Tensor:
         """Dot product of vector i with vector j for all i < j, row by row of that triangle: [rows, pairs]."""

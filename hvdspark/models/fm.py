@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -32,3 +34,6 @@ class FactorizationMachine(Architecture):
                 own = own + numbers.square() @ self.factors.square().sum(dim=1)
             pairs = (total.square().sum(dim=1) - own) / 2  # [rows]
         return self.first_order(numbers, vectors, weights) + pairs
+
+    def summands(self) -> Sequence[nn.Module]:
+        return [self.first_order]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
@@ -30,3 +31,6 @@ class LogisticRegression(Architecture):
             # A product and a sum, not a matrix product: autocast leaves these in float32.
             logits = logits + (numbers * self.weight).sum(dim=1)
         return logits
+
+    def summands(self) -> Sequence[nn.Module]:
+        return [self]

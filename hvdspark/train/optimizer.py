@@ -62,7 +62,7 @@ def check_optimizer(optimizer: Any, module: nn.Module) -> None:
 
 def _factory(optimizer: Any, module: nn.Module) -> Callable[..., Any]:
     if isinstance(optimizer, str):
-        return _named(optimizer, module)
+        return named(optimizer, module)
     if not callable(optimizer):
         raise ConfigurationError(
             "the optimizer must be a name, an Optimizer, an Optimizer class or a callable taking the parameters",
@@ -99,7 +99,7 @@ def check_parameters(module: nn.Module, *, lazy: bool = False) -> None:
         )
 
 
-def _named(name: str, module: nn.Module) -> Callable[..., torch.optim.Optimizer]:
+def named(name: str, module: nn.Module) -> Callable[..., torch.optim.Optimizer]:
     if name not in _BY_NAME:
         raise ConfigurationError(
             "unknown optimizer", value=name, where="optimizer", hint=f"one of {', '.join(_BY_NAME)}"

@@ -288,3 +288,28 @@ def test_numbers_alone_or_categories_alone(
 def test_no_columns_at_all_are_refused(spark: SparkSession) -> None:
     with pytest.raises(ConfigurationError, match="continuousCols and categoricalCols"):
         classifier(continuousCols=[], categoricalCols=[]).fit(clicks(spark, 10))
+
+
+def test_numbers_of_any_offset_and_scale(spark: SparkSession, store_uri: str) -> None:
+    draw = [F.rand(seed) - 0.5 for seed in range(5)]
+    hour = 1_760_000_000
+    data = spark.range(0, 6000, 1, 3).select(
+        "id",
+        ((draw[0] * 3.6e12).cast("bigint") + F.lit(hour * 10**9)).alias("nanoseconds"),
+        (draw[1] * 3600 + hour).cast("bigint").alias("seconds"),
+        (draw[2] * 200 + 5e8).alias("large"),
+        (draw[3] * 1e-9).alias("tiny"),
+        (draw[4] * 200 + 2**60).cast("bigint").alias("beyond double"),
+        F.lit(7).alias("one.number"),
+    )
+    numbers = data.columns[1:]
+    parts = [(F.col("nanoseconds") - hour * 10**9) / 3.6e12, (F.col("seconds") - hour) / 3600]
+    parts += [(F.col("large") - 5e8) / 200, F.col("tiny") * 1e9]
+    data = data.withColumn("clicked", (sum(parts[1:], parts[0]) > 0).cast("int"))
+    model = CTRClassifier(architecture="lr", continuousCols=numbers, labelCol="clicked", storeUri=store_uri).fit(data)
+    # Each of the four is a quarter of it: without one of them 0.94 is the most.
+    assert BinaryClassificationEvaluator(labelCol="clicked").evaluate(model.transform(data)) > 0.99
+    assert any(text.startswith("column 'beyond double'") for text in model.summary.warnings)
+    # What was one number in training says nothing later.
+    other = data.limit(50).withColumn("one.number", F.lit(10**6))
+    assert probabilities(model.transform(other)) == probabilities(model.transform(data.limit(50)))

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
 from hvdspark.data.batch import Ragged
 from hvdspark.models import ARCHITECTURES
+from hvdspark.models import numbers as shapes
 from hvdspark.models.click import ID_BITS, ClickModel
 from hvdspark.train import architecture
 
@@ -57,6 +59,59 @@ def test_numbers_are_logged_standardised_and_the_mean_where_missing() -> None:
     assert torch.allclose(seen[0], expected, atol=1e-6)
 
 
+# What a column is like: offset and deviation. In float32 nothing would be left of most of them.
+OFFSETS = {
+    "seconds of an hour": (1.7e9, 1e3),
+    "nanoseconds of an hour": (1.7e18, 1e12),
+    "large": (5e8, 100.0),
+    "tiny": (0.0, 1e-9),
+    "tiny and far from 0": (1.0, 1e-9),
+    "plain": (3.0, 2.0),
+    "negative": (-1e6, 10.0),
+}
+
+
+@pytest.mark.parametrize("name", OFFSETS)
+def test_offset_and_scale_are_removed_before_anything_is_float32(name: str) -> None:
+    offset, deviation = OFFSETS[name]
+    standard = torch.linspace(-3.0, 3.0, 101, dtype=torch.float64)
+    numbers = offset + deviation * standard
+    model = ClickModel("lr", 1, [], number_inputs="linear_and_log")
+    made = shapes.inputs(numbers[:, None], "linear_and_log")
+    model.mean.copy_(made.mean(dim=0))
+    model.deviation.copy_(made.std(dim=0))
+    seen: list[torch.Tensor] = []
+    model.network.register_forward_pre_hook(lambda module, arguments: seen.append(arguments[0]))
+    model(numbers)
+    assert seen[0].dtype == torch.float32
+    found = seen[0].double()
+    assert torch.allclose(found[:, 0] * standard.std(), standard, atol=1e-3)
+    assert (found[:, 1].diff() > 0).all()  # no two numbers are one
+
+
+def test_outliers_gaps_and_what_was_one_number_in_training() -> None:
+    numbers = torch.tensor([[0.0, 7.0], [100.0, 9.0], [float("nan"), float("nan")]], dtype=torch.float64)
+    mean, deviation = torch.zeros(4, dtype=torch.float64), torch.ones(4, dtype=torch.float64)
+    mean[1], deviation[1] = 7.0, float("inf")
+    found = shapes.standardised(numbers, "linear_and_log", mean, deviation)
+    assert found[1, 0].item() == pytest.approx(4 + np.log1p(96.0))
+    assert found[:, 1].tolist() == [0.0, 0.0, 0.0]
+    assert found[2].tolist() == [0.0] * 4
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("rate", [0.001, 0.4])
+def test_the_first_output_is_the_base_rate(name: str, rate: float) -> None:
+    model = ClickModel(
+        name, 3, ["a", "b"], dim=4, hidden=(8,), seed=2, number_inputs="linear_and_log", first_order=True
+    )
+    model.begin_at(rate)
+    columns = [torch.randn(500, dtype=torch.float64) for _ in range(3)] + [torch.arange(500), torch.arange(500)]
+    scores = torch.sigmoid(model(*columns))
+    assert scores.mean().item() == pytest.approx(rate, rel=0.05)
+    assert len(model.first_order_parts()) == 1
+
+
 @pytest.mark.parametrize("pooling", ["mean", "sum"])
 def test_several_ids_in_a_row_are_pooled(pooling: str) -> None:
     model = ClickModel("dlrm", 1, ["one", "many"], ["many"], pooling=pooling, dim=4, hidden=(8,))
@@ -87,7 +142,8 @@ def test_the_seed_decides_all_and_leaves_torchs_generator_alone() -> None:
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_rebuilt_from_json(name: str) -> None:
+@pytest.mark.parametrize("first_order", [False, True])
+def test_rebuilt_from_json(name: str, first_order: bool) -> None:
     model = ClickModel(
         name,
         2,
@@ -98,6 +154,10 @@ def test_rebuilt_from_json(name: str) -> None:
         embedding_optimizer="ftrl",
         embedding_initial_accumulator=1.0,
         seed=9,
+        number_inputs="linear_and_log" if first_order else "log",
+        first_order=first_order,
+        weight_learning_rate=0.5 if first_order else None,
+        weight_initial_accumulator=2.0 if first_order else None,
     )
     again = architecture.rebuild(architecture.describe(model, "model"))
     assert again.embedding_optimizer == "ftrl"
