@@ -134,7 +134,7 @@ def fit(
         result = from_json(TrainResult, results[0])
         shown.finished(result.epochs_run)
     loss = RowLoss(program.loss, labels, program.loss_weights, "cpu").name(0) if len(labels) == 1 else None
-    result = dataclasses.replace(result, warnings=(*tried.warnings, *result.warnings), loss=loss or "")
+    result = dataclasses.replace(result, warnings=(*warnings, *result.warnings), loss=loss or "")
     columns = {column.name: column for column in data.columns}
     return FittedModule(
         store_uri=store.uri,
