@@ -12,6 +12,7 @@ from hvdspark.collectives import LocalCollective
 from hvdspark.errors import ConfigurationError
 from hvdspark.specs import TrainSpec
 from hvdspark.train.architecture import skeleton
+from hvdspark.train.batch_norm import check_layers
 from hvdspark.train.history import resolve_monitor
 from hvdspark.train.loss import RowLoss
 from hvdspark.train.optimizer import check_optimizer
@@ -38,6 +39,7 @@ def check_program(spec: TrainSpec, program: Program) -> None:
         make_schedule(spec.schedule, spec.schedule_args, total_steps=1)
     loss = RowLoss(program.loss, spec.labels, program.loss_weights, "cpu")
     check_loss(program.loss, program.module)
+    check_layers(program.module)
     keys = Validation(spec, program, loss, LocalCollective(), "cpu").keys
     resolve_monitor(spec.monitor, spec.patience, ("train_loss", *keys), bool(keys))
 

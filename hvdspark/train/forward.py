@@ -13,7 +13,6 @@ from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from hvdspark.data.loader import Batch, Ragged
 from hvdspark.errors import ConfigurationError, HvdSparkError
@@ -110,19 +109,15 @@ def as_prediction(output: Tensor) -> Tensor:
 
 
 @contextlib.contextmanager
-def batch_statistics(module: nn.Module, rows: int) -> Iterator[None]:
-    """Let batch normalisation use its running statistics for a batch of one row or none.
-
-    A rank's share of a short last batch can be that, which has no variance: torch refuses it in training mode.
-    """
-    layers = [layer for layer in module.modules() if isinstance(layer, _BatchNorm) and layer.training and rows <= 1]
-    for layer in layers:
-        layer.eval()
+def evaluation(module: nn.Module) -> Iterator[None]:
+    """The module in evaluation mode; afterwards each layer is in the mode that it was in."""
+    modes = [(layer, layer.training) for layer in module.modules()]
+    module.eval()
     try:
         yield
     finally:
-        for layer in layers:
-            layer.train()
+        for layer, training in modes:
+            layer.training = training
 
 
 def _may_be_about_ragged(error: Exception) -> bool:

@@ -17,6 +17,7 @@ from hvdspark.errors import ConfigurationError, DataError, SchemaError
 from hvdspark.specs import TrainSpec
 from hvdspark.store import Store
 from hvdspark.train.agreement import broadcast_json, ranks_where
+from hvdspark.train.batch_norm import check_layers
 from hvdspark.train.callbacks import CallbackList, TrainState
 from hvdspark.train.checkpoint import Checkpoints, TrainProgress
 from hvdspark.train.history import BestEpoch, Clock, Reporter, resolve_monitor
@@ -24,7 +25,7 @@ from hvdspark.train.loss import RowLoss
 from hvdspark.train.optimizer import make_optimizer, sparse_parameters
 from hvdspark.train.precision import resolve_precision
 from hvdspark.train.program import OutputSpec, Program, TrainResult
-from hvdspark.train.replicas import agree_on_buffers, make_contiguous, seed_generators
+from hvdspark.train.replicas import agree_on_buffers, kept_in_evaluation, make_contiguous, seed_generators
 from hvdspark.train.schedule import make_schedule
 from hvdspark.train.step import GradientStep
 from hvdspark.train.tables import begin_epoch, bind_tables
@@ -67,12 +68,14 @@ def train(
     bind_tables(module, collective)
     loss = RowLoss(program.loss, spec.labels, program.loss_weights, device)
     check_loss(program.loss, module)
+    check_layers(module)
     validation = Validation(spec, program, loss, collective, device)
     available = ("train_loss", *validation.keys)
     monitor = resolve_monitor(spec.monitor, spec.patience, available, bool(validation.keys))
     precision = resolve_precision(spec.precision, device, collective)
 
     make_contiguous(module)
+    frozen = kept_in_evaluation(module)
     optimizer = collective.distributed_optimizer(
         make_optimizer(program.optimizer, module, spec.learning_rate),
         module.named_parameters(),
@@ -118,10 +121,13 @@ def train(
         started, before = time.perf_counter(), dict(clock.seconds)
 
         module.train()
+        for layer in frozen:
+            layer.training = False
         sums = _train_epoch(spec, callbacks, collective, step, loss, store, state, clock, reporter)
         step.check_weights(epoch, steps)
         agree_on_buffers(module, collective)
         trained = time.perf_counter() - started
+        loss.agree_on_call(collective)
         with clock("validation"):
             sums = torch.cat([sums, validation.run(module)])
             sums = collective.allreduce_sum(sums, "train/epoch")
@@ -275,8 +281,9 @@ def _history_row(
 
 
 def _agree_on_outputs(step: GradientStep, validation: Validation, collective: Collective) -> list[dict[str, Any]]:
-    """Collective. What the module returns, from the first rank that has called it (a rank may have had no rows)."""
-    seen = step.outputs or validation.outputs
+    """Collective. What the module returns in evaluation, as scoring will call it: layers of training alone may return
+    more. From the first rank that has called it (a rank may have had no rows)."""
+    seen = validation.outputs if validation.keys else step.evaluated()
     first = ranks_where(collective, seen is not None, "train/outputs/seen")[0]
     described = [asdict(output) for output in seen.describe()] if seen is not None else None
     return broadcast_json(collective, described, first, "train/outputs")

@@ -15,7 +15,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from hvdspark.collectives import Collective
 from hvdspark.errors import ConfigurationError, DataError
+from hvdspark.train.agreement import ranks_where
 from hvdspark.train.torch_loss import LABELS, NOTHING, ROWS, Parsed, parse, row_weights
 
 _PROBABILITIES: dict[str, Callable[[Tensor], Tensor]] = {
@@ -96,6 +98,7 @@ class RowLoss:
         # A plain callable may see all outputs and labels; a named loss or a torch loss sees one pair at a time.
         self._may_be_joint = not several and self._terms[0].parsed.is_plain_callable
         self._joint = self._may_be_joint and len(labels) > 1
+        self._takes_tuples = False
         if self._joint and loss_weights:
             raise ConfigurationError("one callable for all outputs weighs them itself", where="lossWeights")
         if not several and not self._joint:
@@ -123,7 +126,8 @@ class RowLoss:
             DataError: a class index or a probability out of range.
         """
         taken = self._first_output(len(self._labels))
-        if self._joint or (self._may_be_joint and len(outputs) != taken):
+        if self._joint or (self._may_be_joint and (self._takes_tuples or len(outputs) != taken)):
+            self._takes_tuples = True
             return [self._joint_rows(outputs, labels, weighted)]
         if len(outputs) != taken:
             raise ConfigurationError(
@@ -143,6 +147,12 @@ class RowLoss:
                 part = Part(part.numerator * factor, part.weight)
             parts[place] = part if before is None else Part(before.numerator + part.numerator, before.weight)
         return [part for part in parts if part is not None]
+
+    def agree_on_call(self, collective: Collective) -> None:
+        """Collective. Where some rank gave a callable all outputs at once in training, it gets tuples everywhere, in
+        validation too: there the module may return one output alone."""
+        if self._may_be_joint and not self._joint:
+            self._takes_tuples = bool(ranks_where(collective, self._takes_tuples, "train/loss/tuples"))
 
     def value(self, sums: Sequence[float]) -> float:
         """The loss from the sums of all rows: numerator and divisor of each part, one after the other; NaN where no row
@@ -168,13 +178,13 @@ class RowLoss:
         parsed = self._terms[0].parsed
         try:
             value = parsed.call(tuple(outputs), tuple(labels))
-        except (TypeError, AttributeError) as error:  # what a callable for one output makes of tuples
+        except (TypeError, AttributeError, ValueError) as error:  # what it makes of tuples, or of fewer outputs
             raise ConfigurationError(
                 f"the loss failed when called with the tuples (outputs, labels): {type(error).__name__}: {error}",
                 value=f"{len(outputs)} outputs and {len(labels)} labels",
                 where="loss",
                 hint="a callable for one output and one label needs a module that returns one output, or a list of "
-                "callables, one for each label",
+                "callables, one for each label; in validation the module may return fewer outputs than in training",
             ) from error
         rows = _per_row(value, len(labels[0]), weighted, parsed)
         return Part(rows if self._joint else rows * self._weights[0], None)

@@ -21,6 +21,14 @@ def seed_generators(seed: int, epoch: int, rank: int) -> None:
     random.seed(int(words[3]))
 
 
+def kept_in_evaluation(module: nn.Module) -> list[nn.Module]:
+    """Layers that the user froze by `eval()`, such as the batch normalisation of a pretrained part.
+
+    None where the whole module is in evaluation mode: that says where it was before, not what to freeze.
+    """
+    return [layer for layer in module.modules() if not layer.training] if module.training else []
+
+
 def make_contiguous(module: nn.Module) -> None:
     """Horovod refuses gradients and buffers that are not contiguous; gradients follow their parameters' strides."""
     with torch.no_grad():

@@ -9,9 +9,7 @@ shares.)
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -22,21 +20,16 @@ from hvdspark.embedding.contents import not_finite
 from hvdspark.errors import ConfigurationError, DataError, TrainingDivergedError
 from hvdspark.specs import TrainSpec
 from hvdspark.train.agreement import broadcast_json, ranks_where
-from hvdspark.train.forward import Input, Outputs, batch_statistics, forward, inputs_of, on_device
+from hvdspark.train.batch_norm import SharedStatistics
+from hvdspark.train.divergence import Divergence, columns_with_nan, diverged
+from hvdspark.train.forward import Input, Outputs, evaluation, forward, inputs_of, on_device
+from hvdspark.train.gradients import WithoutGradient, all_finite, sparse_rows, squared_norm, sums_of, values_of
 from hvdspark.train.loss import Part, RowLoss, rows_that_count
 from hvdspark.train.optimizer import sparse_parameters
 from hvdspark.train.precision import training_arithmetic
 from hvdspark.train.schedule import Schedule
 from hvdspark.train.tables import collections_of
 from hvdspark.train.torch_loss import LABELS, NOTHING
-
-
-@dataclass
-class _Divergence:
-    what: str
-    value: float | None
-    step: int
-    columns: list[str]
 
 
 class GradientStep:
@@ -70,8 +63,10 @@ class GradientStep:
         self._trained = self._parameters_to_train()
         self._sparse = {id(p) for p in self._trained} & sparse
         self._check_sparse()
-        self._diverged: _Divergence | None = None
+        self._diverged: Divergence | None = None
         self._group_weight = 0.0
+        self._shared = SharedStatistics(module, collective)
+        self._seen: Batch | None = None  # this rank's first rows
         self._group_columns: list[tuple[int, dict[str, Input]]] = []  # to name those with NaN
 
     def batch_weight(self, batch: Batch, global_rows: int) -> float:
@@ -98,7 +93,8 @@ class GradientStep:
         """Add this rank's part of a global batch to the gradients.
 
         Collective where labels decide what rows count (`RowLoss.divisors`), and where the module has sharded
-        embeddings: it is then called also with a batch without rows, because the other ranks wait for this one's part.
+        embeddings or normalises by batch: the module is then called also without rows, because the other ranks wait for
+        this one's part.
 
         Args:
             batch: this rank's rows; may be none.
@@ -113,61 +109,86 @@ class GradientStep:
         self._group_weight += total_weight
         nothing = [0.0] * (2 * len(self._loss.divisors))
         has_rows = batch.rows > 0 and self._diverged is None
-        if total_weight == 0.0:
-            if self._collections:  # ids are counted whatever the weights of their rows
-                self._parts(batch, step, has_rows)
+        others_wait = bool(self._collections) or self._shared.active or LABELS in self._loss.divisors
+        if not (has_rows or others_wait):
             return nothing
-        if not (has_rows or self._collections or LABELS in self._loss.divisors):
-            return nothing
-        parts = self._parts(batch, step, has_rows)
-        divisors = self._divisors(parts, total_weight)
-        sums = list(nothing)
+        with self._shared.from_all_ranks():
+            if total_weight == 0.0:
+                if self._collections:  # ids are counted whatever the weights of their rows
+                    self._parts(batch, step, has_rows)
+                return nothing
+            return self._backward(batch, has_rows, total_weight, batches_in_step, step) or nothing
+
+    def _backward(
+        self, batch: Batch, has_rows: bool, total_weight: float, batches_in_step: int, step: int
+    ) -> list[float] | None:
+        """The sums of this rank's rows, or None where none of them counts."""
+        parts, count = self._parts(batch, step, has_rows)
+        divisors = self._divisors(parts if count else [], total_weight)
+        sums: list[float] = []
         objective: Tensor | None = None
-        for number, (part, divisor) in enumerate(zip(parts, divisors, strict=False)):
+        for part, divisor in zip(parts, divisors, strict=False):
             local = part.numerator.sum()
-            sums[2 * number] = local.item()
-            sums[2 * number + 1] = self._count(part)
+            sums += [local.item(), self._count(part)]
             if divisor:  # no row of the global batch counts where it is 0
                 term = local / (divisor * batches_in_step)
                 objective = term if objective is None else objective + term
         if objective is None:
-            return sums
+            return sums if count else None
         loss_sum = sum(sums[::2])
-        if not math.isfinite(loss_sum):
+        if count and not math.isfinite(loss_sum):
             what = "the loss became NaN" if math.isnan(loss_sum) else "the loss became infinite"
-            self._diverged = _Divergence(what, loss_sum, step, _columns_with_nan(self._group_columns[-1][1]))
-            return sums
+            self._diverged = Divergence(what, loss_sum, step, columns_with_nan(self._group_columns[-1][1]))
         if not objective.requires_grad:
             raise ConfigurationError(
                 "the loss does not depend on any trained parameter",
                 where=type(self._module).__name__,
                 hint="do not detach outputs, and do not use torch.no_grad inside the module",
             )
-        objective.backward()
-        return sums
+        # Where ranks normalise together they wait for this one in the backward pass, too, and its rows have gradients
+        # even if none of them has a loss, because they were counted in the mean.
+        if self._diverged is None and (count or (self._shared.active and self._shared.counts)):
+            objective.backward()
+        elif self._shared.active:
+            torch.autograd.grad(objective, self._trained, allow_unused=True)
+        return sums if count else None
 
-    def _parts(self, batch: Batch, step: int, has_rows: bool) -> list[Part]:
-        """Forward and loss of this rank's rows; nothing where there are none that count."""
-        if not (has_rows or self._collections):
-            return []
-        batch = on_device(batch, self._device)
+    def _parts(self, batch: Batch, step: int, has_rows: bool) -> tuple[list[Part], bool]:
+        """Forward and loss of this rank's rows, and whether they count: a rank without any lets rows pass that do not,
+        where the other ranks wait for its statistics."""
+        if not (has_rows or self._collections or self._shared.active):
+            return [], False
+        self._shared.counts = has_rows
+        if has_rows or self._collections:
+            batch = on_device(batch, self._device)
+            self._seen = self._seen or batch
+        else:
+            batch = self._seen or _stand_in(batch, self._device)
         inputs = inputs_of(batch.columns, self._spec.features, self._device)
         labels = [tensor_column(batch, name) for name in self._spec.labels]
-        used = dict(zip((*self._spec.features, *self._spec.labels), (*inputs, *labels), strict=True))
-        self._group_columns.append((step, used))
-        with batch_statistics(self._module, batch.rows), training_arithmetic(self._precision, self._device):
+        if has_rows:
+            used = dict(zip((*self._spec.features, *self._spec.labels), (*inputs, *labels), strict=True))
+            self._group_columns.append((step, used))
+        with training_arithmetic(self._precision, self._device):
             outputs = forward(self._module, inputs, batch.rows, self._spec.features)
+        self._shared.after_forward(batch.rows)
         if not has_rows:
-            return []
+            return self._idle(outputs, labels), False
         self.outputs = outputs
         if self._spec.weight is None:
-            return self._loss(outputs.tensors, labels, weighted=False)
+            return self._loss(outputs.tensors, labels, weighted=False), True
         weight = tensor_column(batch, self._spec.weight).float()  # integers, where it is a feature, too
-        tensors, labels, weight = rows_that_count(outputs.tensors, labels, weight)
+        tensors, counting, weight = rows_that_count(outputs.tensors, labels, weight)
         if not len(weight):
+            return self._idle(outputs, labels), False
+        parts = self._loss(tensors, counting, weighted=True)
+        return [Part(rows * weight, weight if own is None else own * weight) for rows, own in parts], True
+
+    def _idle(self, outputs: Outputs, labels: list[Tensor]) -> list[Part]:
+        """A loss without a gradient, for a backward pass that only serves other ranks."""
+        if not self._shared.active:
             return []
-        parts = self._loss(tensors, labels, weighted=True)
-        return [Part(rows * weight, weight if own is None else own * weight) for rows, own in parts]
+        return self._loss([WithoutGradient.apply(output) for output in outputs.tensors], labels, weighted=False)
 
     def _divisors(self, parts: list[Part], total_weight: float) -> list[float]:
         """Collective if labels decide what rows count: what each part of the loss is divided by."""
@@ -203,9 +224,9 @@ class GradientStep:
         missing = self._fill_missing_gradients()
         self._optimizer.synchronize()  # type: ignore[attr-defined]
         gradients = [parameter.grad for parameter in self._trained if parameter.grad is not None]
-        sums = _sums(gradients)
+        sums = sums_of(gradients)
         # A rank that has diverged has told so through the dense gradients: no rank gets to exchange the sharded ones.
-        if not _all_finite(sums, gradients) or any(collection.synchronize() for collection in self._collections):
+        if not all_finite(sums, gradients) or any(collection.synchronize() for collection in self._collections):
             self._raise_diverged(epoch, step)
         if 0.0 in sums:
             gradients = self._drop_unused(missing)
@@ -221,6 +242,15 @@ class GradientStep:
         self._optimizer.zero_grad()
         self._group_columns.clear()
 
+    def evaluated(self) -> Outputs | None:
+        """Collective where the module has sharded embeddings: what it returns in evaluation for this rank's first rows;
+        None if it has had none and nobody waits for it."""
+        if self._seen is None:
+            return None
+        inputs = inputs_of(self._seen.columns, self._spec.features, self._device)
+        with torch.no_grad(), evaluation(self._module):
+            return forward(self._module, inputs, self._seen.rows, self._spec.features)
+
     def check_weights(self, epoch: int, step: int) -> None:
         """Raise TrainingDivergedError on every rank if a trained weight is not finite.
 
@@ -234,8 +264,8 @@ class GradientStep:
                 hint="freeze parameters before fit; a learning rate of 0 in a callback freezes them later",
             )
         weights = [parameter.detach() for parameter in self._trained]
-        if not _all_finite(_sums(weights), weights):
-            raise _diverged("the weights are not finite", None, f"epoch {epoch}, step {step}", self._spec, [])
+        if not all_finite(sums_of(weights), weights):
+            raise diverged("the weights are not finite", None, f"epoch {epoch}, step {step}", self._spec, [])
         shards = [shard for collection in self._collections for shard in collection.shards]
         if not shards:
             return
@@ -277,7 +307,7 @@ class GradientStep:
                 sparse = id(parameter) in self._sparse
                 value = 0.0 if self._diverged is None else math.nan
                 if sparse:
-                    parameter.grad = _sparse_rows(parameter, 0 if self._diverged is None else 1, value)
+                    parameter.grad = sparse_rows(parameter, 0 if self._diverged is None else 1, value)
                 else:
                     parameter.grad = torch.full_like(parameter, value)
         return missing
@@ -288,7 +318,7 @@ class GradientStep:
 
         All ranks come here together, because their sums are the same; zeros alone do not tell who was reached.
         """
-        zero = [p for p in self._trained if p.grad is not None and not _values(p.grad).count_nonzero()]
+        zero = [p for p in self._trained if p.grad is not None and not values_of(p.grad).count_nonzero()]
         if zero:
             reached = torch.tensor([float(id(parameter) not in missing) for parameter in zero])
             counts = self._collective.allreduce_sum(reached, "train/reached").tolist()
@@ -301,17 +331,20 @@ class GradientStep:
         """Collective. Agree on the first rank that knows why, and raise its words everywhere."""
         mine = self._diverged
         for number, used in self._group_columns if mine is None else []:
-            columns = _columns_with_nan(used)
+            columns = columns_with_nan(used)
             if columns:
-                mine = _Divergence("a gradient became NaN or infinite", None, number, columns)
+                mine = Divergence("a gradient became NaN or infinite", None, number, columns)
                 break
-        knowing = ranks_where(self._collective, mine is not None, "train/diverged/ranks")
+        # Where ranks normalise together, all of them have NaN as soon as one has: the one whose columns have it knows.
+        named = mine is not None and bool(mine.columns)
+        knowing = ranks_where(self._collective, named, "train/diverged/named")
+        knowing = knowing or ranks_where(self._collective, mine is not None, "train/diverged/ranks")
         where = f"epoch {epoch}, step {step}"
         if not knowing:
-            raise _diverged("a gradient became NaN or infinite", None, where, self._spec, [])
-        first = _Divergence(**broadcast_json(self._collective, mine and vars(mine), knowing[0], "train/diverged/first"))
+            raise diverged("a gradient became NaN or infinite", None, where, self._spec, [])
+        first = Divergence(**broadcast_json(self._collective, mine and vars(mine), knowing[0], "train/diverged/first"))
         where = f"rank {knowing[0]}, epoch {epoch}, step {first.step}"
-        raise _diverged(first.what, first.value, where, self._spec, first.columns)
+        raise diverged(first.what, first.value, where, self._spec, first.columns)
 
     def _set_rate(self, factor: float) -> None:
         for group, rate in zip(self._optimizer.param_groups, self._rates, strict=True):
@@ -343,51 +376,12 @@ def tensor_column(batch: Batch, name: str) -> Tensor:
     return column
 
 
-def squared_norm(tensors: Sequence[Tensor]) -> float:
-    """Square of the L2 norm of all tensors together."""
-    norms = [torch.linalg.vector_norm(_values(tensor)).double() for tensor in tensors]
-    return torch.stack(norms).square().sum().item() if norms else 0.0
-
-
-def _sums(tensors: Sequence[Tensor]) -> list[float]:
-    """The sum of each tensor's elements; of what is complex, of both parts."""
-    return torch.stack([_values(tensor).sum().float() for tensor in tensors]).tolist() if tensors else []
-
-
-def _all_finite(sums: list[float], tensors: Sequence[Tensor]) -> bool:
-    # A sum reads each number once and keeps every NaN and infinity; only its own overflow needs a second look.
-    return math.isfinite(sum(sums)) or all(bool(torch.isfinite(_values(tensor)).all()) for tensor in tensors)
-
-
-def _values(gradient: Tensor) -> Tensor:
-    # Rows that several ranks or batches touched are listed several times until they are coalesced.
-    values = gradient.coalesce().values() if gradient.is_sparse else gradient
-    return torch.view_as_real(values) if values.is_complex() else values
-
-
-def _sparse_rows(parameter: nn.Parameter, count: int, value: float) -> Tensor:
-    """A sparse gradient that says `value` for the first `count` rows and nothing of the others.
-
-    Nothing is not the same as 0: SparseAdam moves every row that is listed, by its momentum.
-    """
-    rows = torch.arange(count, device=parameter.device).unsqueeze(0)
-    values = torch.full((count, *parameter.shape[1:]), value, dtype=parameter.dtype, device=parameter.device)
-    return torch.sparse_coo_tensor(rows, values, parameter.shape, check_invariants=False)
-
-
-def _columns_with_nan(columns: dict[str, Input]) -> list[str]:
-    values = {name: column.values if isinstance(column, Ragged) else column for name, column in columns.items()}
-    return [name for name, tensor in values.items() if tensor.is_floating_point() and not torch.isfinite(tensor).all()]
-
-
-def _diverged(what: str, value: Any, where: str, spec: TrainSpec, columns: list[str]) -> TrainingDivergedError:
-    if columns:
-        hint = (
-            f"there is NaN or infinity, or a number beyond the float32 range (3.4e38), in the columns "
-            f"{', '.join(columns)}: fill, filter or scale it"
-        )
-    else:
-        hint = f"lower learningRate (now {spec.learning_rate:g}), set gradientClipNorm, scale the feature columns" + (
-            ", use compression none" if spec.compression != "none" else ""
-        )
-    return TrainingDivergedError(what, value=value, where=where, hint=hint)
+def _stand_in(batch: Batch, device: str) -> Batch:
+    """Two rows of zeros with the columns of a batch without rows."""
+    columns: dict[str, Tensor | Ragged] = {}
+    for name, column in batch.columns.items():
+        if isinstance(column, Ragged):
+            columns[name] = Ragged(column.values.new_zeros(2, device=device), torch.arange(3, device=device))
+        else:
+            columns[name] = column.new_zeros(2, *column.shape[1:], device=device)
+    return replace(batch, columns=columns, rows=2)

@@ -13,7 +13,7 @@ from hvdspark.data.loader import load_batches
 from hvdspark.data.plan import plan_epoch
 from hvdspark.specs import TrainSpec
 from hvdspark.store import Store
-from hvdspark.train.forward import Outputs, forward, inputs_of, on_device
+from hvdspark.train.forward import Outputs, evaluation, forward, inputs_of, on_device
 from hvdspark.train.loss import Part, RowLoss, rows_that_count
 from hvdspark.train.metrics import Metric, make_metric, metric_names
 from hvdspark.train.program import Program
@@ -107,31 +107,27 @@ class Validation:
             shuffle=False,
         )
         sharded = bool(collections_of(module))
-        module.eval()
-        try:
-            with torch.no_grad(), batches as iterator:
-                for batch in iterator:
-                    if batch.rows == 0 and not sharded:
+        with torch.no_grad(), evaluation(module), batches as iterator:
+            for batch in iterator:
+                if batch.rows == 0 and not sharded:
+                    continue
+                batch = on_device(batch, self._device)
+                inputs = inputs_of(batch.columns, spec.features, self._device)
+                outputs = forward(module, inputs, batch.rows, spec.features)
+                if batch.rows == 0:
+                    continue
+                self.outputs = outputs
+                labels = [tensor_column(batch, name) for name in spec.labels]
+                tensors: Sequence[Tensor] = outputs.tensors
+                weight = torch.ones(batch.rows, device=self._device)
+                if spec.weight is not None:
+                    weight = tensor_column(batch, spec.weight).float()  # integers, where it is a feature, too
+                    tensors, labels, weight = rows_that_count(tensors, labels, weight)
+                    if not len(weight):
                         continue
-                    batch = on_device(batch, self._device)
-                    inputs = inputs_of(batch.columns, spec.features, self._device)
-                    outputs = forward(module, inputs, batch.rows, spec.features)
-                    if batch.rows == 0:
-                        continue
-                    self.outputs = outputs
-                    labels = [tensor_column(batch, name) for name in spec.labels]
-                    tensors: Sequence[Tensor] = outputs.tensors
-                    weight = torch.ones(batch.rows, device=self._device)
-                    if spec.weight is not None:
-                        weight = tensor_column(batch, spec.weight).float()  # integers, where it is a feature, too
-                        tensors, labels, weight = rows_that_count(tensors, labels, weight)
-                        if not len(weight):
-                            continue
-                    self._loss_mean.update(self._loss(tensors, labels, weighted=spec.weight is not None), weight)
-                    for (_, position, _), metric in zip(self._names, self._metrics, strict=True):
-                        metric.update(tensors[self._loss.output_of(position)], labels[position], weight)
-        finally:
-            module.train()
+                self._loss_mean.update(self._loss(tensors, labels, weighted=spec.weight is not None), weight)
+                for (_, position, _), metric in zip(self._names, self._metrics, strict=True):
+                    metric.update(tensors[self._loss.output_of(position)], labels[position], weight)
         return torch.cat([self._loss_mean.sums, *(metric.sums for metric in self._metrics)])
 
     def values(self, sums: Tensor) -> tuple[dict[str, float], dict[str, str]]:

@@ -130,6 +130,10 @@ CASES: dict[str, tuple[Callable[[], Program], dict[str, Any]]] = {
     "parameters that are not contiguous": (lambda: click_program(module=transposed()), {}),
     "a mean loss": (lambda: click_program(loss=mean_loss), {}),
     "buffers of odd dtypes": (lambda: click_program(module=OddDtypes()), {}),
+    "batch norm of small batches": (
+        lambda: click_program(module=ClickNet(batch_norm=True), optimizer="sgd"),
+        {"batch_size": 5, "accumulation_steps": 2},
+    ),
     "validated": (click_program, {"metrics": ("auc", "logloss", "accuracy"), "monitor": "val_auc", "epochs": 3}),
 }
 # Not the weights of one process, but the same on all ranks, and the same again in a second run.

@@ -8,9 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hvdspark.collectives import LocalCollective
 from hvdspark.data.loader import Ragged
 from hvdspark.errors import ConfigurationError, DataError
-from hvdspark.train.forward import as_prediction, batch_statistics, forward, inputs_of
+from hvdspark.train.batch_norm import SharedStatistics
+from hvdspark.train.forward import as_prediction, evaluation, forward, inputs_of
 from hvdspark.train.program import OutputSpec
 
 
@@ -138,8 +140,13 @@ def test_one_row_is_normalised_by_the_running_statistics() -> None:
     module = nn.Sequential(nn.BatchNorm1d(2), nn.BatchNorm1d(2).eval())
     with pytest.raises(ValueError, match="more than 1 value"):
         module(torch.ones(1, 2))
-    with batch_statistics(module, 1):
+    with SharedStatistics(module, LocalCollective()).from_all_ranks():
         module(torch.ones(1, 2))
     assert [layer.training for layer in module] == [True, False]
-    with batch_statistics(module, 2):
-        assert module[0].training
+
+
+def test_after_evaluation_each_layer_is_in_its_own_mode() -> None:
+    module = nn.Sequential(nn.BatchNorm1d(2), nn.Dropout().eval())
+    with evaluation(module):
+        assert [layer.training for layer in module] == [False, False]
+    assert [layer.training for layer in module] == [True, False]
