@@ -60,7 +60,11 @@ class HorovodCollective:
                 own = tensor.detach().contiguous()
                 travelling[name] = bits(own)  # the same memory, unless it was not contiguous
                 copies.append((tensor, own))
-        self._hvd.broadcast_parameters(travelling, root_rank=root)
+        handles = [
+            self._hvd.broadcast_async_(tensor, root_rank=root, name=name) for name, tensor in sorted(travelling.items())
+        ]
+        for handle in handles:
+            self._result(handle)
         with torch.no_grad():
             for tensor, own in copies:
                 if not tensor.is_contiguous():
@@ -71,7 +75,7 @@ class HorovodCollective:
         carried = torch.sparse_coo_tensor(
             tensor._indices(), wire, (*tensor.shape[: tensor.sparse_dim()], *wire.shape[1:])
         )
-        total: Tensor = self._hvd.sparse_allreduce_async(carried, name=name, op=self._hvd.Sum)()
+        total = _sum_sparse_async(self._hvd, carried, name)()
         return torch.sparse_coo_tensor(total._indices(), back(total._values()), tensor.shape)
 
     def _result(self, handle: int) -> Any:
@@ -94,6 +98,8 @@ class HorovodCollective:
             return summing_optimizer(
                 optimizer, ((name, parameter) for parameter, name in names.items()), self, compression
             )
+        # The constructor lets ranks compare their parameters, and spins until the last one is there.
+        self.allreduce_sum(torch.zeros(1), "gradients")
         distributed = self._hvd.DistributedOptimizer(
             _adoptable(optimizer),
             named_parameters=[(f"gradients/{name}", parameter) for parameter, name in names.items()],
@@ -103,7 +109,9 @@ class HorovodCollective:
         )
         # torch wraps `step` to run its hooks. Wrapping Horovod's `step` too would run them twice.
         type(distributed).step.hooked = True
-        if not sparse_gradients:
+        if sparse_gradients:
+            _exchanges_asleep(distributed, self._hvd)
+        else:
             _always_whole_groups(distributed, self._hvd)
         return distributed
 
@@ -170,6 +178,41 @@ def _always_whole_groups(distributed: Any, hvd: Any) -> None:
         exchange_missing_and_wait()
 
     distributed.synchronize = synchronize
+
+
+def _exchanges_asleep(distributed: Any, hvd: Any) -> None:
+    """Let a Horovod optimizer without groups sleep, not spin, while its gradients, dense or sparse, are exchanged."""
+    exchange_missing_and_wait = distributed.synchronize
+
+    def synchronize() -> None:
+        # All before the first wait: what one rank has missed may be what another waits for.
+        for parameter in distributed._requires_update:
+            handle, _ = distributed._handles.get(parameter, (None, None))
+            if handle is None:
+                distributed._handles[parameter] = distributed._allreduce_grad_async(parameter)
+        handles = [handle for handle, _ in distributed._handles.values()]
+        _sleep_until_done(hvd, [handle for handle in handles if not callable(handle)])
+        exchange_missing_and_wait()
+
+    distributed.synchronize = synchronize
+    distributed._sparse_allreduce_grad_async = lambda parameter, name: (
+        _sum_sparse_async(hvd, parameter.grad, name),
+        None,
+    )
+
+
+def _sum_sparse_async(hvd: Any, tensor: Tensor, name: str) -> Callable[[], Tensor]:
+    """Begin what `hvd.sparse_allreduce_async` does; its own wait spins."""
+    # Put one behind the other by their first dimension, which has to be that of the rows.
+    indices = hvd.allgather_async(tensor._indices().transpose(0, 1).contiguous(), name=f"{name}.indices")
+    values = hvd.allgather_async(tensor._values(), name=f"{name}.values")
+
+    def wait() -> Tensor:
+        _sleep_until_done(hvd, [indices, values])
+        all_values, all_indices = hvd.synchronize(values), hvd.synchronize(indices)
+        return torch.sparse_coo_tensor(all_indices.transpose(0, 1), all_values, tensor.shape)
+
+    return wait
 
 
 # Horovod's own cycle is 1 ms (HOROVOD_CYCLE_TIME): nothing is done sooner than that.

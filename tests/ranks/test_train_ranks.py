@@ -92,6 +92,11 @@ def test_one_ranks_trouble_is_raised_on_all(gangs: dict[int, list[dict[str, Any]
     assert all(message.startswith("CheckpointError: rank 0 failed") for message in others)
 
 
+@pytest.mark.parametrize("size", SIZES)
+def test_no_rank_burns_a_core_while_it_waits(gangs: dict[int, list[dict[str, Any]]], size: int) -> None:
+    assert [values["spun"] for values in gangs[size]] == [[]] * size
+
+
 def test_a_gang_of_one(base: TrainSpec, tmp_path: Path) -> None:
     spec = replace(base, run_id="alone")
     (outcome,) = run_ranks(relaunched, 1, tmp_path, base=to_json(spec))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import math
+import traceback
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -185,6 +186,7 @@ def run_case(base: TrainSpec, name: str, run_id: str, collective: Collective, **
 def on_rank(base: str) -> dict[str, Any]:
     """What one rank of a gang does: all cases, some of them twice, and then what must fail on all ranks alike."""
     collective = HorovodCollective()
+    spun = count_waits_that_spin()
     spec, size = from_json(TrainSpec, base), collective.size
     done = {name: run_case(spec, name, f"{name} {size}", collective) for name in CASES}
     for name in OWN_CASES:
@@ -192,7 +194,26 @@ def on_rank(base: str) -> dict[str, Any]:
         done[f"{name} again"] = run_case(spec, name, f"{name} {size} again", collective)
     for dtype in DTYPES:
         check_dtype(collective, dtype)
-    return {**done, "failures": failures(spec, collective)}
+    return {**done, "failures": failures(spec, collective), "spun": spun}
+
+
+def count_waits_that_spin() -> list[str]:
+    """From now on the places from where Horovod is asked to wait for what is not done: it burns a core meanwhile.
+
+    That its optimizer compares names of parameters when it is made does not count: all ranks are there by then.
+    """
+    from horovod.torch import mpi_lib_v2, poll
+
+    wait, places = mpi_lib_v2.horovod_torch_wait_and_clear, []
+
+    def counted(handle: int) -> Any:
+        place = "".join(traceback.format_stack(limit=9))
+        if not poll(handle) and "broadcast_object" not in place:
+            places.append(place)
+        return wait(handle)
+
+    mpi_lib_v2.horovod_torch_wait_and_clear = counted
+    return places
 
 
 def failures(spec: TrainSpec, collective: Collective) -> dict[str, str]:
