@@ -34,15 +34,15 @@ test-slow: setup ## Tests that take minutes
 test-chaos: setup ## Tests that kill processes and shrink clusters
 	$(PYTHON) -m pytest -m chaos $(ARGS) || [ $$? -eq 5 ]
 
-lint: setup ## ruff: rules and format, changing nothing
+lint: $(VENV)/.package-installed ## ruff: rules and format, changing nothing
 	$(PYTHON) -m ruff check $(wildcard $(SOURCES))
 	$(PYTHON) -m ruff format --check $(wildcard $(SOURCES))
 
-fmt: setup ## ruff: format, and fix what can be fixed safely
+fmt: $(VENV)/.package-installed ## ruff: format, and fix what can be fixed safely
 	$(PYTHON) -m ruff check --fix $(wildcard $(SOURCES))
 	$(PYTHON) -m ruff format $(wildcard $(SOURCES))
 
-type: setup ## mypy
+type: $(VENV)/.package-installed ## mypy
 	$(PYTHON) -m mypy
 
 bench: setup ## Run every benchmark
@@ -66,6 +66,7 @@ $(VENV)/.requirements-installed: requirements.txt $(VENV)/.created
 	@touch $@
 
 $(VENV)/.package-installed: pyproject.toml $(VENV)/.requirements-installed
+	@[ -L hvdspark/estimators ] || ln -sf ../estimators hvdspark/estimators # ZIP archives lose it
 	$(PYTHON) -m pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 

@@ -193,11 +193,16 @@ def test_every_test_has_a_timeout(request: pytest.FixtureRequest) -> None:
     assert 0 < float(request.config.getini("timeout")) <= 120
 
 
-def test_wheel(tmp_path: Path) -> None:
+@pytest.mark.parametrize("unpacked", ["from git", "from a ZIP archive, without the link", "from one, as a text"])
+def test_wheel(tmp_path: Path, unpacked: str) -> None:
     # From a copy: setuptools builds inside the source tree, and would pack what an older build left there.
     tree = tmp_path / "tree"
     unwanted = shutil.ignore_patterns(".venv", ".git", "build", "*.egg-info", "__pycache__", ".*_cache")
     shutil.copytree(ROOT, tree, symlinks=True, ignore=unwanted)
+    if unpacked != "from git":
+        (tree / "hvdspark" / "estimators").unlink()
+    if unpacked == "from one, as a text":
+        (tree / "hvdspark" / "estimators").write_text("../estimators")
     pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
     subprocess.run([*pip, "--wheel-dir", str(tmp_path), str(tree)], check=True)
     (wheel,) = tmp_path.glob("hvdspark-*.whl")
