@@ -35,7 +35,9 @@ def _parser() -> argparse.ArgumentParser:
     install = commands.add_parser("install-horovod", help="build Horovod for the installed torch and install it")
     install.add_argument("--mpi", action=argparse.BooleanOptionalAction, help="with MPI (default: where mpicc is)")
     install.add_argument(
-        "--cuda", action=argparse.BooleanOptionalAction, help="with NCCL (default: where torch has CUDA and nvcc is)"
+        "--cuda",
+        action=argparse.BooleanOptionalAction,
+        help="with CUDA and NCCL, for ranks on GPUs (default: where torch has CUDA and toolkit and NCCL are complete)",
     )
     install.add_argument("--wheel-only", action="store_true", help="print the wheel's path instead of installing it")
     install.set_defaults(run=_install_horovod)
@@ -60,6 +62,8 @@ def _doctor(options: argparse.Namespace) -> int:
 
 def _install_horovod(options: argparse.Namespace) -> int:
     build = horovod_build.plan(with_mpi=options.mpi, with_cuda=options.cuda)
+    if build.note:
+        print(f"hvdspark: {build.note}", file=sys.stderr)
     if horovod_build.cached_wheel(build) is None:
         what = f"Horovod {horovod_build.HOROVOD_VERSION} for torch {build.torch_version}"
         print(f"building {what}: about 2 minutes on 2 cores, only the first time", file=sys.stderr)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import fcntl
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -31,15 +32,35 @@ BUILD_REQUIREMENTS = ("torch", "cffi", "packaging", "psutil", "pyyaml", "cloudpi
 
 BUILD_TIMEOUT_S = 3600.0  # about 120 s on 2 cores; this limit is for a compiler that hangs
 
+# Horovod's build enables CUDA wherever it finds an nvcc, and asks for a whole toolkit where torch has CUDA and finds
+# one, whether or not it was to use any: an nvcc without the rest then fails the build. For ranks on CPUs this takes the
+# place of cmake; it is called with Horovod's source directory first.
+_CMAKE_WITHOUT_CUDA = r"""#!/bin/sh
+case "$1" in
+    -*) ;;
+    *)
+        sed -i 's/^string(TOUPPER .* Pytorch_CUDA)$/set(Pytorch_CUDA FALSE)/' "$1/cmake/Modules/FindPytorch.cmake"
+        set -- "$@" -DCMAKE_CUDA_COMPILER= -DCMAKE_DISABLE_FIND_PACKAGE_CUDAToolkit=ON
+        ;;
+esac
+exec {cmake} "$@"
+"""
+
 
 @dataclass(frozen=True)
 class BuildPlan:
-    """What would be built and where the wheel is kept; nothing is touched by making one."""
+    """What would be built and where the wheel is kept; nothing is touched by making one.
+
+    Attributes:
+        cuda: with CUDA and NCCL.
+        note: what the user should know about the choice, or "".
+    """
 
     torch_version: str
     mpi_version: str | None
     cuda: bool
     wheel_dir: Path
+    note: str = ""
 
     def environment(self, base: Mapping[str, str], compiler: Path) -> dict[str, str]:
         """The build's environment variables, on top of `base`."""
@@ -72,7 +93,7 @@ def plan(cache: Path | None = None, with_mpi: bool | None = None, with_cuda: boo
     Args:
         cache: where wheels are kept; None means `cache_root()`.
         with_mpi: None means with MPI where `mpicc` is.
-        with_cuda: None means with NCCL where torch has CUDA and `nvcc` is.
+        with_cuda: None means with CUDA and NCCL where torch has CUDA and nothing that the build needs is missing.
 
     Raises:
         DependencyError: a package that the build imports is missing, or MPI was asked for and is not there.
@@ -90,18 +111,34 @@ def plan(cache: Path | None = None, with_mpi: bool | None = None, with_cuda: boo
         raise DependencyError(
             "MPI was asked for but mpicc is not on PATH", hint="apt-get install libopenmpi-dev openmpi-bin"
         )
-    cuda = shutil.which("nvcc") is not None and _torch_has_cuda() if with_cuda is None else with_cuda
+    cuda, note = _choose_cuda(with_cuda)
     key = "-".join(
         [
-            f"horovod{HOROVOD_VERSION}",
-            f"torch{torch_version}",
-            f"cp{sys.version_info.major}{sys.version_info.minor}",
+            _key_prefix(torch_version),
             platform.machine(),
             f"mpi{mpi_version}" if mpi_version else "nompi",
             "nccl" if cuda else "cpu",
         ]
     )
-    return BuildPlan(torch_version, mpi_version, cuda, (cache or cache_root()) / "wheels" / key)
+    return BuildPlan(torch_version, mpi_version, cuda, (cache or cache_root()) / "wheels" / key, note)
+
+
+def _choose_cuda(asked: bool | None) -> tuple[bool, str]:
+    """Whether to build with CUDA, and what to say about it."""
+    if asked is False:
+        return False, ""
+    torch_cuda = _torch_cuda()
+    if torch_cuda is None:
+        return bool(asked), "this torch has no CUDA: the build will fail" if asked else ""
+    missing = missing_for_cuda(torch_cuda)
+    if not missing:
+        return True, ""
+    if asked:
+        return True, f"the build needs what was not found: {'; '.join(missing)}"
+    return False, (
+        f"torch has CUDA {torch_cuda}, but a Horovod with NCCL cannot be built here, so this one is for ranks on CPUs. "
+        f"Not found: {'; '.join(missing)}. --cuda tries it all the same"
+    )
 
 
 def cached_wheel(build: BuildPlan) -> Path | None:
@@ -151,7 +188,14 @@ def _compile(build: BuildPlan, scratch: Path) -> Path:
     # The last -std on the command line wins, so the wrapper appends it.
     compiler.write_text(f'#!/bin/sh\nexec {_tool(os.environ.get("CXX") or "g++")} "$@" -std=c++17\n')
     compiler.chmod(0o755)
-    _tool("cmake")
+    environment = build.environment(os.environ, compiler)
+    cmake = _tool("cmake")
+    if not build.cuda:
+        wrapper = scratch / "bin" / "cmake"
+        wrapper.parent.mkdir()
+        wrapper.write_text(_CMAKE_WITHOUT_CUDA.format(cmake=cmake))
+        wrapper.chmod(0o755)
+        environment["PATH"] = f"{wrapper.parent}{os.pathsep}{environment.get('PATH', os.defpath)}"
     log = build.wheel_dir / "build.log"
     command = [
         *(sys.executable, "-m", "pip", "wheel", "--no-build-isolation", "--no-deps", "--no-cache-dir"),
@@ -160,7 +204,7 @@ def _compile(build: BuildPlan, scratch: Path) -> Path:
     with open(log, "wb") as output:
         code = subprocess.run(
             command,
-            env=build.environment(os.environ, compiler),
+            env=environment,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -168,11 +212,48 @@ def _compile(build: BuildPlan, scratch: Path) -> Path:
         ).returncode
     wheels = list(scratch.glob("horovod-*.whl"))
     if code != 0 or not wheels:
-        tail = "\n".join(log.read_text(errors="replace").splitlines()[-25:])
+        reason, lines = first_error(log), log.read_text(errors="replace").splitlines()[-8:]
+        without = "hvdspark install-horovod --no-cuda builds one for ranks on CPUs. " if build.cuda else ""
         raise DependencyError(
-            "the Horovod build failed", value=f"exit code {code}", where=str(log), hint=f"its last lines were:\n{tail}"
+            f"the Horovod build failed: {reason}" if reason else "the Horovod build failed",
+            value=f"exit code {code}",
+            where=str(log),
+            hint=f"{without}The whole log is there; its last lines were:\n" + "\n".join(lines),
         )
     return wheels[0]
+
+
+def first_error(log: Path) -> str:
+    """The first line of a build log that says what is wrong, with what follows it where it is CMake's; or ""."""
+    lines = log.read_text(errors="replace").splitlines()
+    for number, line in enumerate(lines):
+        if "CMake Error" in line:  # its words stand below it, indented, until an empty line follows
+            words = [line.strip()]
+            for following in lines[number + 1 : number + 8]:
+                if not following.strip() and len(words) > 1:
+                    break
+                words += [following.strip()] if following.strip() else []
+            return " ".join(words)
+        if re.search(r"\berror:", line):
+            return line.strip()
+    return ""
+
+
+def last_failure(cache: Path | None = None) -> tuple[Path, str] | None:
+    """Log and first error of the newest build for this torch and Python, where it left no wheel; else None."""
+    directories = ((cache or cache_root()) / "wheels").glob(f"{_key_prefix(_installed_version('torch') or '')}-*")
+    logs = sorted((directory / "build.log" for directory in directories), key=_modified)
+    if not logs or not logs[-1].exists() or any(logs[-1].parent.glob("horovod-*.whl")):
+        return None
+    return logs[-1], first_error(logs[-1])
+
+
+def _modified(path: Path) -> float:
+    return path.stat().st_mtime if path.exists() else 0.0
+
+
+def _key_prefix(torch_version: str) -> str:
+    return f"horovod{HOROVOD_VERSION}-torch{torch_version}-cp{sys.version_info.major}{sys.version_info.minor}"
 
 
 def _tool(command: str) -> str:
@@ -201,6 +282,42 @@ def _mpi_version() -> str | None:
     return next((word for word in words if word[:1].isdigit()), "unknown")
 
 
-def _torch_has_cuda() -> bool:
-    code = "import torch, sys; sys.exit(0 if torch.version.cuda else 1)"
-    return subprocess.run([sys.executable, "-c", code], timeout=300).returncode == 0
+def _torch_cuda() -> str | None:
+    """The CUDA version that the installed torch was built with; None for a CPU build."""
+    command = [sys.executable, "-c", "import torch; print(torch.version.cuda or '')"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    return done.stdout.strip() or None
+
+
+def missing_for_cuda(torch_cuda: str, environ: Mapping[str, str] = os.environ) -> list[str]:
+    """What a build with CUDA and NCCL needs and this machine does not show, in words.
+
+    Args:
+        torch_cuda: the CUDA version of torch, whose first number the compiler must have.
+    """
+    nvcc = shutil.which("nvcc", path=environ.get("PATH"))
+    if nvcc is None:
+        return ["nvcc on PATH"]
+    named = [environ.get(name) for name in ("HOROVOD_CUDA_HOME", "CUDA_HOME", "CUDA_PATH")]
+    # nvcc may be a link or a script that starts the one of the toolkit.
+    places = [Path(home) for home in named if home] + [Path(nvcc).resolve().parent.parent, Path("/usr/local/cuda")]
+    homes = [home for home in places if _found(home, "cuda_runtime.h", "libcudart.so*")]
+    missing = [] if homes else [f"cuda_runtime.h and libcudart.so of the toolkit of {nvcc} (CUDA_HOME names its place)"]
+    output = subprocess.run([nvcc, "--version"], capture_output=True, text=True, timeout=60).stdout
+    version = re.search(r"release (\d+)\.", output)
+    if version is None or version.group(1) != torch_cuda.split(".")[0]:
+        missing.append(
+            f"an nvcc of CUDA {torch_cuda.split('.')[0]} (it says {version.group(1) if version else 'nothing'})"
+        )
+    nccl = [Path(home) for home in (environ.get("HOROVOD_NCCL_HOME"), environ.get("NCCL_HOME")) if home]
+    if not any(_found(home, "nccl.h", "libnccl*") for home in [*nccl, *homes, Path("/usr"), Path("/usr/local")]):
+        missing.append("nccl.h and libnccl (libnccl-dev; HOROVOD_NCCL_HOME names their place)")
+    return missing
+
+
+def _found(home: Path, header: str, library: str) -> bool:
+    headers = [*home.glob(f"include/{header}"), *home.glob(f"targets/*/include/{header}")]
+    return bool(headers) and any(
+        next(home.glob(f"{folder}/{library}"), None) is not None
+        for folder in ("lib64", "lib", "lib/*-linux-gnu", "targets/*/lib")
+    )

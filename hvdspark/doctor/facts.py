@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from hvdspark import versions
+from hvdspark import horovod_build, versions
 from hvdspark.errors import HvdSparkError
 
 if TYPE_CHECKING:
@@ -73,6 +73,8 @@ class Facts:
     Attributes:
         java_error: why the Java that Spark would start has no version; None also where there is no Java at all.
         other_java: the `java` on PATH that would do, where JAVA_HOME keeps Spark from it.
+        build_failure: log and first error of the last Horovod build, where it failed.
+        cuda_missing: what a Horovod for GPUs would need here, where torch has CUDA.
     """
 
     versions: dict[str, str | None]
@@ -81,6 +83,8 @@ class Facts:
     torch_cuda: str | None = None
     horovod: HorovodFacts | None = None
     horovod_error: str | None = None
+    build_failure: tuple[str, str] | None = None
+    cuda_missing: tuple[str, ...] = ()
     session: SessionFacts | None = None
     session_error: str | None = None
     store: str | None = None
@@ -143,8 +147,12 @@ def _with_horovod(facts: Facts) -> Facts:
         answer = subprocess.run([sys.executable, "-c", _ASK_HOROVOD], capture_output=True, text=True, timeout=120)
     except subprocess.TimeoutExpired:
         return replace(facts, horovod_error="importing it took more than 120 s")
+    if failure := horovod_build.last_failure():
+        facts = replace(facts, build_failure=(str(failure[0]), failure[1]))
     lines = [json.loads(line) for line in answer.stdout.splitlines() if line.startswith("{")]
     cuda = lines[0]["cuda"] if lines else None
+    if cuda:
+        facts = replace(facts, cuda_missing=tuple(horovod_build.missing_for_cuda(cuda)))
     if answer.returncode != 0 or len(lines) < 2:
         return replace(facts, torch_cuda=cuda, horovod_error=_last_line(answer.stderr) or f"exit {answer.returncode}")
     built = HorovodFacts(**{name: tuple(value) for name, value in lines[1].items()})

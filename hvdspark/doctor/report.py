@@ -84,12 +84,13 @@ def _java_row(facts: Facts) -> Row:
 def _horovod_row(facts: Facts) -> Row:
     row = _version_row("horovod", facts)
     if row.status == BROKEN:
-        return row
+        return _after_failed_build(row, facts)
     if facts.horovod is None:
         fix = versions.REQUIREMENTS["horovod"].fix
         if versions.problem("torch", facts.versions["torch"]):
             fix = f"repair torch, then {fix}"
-        return Row(BROKEN, row.name, row.found, f"it cannot be imported: {facts.horovod_error}", fix)
+        broken = Row(BROKEN, row.name, row.found, f"it cannot be imported: {facts.horovod_error}", fix)
+        return _after_failed_build(broken, facts)
     controllers, operations = facts.horovod.controllers, facts.horovod.gpu_operations
     found = f"{row.found}, controllers: {_listed(controllers)}, GPU operations: {_listed(operations)}"
     if "Gloo" not in controllers:
@@ -97,8 +98,19 @@ def _horovod_row(facts: Facts) -> Row:
     if facts.torch_cuda and "NCCL" not in operations:
         problem = "torch has CUDA, but Horovod was built without NCCL: GPU tensors cannot be reduced"
         status = BROKEN if _gpus(facts.session) else NOTE
-        return Row(status, row.name, found, problem, "hvdspark install-horovod --cuda")
+        first = f"install {'; '.join(facts.cuda_missing)}; then " if facts.cuda_missing else ""
+        return Row(status, row.name, found, problem, f"{first}hvdspark install-horovod --cuda")
     return Row(OK, row.name, found)
+
+
+def _after_failed_build(row: Row, facts: Facts) -> Row:
+    """To say again what has just failed is no advice."""
+    if facts.build_failure is None:
+        return row
+    log, reason = facts.build_failure
+    problem = f"{row.problem}; the last build failed: {reason or 'see its log'}"
+    without = f"{row.fix} --no-cuda (for ranks on CPUs)" if facts.torch_cuda else f"repair that, then {row.fix}"
+    return replace(row, problem=problem, fix=f"{without}; the log is {log}")
 
 
 def _session_rows(facts: Facts) -> Iterator[Row]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -96,6 +97,139 @@ def test_mpi_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(horovod_build, "_mpi_version", lambda: None)
     with pytest.raises(DependencyError, match="mpicc.*Hint: apt-get install libopenmpi-dev"):
         plan(with_mpi=True)
+
+
+def toolkit(home: Path, *, release: str = "13.0", complete: bool = True, nccl: bool = True) -> Path:
+    """Something like CUDA: an nvcc that says its version, and maybe what belongs to it."""
+    files = ["include/cuda_runtime.h", "lib64/libcudart.so.13"] if complete else []
+    files += ["include/nccl.h", "lib64/libnccl.so"] if nccl else []
+    for name in ("bin/nvcc", *files):
+        (home / name).parent.mkdir(parents=True, exist_ok=True)
+        (home / name).touch()
+    (home / "bin" / "nvcc").write_text(f"#!/bin/sh\necho 'Cuda compilation tools, release {release}, V{release}.1'\n")
+    (home / "bin" / "nvcc").chmod(0o755)
+    return home
+
+
+@pytest.mark.parametrize(
+    ("torch_cuda", "found", "asked", "cuda", "note"),
+    [
+        ("13.0", {}, None, True, ""),
+        ("13.1", {}, None, True, ""),
+        (None, {}, None, False, ""),
+        ("12.8", {}, None, False, "an nvcc of CUDA 12"),
+        ("13.0", {"complete": False}, None, False, "cuda_runtime.h and libcudart.so"),
+        ("13.0", {"nccl": False}, None, False, "nccl.h"),
+        ("13.0", {"complete": False, "nccl": False}, False, False, ""),
+        ("13.0", {"nccl": False}, True, True, "nccl.h"),
+        (None, {}, True, True, "this torch has no CUDA"),
+        ("13.0", None, None, False, "nvcc on PATH"),
+    ],
+)
+def test_cuda_is_chosen_where_nothing_that_it_needs_is_missing(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    torch_cuda: str | None,
+    found: dict[str, Any] | None,
+    asked: bool | None,
+    cuda: bool,
+    note: str,
+) -> None:
+    real = Path.glob
+    here = (tmp_path, sys.prefix)  # what this machine has in its own places does not count
+
+    def glob(self: Path, pattern: str) -> Any:
+        return real(self, pattern) if str(self).startswith(tuple(map(str, here))) else iter(())
+
+    monkeypatch.setattr(Path, "glob", glob)
+    monkeypatch.setattr(horovod_build, "_torch_cuda", lambda: torch_cuda)
+    for name in ("CUDA_HOME", "CUDA_PATH", "HOROVOD_CUDA_HOME", "NCCL_HOME", "HOROVOD_NCCL_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    home = tmp_path / "cuda"
+    monkeypatch.setenv("PATH", f"{home / 'bin'}:/usr/bin:/bin")
+    if found is not None:
+        toolkit(home, **found)
+    build = plan(tmp_path, with_mpi=False, with_cuda=asked)
+    assert build.cuda is cuda
+    assert build.wheel_dir.name.endswith("-nccl" if cuda else "-cpu")
+    assert note in build.note
+    assert bool(note) == bool(build.note)
+
+
+def test_a_build_for_cpus_sees_no_cuda(build: BuildPlan, pip: FakePip, tmp_path: Path) -> None:
+    """With any nvcc on PATH, Horovod's own build would enable CUDA, and ask for all of it where torch has it."""
+    seen: list[str] = []
+    source = tmp_path / "horovod"
+    module = source / "cmake" / "Modules" / "FindPytorch.cmake"
+    module.parent.mkdir(parents=True)
+    module.write_text(
+        'string(TOUPPER "${Pytorch_CUDA}" Pytorch_CUDA)\nstring(TOUPPER "${Pytorch_ROCM}" Pytorch_ROCM)\n'
+    )
+    real = tmp_path / "real" / "cmake"
+    real.parent.mkdir()
+    real.write_text('#!/bin/sh\necho "$@"\n')
+    real.chmod(0o755)
+
+    def building(command: list[str], **options: Any) -> Any:
+        if "wheel" in command:
+            for call in ([str(source), "-DX=1"], ["--build", "."]):
+                done = pip.real(["cmake", *call], capture_output=True, text=True, env=options["env"])
+                seen.append(done.stdout.strip() or done.stderr)
+        return pip(command, **options)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(subprocess, "run", building)
+        patched.setenv("PATH", f"{real.parent}:/usr/bin:/bin")
+        build_wheel(build)
+    assert seen[0].startswith(f"{source} -DX=1")
+    assert "-DCMAKE_CUDA_COMPILER= " in seen[0]
+    assert "-DCMAKE_DISABLE_FIND_PACKAGE_CUDAToolkit=ON" in seen[0]
+    assert seen[1] == "--build ."
+    assert module.read_text().splitlines() == ["set(Pytorch_CUDA FALSE)", lines[1]]
+
+
+CMAKE = """\
+-- Looking for a CUDA compiler - NOTFOUND
+CMake Error at /usr/share/cmake/FindPackageHandleStandardArgs.cmake:230 (message):
+  Could NOT find CUDAToolkit (missing: CUDAToolkit_INCLUDE_DIR CUDA_CUDART)
+
+Call Stack (most recent call first):
+See also "CMakeFiles/CMakeError.log".
+error: subprocess-exited-with-error
+"""
+COMPILER = """\
+[ 3%] Building CXX object x.o with -Werror=format
+/src/x.cc:7:10: fatal error: Python.h: No such file or directory
+make: *** [x.o] Error 1
+error: subprocess-exited-with-error
+"""
+
+
+@pytest.mark.parametrize(
+    ("log", "reason"),
+    [
+        (CMAKE, r"CMake Error at .*\(message\): Could NOT find CUDAToolkit \(missing: .*CUDA_CUDART\)$"),
+        (COMPILER, r"^/src/x.cc:7:10: fatal error: Python.h: No such file or directory$"),
+        ("nothing\n", "^$"),
+    ],
+)
+def test_the_line_that_matters_is_found_in_a_log(tmp_path: Path, log: str, reason: str) -> None:
+    (tmp_path / "build.log").write_text(log * 3)
+    assert re.search(reason, horovod_build.first_error(tmp_path / "build.log"))
+
+
+def test_what_failed_last_is_remembered_until_it_works(
+    tmp_path: Path, pip: FakePip, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert horovod_build.last_failure(tmp_path) is None
+    build = plan(tmp_path, with_mpi=False, with_cuda=False)
+    pip.exit_code = 1
+    with pytest.raises(DependencyError, match="the Horovod build failed: error: the reason"):
+        build_wheel(build)
+    assert horovod_build.last_failure(tmp_path) == (build.wheel_dir / "build.log", "error: the reason")
+    pip.exit_code = 0
+    build_wheel(build)
+    assert horovod_build.last_failure(tmp_path) is None
 
 
 def test_builds_once(build: BuildPlan, pip: FakePip) -> None:

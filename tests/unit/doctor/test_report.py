@@ -80,6 +80,24 @@ def test_all_is_well() -> None:
         (with_versions(pandas="3.0.0"), "pandas", "<3", "pandas==2.2.3"),
         (with_versions(horovod=None), "Horovod", "not installed", "hvdspark install-horovod"),
         (
+            dataclasses.replace(with_versions(horovod=None), build_failure=("/c/build.log", "CMake Error at x")),
+            *(
+                "Horovod",
+                "the last build failed: CMake Error at x",
+                "repair that, then hvdspark install-horovod; the log",
+            ),
+        ),
+        (
+            dataclasses.replace(
+                with_versions(horovod=None), torch_cuda="13.0", build_failure=("/c/build.log", "CMake Error at x")
+            ),
+            *(
+                "Horovod",
+                "CMake Error at x",
+                "hvdspark install-horovod --no-cuda (for ranks on CPUs); the log is /c/bui",
+            ),
+        ),
+        (
             dataclasses.replace(GOOD, horovod=None, horovod_error="ImportError: undefined symbol"),
             *("Horovod", "cannot be imported: ImportError: undefined symbol", "hvdspark install-horovod"),
         ),
@@ -112,6 +130,12 @@ def test_all_is_well() -> None:
         (
             dataclasses.replace(with_session(settings=GPU), torch_cuda="12.8"),
             *("Horovod", "without NCCL", "hvdspark install-horovod --cuda"),
+        ),
+        (
+            dataclasses.replace(
+                GOOD, torch_cuda="13.0", cuda_missing=("nccl.h",), session=with_session(settings=GPU).session
+            ),
+            *("Horovod", "without NCCL", "install nccl.h; then hvdspark install-horovod --cuda"),
         ),
         (
             dataclasses.replace(GOOD, store_error="cannot write", store_hint="chmod u+w"),
