@@ -162,9 +162,8 @@ def test_a_build_for_cpus_sees_no_cuda(build: BuildPlan, pip: FakePip, tmp_path:
     source = tmp_path / "horovod"
     module = source / "cmake" / "Modules" / "FindPytorch.cmake"
     module.parent.mkdir(parents=True)
-    module.write_text(
-        'string(TOUPPER "${Pytorch_CUDA}" Pytorch_CUDA)\nstring(TOUPPER "${Pytorch_ROCM}" Pytorch_ROCM)\n'
-    )
+    lines = [f'string(TOUPPER "${{Pytorch_{name}}}" Pytorch_{name})' for name in ("CUDA", "ROCM")]
+    module.write_text("\n".join(lines))
     real = tmp_path / "real" / "cmake"
     real.parent.mkdir()
     real.write_text('#!/bin/sh\necho "$@"\n')
