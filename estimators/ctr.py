@@ -51,7 +51,7 @@ class CTRClassifier(
 
     Example:
         >>> classifier = CTRClassifier(architecture="dlrm", continuousCols=["age"], categoricalCols=["user", "page"],
-        ...                            labelCol="clicked", numWorkers=2, storeUri="file:///tmp/hvdspark")
+        ...                            labelCol="clicked", numWorkers=2)
         >>> model = classifier.fit(train)
         >>> scored = model.transform(test)  # prediction, probability, rawPrediction
     """
@@ -87,7 +87,7 @@ class CTRClassifier(
         learningRate: float | None = None,
         learningRateSchedule: str | None = None,
         learningRateScheduleArgs: dict[str, float] | None = None,
-        storeUri: str = "file:///tmp/hvdspark",
+        storeUri: str | None = None,
         seed: int = 0,
         shuffle: bool = True,
         shuffleRows: int = 1 << 19,

@@ -17,6 +17,7 @@ from hvdspark.data.schema import check_columns
 from hvdspark.embedding.sharding import plan_sharding
 from hvdspark.errors import ConfigurationError, StoreError
 from hvdspark.estimators.columns import vectors_as_arrays
+from hvdspark.estimators.default_store import check_place
 from hvdspark.estimators.fitted import FittedModule
 from hvdspark.estimators.params import _TrainingParams
 from hvdspark.specs import DatasetSpec, RowGroup, RowGroups, TrainSpec, from_json, to_json
@@ -63,7 +64,7 @@ def fit(
         check_outputs: called with what the module returns before the ranks start; may raise.
     """
     value = estimator.getOrDefault
-    spark, store = dataset.sparkSession, Store(value("storeUri"))
+    spark, store = dataset.sparkSession, Store(estimator.getStoreUri())
     weight = value("weightCol") if estimator.isDefined("weightCol") else None
     validation = _validation(estimator)
     group = value("validationGroupCol") if estimator.isDefined("validationGroupCol") else None
@@ -83,6 +84,7 @@ def fit(
     check_program(_train_spec(estimator, program, run_id, store, unwritten, features, labels, weight), program)
     launch.check_session(spark, value("numWorkers"), value("device"))
     _check_memory(estimator, spark, program)
+    check_place(store)
     store.check_writable()
 
     with (

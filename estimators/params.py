@@ -25,6 +25,7 @@ from pyspark.ml.param.shared import (
 )
 
 from hvdspark.errors import ConfigurationError
+from hvdspark.estimators.default_store import default_uri
 from hvdspark.estimators.defaults import Pace
 
 C = TypeVar("C", bound=type)
@@ -214,7 +215,8 @@ class _TrainingParams(HasLabelCol, HasWeightCol, HasValidationIndicatorCol, HasS
     )
     storeUri = param(
         "storeUri",
-        "directory for the data during fit and for the fitted weights, reachable from all executors",
+        "directory for the data during fit and for the fitted weights, reachable from all executors; where it is not "
+        "set, hvdspark in this user's directory for data ($XDG_DATA_HOME, or ~/.local/share)",
         TypeConverters.toString,
     )
     shuffle = param("shuffle", "whether rows are reshuffled in every epoch", TypeConverters.toBoolean)
@@ -283,6 +285,10 @@ class _TrainingParams(HasLabelCol, HasWeightCol, HasValidationIndicatorCol, HasS
         TypeConverters.toBoolean,
     )
 
+    def getStoreUri(self) -> str:
+        """Value of storeUri, or this user's own directory on this machine: no default that a saved object carries."""
+        return str(self.getOrDefault("storeUri")) if self.isDefined("storeUri") else default_uri()
+
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self._setDefault(
@@ -290,7 +296,6 @@ class _TrainingParams(HasLabelCol, HasWeightCol, HasValidationIndicatorCol, HasS
             numWorkers=2,
             learningRate=1e-3,
             learningRateScheduleArgs={},
-            storeUri="file:///tmp/hvdspark",
             # pyspark's own default is the hash of the class name, which differs from process to process.
             seed=0,
             shuffle=True,

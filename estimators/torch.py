@@ -62,7 +62,7 @@ class TorchEstimator(
 
     Example:
         >>> estimator = TorchEstimator(model=net, loss="bce_with_logits", featureCols=["features"], labelCol="label",
-        ...                            numWorkers=2, batchSize=4096, epochs=3, storeUri="file:///tmp/hvdspark")
+        ...                            numWorkers=2, batchSize=4096, epochs=3)
         >>> model = estimator.fit(train)
         >>> scored = model.transform(test)
     """
@@ -94,7 +94,7 @@ class TorchEstimator(
         learningRate: float = 1e-3,
         learningRateSchedule: str = "constant",
         learningRateScheduleArgs: dict[str, float] | None = None,
-        storeUri: str = "file:///tmp/hvdspark",
+        storeUri: str | None = None,
         seed: int = 0,
         shuffle: bool = True,
         shuffleRows: int = 1 << 19,

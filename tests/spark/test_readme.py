@@ -23,13 +23,13 @@ def test_the_quickstart_is_short() -> None:
 
 @pytest.mark.timeout(200)
 def test_code_blocks_run_one_after_the_other(
-    spark: SparkSession, store_uri: str, capsys: pytest.CaptureFixture[str]
+    spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))  # where the default store is
     names: dict[str, object] = {"__name__": "readme"}
     outputs = []
     for number, block in enumerate(python_blocks()):
-        code = block.replace("file:///tmp/hvdspark", store_uri)
-        exec(compile(code, f"README.md block {number}", "exec"), names)
+        exec(compile(block, f"README.md block {number}", "exec"), names)
         outputs.append(capsys.readouterr().out.strip())
     clicks, torch_estimator, collection, run = outputs
     assert float(clicks.split()[-1]) > 0.9, "test AUC"
