@@ -76,7 +76,7 @@ def check_array(
     """Check an array column by its elements and its column of lengths.
 
     Raises:
-        DataError: null arrays, null or NaN elements, or different lengths where one is required.
+        DataError: null arrays, null or NaN elements, infinite labels, or different lengths where one is required.
     """
     where = f"column {column.name!r}"
     if lengths.nulls:
@@ -98,6 +98,8 @@ def check_array(
         raise DataError("null elements in an array column", value=elements.nulls - empty, where=where, hint=hint)
     if elements.unordered and not (keep and column.role == "feature") and (nans := count(column.name, "nan")):
         raise DataError("NaN elements in an array column", value=nans, where=where, hint=_hint(column, keep))
+    if column.role == "label" and not elements.unordered and not elements.finite:
+        raise DataError("infinite elements in a label column", where=where, hint="filter or fill these rows first")
 
 
 def _hint(column: SourceColumn, keep: bool) -> str:

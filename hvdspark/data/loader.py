@@ -18,7 +18,6 @@ import threading
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-import torch
 
 from hvdspark.data.batch import Batch, Layout, Ragged
 from hvdspark.data.plan import EpochPlan
@@ -51,6 +50,7 @@ def load_batches(
     epoch: int,
     shuffle: bool,
     prefetch: int = 4,
+    pin: bool = False,
 ) -> Iterator[Iterator[Batch]]:
     """Read one rank's batches of one epoch.
 
@@ -64,6 +64,7 @@ def load_batches(
         seed, epoch: what the permutation depends on.
         shuffle: whether to permute at all.
         prefetch: batches that are kept ready.
+        pin: whether batches are put into page-locked memory, for copies to this rank's GPU; it takes memory on a GPU.
 
     Yields:
         An iterator of len(plan.batch_rows) batches. Closing the context early ends all threads.
@@ -83,7 +84,7 @@ def load_batches(
     limit = max(1, min(shuffle_rows if shuffle else _PLAIN_WINDOW_ROWS, _WINDOW_BYTES // row_bytes))
     stream = Stream(specs, groups, plan, limit)
     entropy = [seed % 2**64, epoch] if shuffle else None
-    prefetcher = _Prefetcher(stream, store, dataset.path, entropy, prefetch)
+    prefetcher = _Prefetcher(stream, store, dataset.path, entropy, prefetch, pin)
     try:
         yield prefetcher.batches()
     finally:
@@ -94,7 +95,7 @@ class _Prefetcher:
     """Keeps a queue of batches filled from a thread of its own."""
 
     def __init__(
-        self, stream: Stream, store: Store, dataset: str, entropy: Sequence[int] | None, prefetch: int
+        self, stream: Stream, store: Store, dataset: str, entropy: Sequence[int] | None, prefetch: int, pin: bool
     ) -> None:
         self._stream, self._entropy = stream, entropy
         self._windows: dict[int, Window] = {}
@@ -102,7 +103,7 @@ class _Prefetcher:
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._queue: queue.Queue[Batch | Exception] = queue.Queue(max(1, prefetch))
-        self._pin = torch.cuda.is_available()
+        self._pin = pin
         self._reader = RowGroupReader(store, dataset, stream.columns, self._accept)
         self._thread = threading.Thread(target=self._run, name="hvdspark-prefetch", daemon=True)
         self._thread.start()

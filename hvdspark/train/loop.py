@@ -200,6 +200,7 @@ def _train_epoch(
         seed=spec.seed,
         epoch=state.epoch,
         shuffle=spec.shuffle,
+        pin=step.device.startswith("cuda"),
     )
     started, rows = time.perf_counter(), 0
     sums = torch.zeros(2 * len(loss.divisors), dtype=torch.float64)

@@ -39,12 +39,23 @@ def make_optimizer(optimizer: Any, module: nn.Module, learning_rate: float) -> t
     check_parameters(module)
     if isinstance(optimizer, torch.optim.Optimizer):
         made = optimizer
+        if _left_behind(made):
+            made.load_state_dict(made.state_dict())  # brings the state to where each parameter is
     else:
         factory = _factory(optimizer, module)
         parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
         made = factory(parameters, lr=learning_rate) if _takes_learning_rate(factory) else factory(parameters)
     _check_optimizer(made, module)
     return made
+
+
+def _left_behind(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether state that was made before fit stayed where the parameters were before they went to a GPU."""
+    return any(
+        isinstance(value, torch.Tensor) and value.dim() > 0 and value.device != parameter.device
+        for parameter, state in optimizer.state.items()
+        for value in state.values()
+    )
 
 
 def check_optimizer(optimizer: Any, module: nn.Module) -> None:

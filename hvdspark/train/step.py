@@ -38,6 +38,7 @@ class GradientStep:
     Attributes:
         outputs: what the module returned last on this rank (None before its first rows).
         optimizer_steps: steps since the run began; the schedule's clock.
+        device: where module, inputs and labels are.
     """
 
     def __init__(
@@ -55,7 +56,7 @@ class GradientStep:
         self.outputs: Outputs | None = None
         self.optimizer_steps = 0
         self._spec, self._module, self._loss = spec, module, loss
-        self._optimizer, self._collective, self._device, self._precision = optimizer, collective, device, precision
+        self._optimizer, self._collective, self.device, self._precision = optimizer, collective, device, precision
         self._schedule = schedule
         self._rates = [float(group["lr"]) if "lr" in group else None for group in optimizer.param_groups]
         self._collections = collections_of(module)
@@ -160,16 +161,16 @@ class GradientStep:
             return [], False
         self._shared.counts = has_rows
         if has_rows or self._collections:
-            batch = on_device(batch, self._device)
+            batch = on_device(batch, self.device)
             self._seen = self._seen or batch
         else:
-            batch = self._seen or _stand_in(batch, self._device)
-        inputs = inputs_of(batch.columns, self._spec.features, self._device)
+            batch = self._seen or _stand_in(batch, self.device)
+        inputs = inputs_of(batch.columns, self._spec.features, self.device)
         labels = [tensor_column(batch, name) for name in self._spec.labels]
         if has_rows:
             used = dict(zip((*self._spec.features, *self._spec.labels), (*inputs, *labels), strict=True))
             self._group_columns.append((step, used))
-        with training_arithmetic(self._precision, self._device):
+        with training_arithmetic(self._precision, self.device):
             outputs = forward(self._module, inputs, batch.rows, self._spec.features)
         self._shared.after_forward(batch.rows)
         if not has_rows:
@@ -247,7 +248,7 @@ class GradientStep:
         None if it has had none and nobody waits for it."""
         if self._seen is None:
             return None
-        inputs = inputs_of(self._seen.columns, self._spec.features, self._device)
+        inputs = inputs_of(self._seen.columns, self._spec.features, self.device)
         with torch.no_grad(), evaluation(self._module):
             return forward(self._module, inputs, self._seen.rows, self._spec.features)
 

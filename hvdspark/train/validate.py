@@ -105,6 +105,7 @@ class Validation:
             seed=spec.seed,
             epoch=0,
             shuffle=False,
+            pin=self._device.startswith("cuda"),
         )
         sharded = bool(collections_of(module))
         with torch.no_grad(), evaluation(module), batches as iterator:

@@ -161,6 +161,13 @@ def test_array_columns(
         check_array(array, elements, lengths, keep, three, "length")
 
 
+def test_infinite_elements_are_no_labels() -> None:
+    lengths, infinite = ColumnEvidence(0, 2, 2), ColumnEvidence(0, 1.0, float("inf"))
+    with pytest.raises(DataError, match="infinite elements in a label column.*'c'"):
+        check_array(column("label", array=True), infinite, lengths, False, three, "length")
+    check_array(column("feature", array=True), infinite, lengths, False, three, "length")
+
+
 @pytest.mark.parametrize(
     ("sizes", "says"),
     [

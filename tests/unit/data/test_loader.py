@@ -274,6 +274,17 @@ def consume(store: Store, dataset: DatasetSpec, names: tuple[str, ...] = ("id",)
         return list(batches)
 
 
+def test_only_ranks_on_a_gpu_use_the_gpu(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    pinned: list[Batch] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # a rank on the CPU of a host with a GPU
+    monkeypatch.setattr(Batch, "pin_memory", lambda batch: pinned.append(batch) or batch)
+    dataset = write(store, [50])
+    assert load(store, dataset, plan(dataset, 10))
+    assert not pinned
+    assert load(store, dataset, plan(dataset, 10), pin=True)
+    assert len(pinned) == 5
+
+
 def test_a_missing_file_is_named(store: Store) -> None:
     dataset = write(store, [50, 50])
     store.delete("d/data/1.parquet")

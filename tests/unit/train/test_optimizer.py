@@ -80,3 +80,19 @@ def test_what_cannot_train_is_refused(given: Any, words: str) -> None:
 def test_modules_without_usable_parameters_are_refused(module: nn.Module, words: str) -> None:
     with pytest.raises(ConfigurationError, match=words):
         make_optimizer("adam", module, 0.3)
+
+
+def test_state_made_before_fit_goes_where_the_parameters_went() -> None:
+    module = nn.Linear(2, 1)
+    optimizer = torch.optim.Adam(module.parameters())
+    module(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    torch.__future__.set_swap_module_params_on_conversion(True)  # as on a GPU, parameters stay the same objects
+    try:
+        module.to("meta")
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(False)
+    made = make_optimizer(optimizer, module, 0.3)
+    assert {made.state[parameter]["exp_avg"].device.type for parameter in module.parameters()} == {"meta"}
+    assert made.state[module.weight]["step"] == 1
