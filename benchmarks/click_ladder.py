@@ -4,7 +4,7 @@
 
 Each is a `CTRClassifier` on 2 ranks with sharded tables. The last line of each kind is DLRM once more, trained in one
 process of plain torch, with its tables as stock `nn.Embedding`s: sharding must not cost anything. The clicks are drawn
-from a known teacher (examples/click_data.py): these are synthetic numbers, not Criteo's.
+from a known model (examples/click_data.py): these are synthetic numbers, not Criteo's.
 """
 
 from __future__ import annotations

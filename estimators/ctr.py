@@ -44,7 +44,7 @@ class CTRClassifier(
     """Trains a click-through-rate model on raw columns, its embedding tables sharded over `numWorkers` Spark tasks.
 
     Categories need no StringIndexer and no vocabulary: they are hashed to 64-bit keys in the Spark plan, and a table
-    grows with the categories that training meets. Numbers need no scaling. The label is 0 or 1 (or a probability).
+    grows with the categories seen in training. Numbers need no scaling. The label is 0 or 1 (or a probability).
 
     Everything is a Param: see `explainParams()`. Gradients are means over the rows (or weights) of the global batch,
     so `batchSize` and the learning rates mean the same for any number of workers.
@@ -176,7 +176,7 @@ class CTRClassificationModel(_FittedModel, _CTRScoringParams):
 
     `transform` starts no job, keeps every input column and adds `rawPrediction` (vector of -x and x, x the logit),
     `probability` (vector of 1 - p and p) and `prediction` (1.0 where p is above `threshold`, else 0.0). The embedding
-    tables stay in the store: executors map what the rows ask for. A category that training never met is the zero
+    tables stay in the store: executors map what the rows ask for. A category never seen in training is the zero
     vector.
     """
 

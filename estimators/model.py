@@ -27,6 +27,14 @@ class _FittedModel(Model, MLWritable, MLReadable[Any]):
         self._fitted: FittedModule | None = None
         self._allow_pickle = False
 
+    def __repr__(self) -> str:
+        if self._fitted is None:
+            return f"{type(self).__name__}: not fitted"
+        result = self._fitted.result
+        best = result.history[result.best_epoch]
+        shown = [f"{name}={best[name]:.4f}" for name in best if name == "train_loss" or name.startswith("val_")]
+        return f"{type(self).__name__}: uid={self.uid}, epochs={result.epochs_run}, {', '.join(shown)}"
+
     @property
     def summary(self) -> TrainingSummary:
         """What happened during the fit (kept when the model is saved)."""

@@ -1,9 +1,9 @@
-"""Synthetic clicks in the Criteo file format, drawn from a known teacher.
+"""Synthetic clicks in the Criteo file format, drawn from a known model.
 
 A line is `label <tab> 13 integers <tab> 26 categories of 8 hex digits`; any field but the label may be empty. The
 categories have the cardinalities and the skew of the Criteo Kaggle data: popularity of the r-th id of a column is
 proportional to (r + q)^-s, with s, q and the number of ids K fitted for each column. Labels are coin flips with the
-teacher's probability, so the best AUC that any model can reach on a file is known: it is the AUC of that probability.
+model's probability, so the best AUC that any model can reach on a file is known: it is the AUC of that probability.
 
 These are synthetic numbers. They say whether training works, not how well a model does on Criteo.
 """
@@ -35,7 +35,7 @@ _MISSING_CATEGORY = np.array(
     [0.0, 0.0, 0.03, 0.03, 0.0, 0.12] + [0.0] * 12 + [0.44, 0.44, 0.03, 0.76, 0.0, 0.03, 0.44, 0.44]
 )
 
-# The teacher. Ids beyond the popular ones have little effect, because nobody could learn it from a few clicks.
+# The model that draws the clicks. Ids beyond the popular ones have little effect, because nobody could learn it from a few clicks.
 _POPULAR = 20.0
 _TAIL_POWER = 1.5
 _INTERACTING = (1, 4, 7, 8, 13, 16, 19, 22)  # positions of the categories that interact pairwise
@@ -51,7 +51,7 @@ class Clicks:
 
     Attributes:
         labels: int8 [rows].
-        probability: float64 [rows]; the teacher's, never written.
+        probability: float64 [rows]; that model's, never written.
         table: the 40 columns of the file.
     """
 
@@ -61,14 +61,14 @@ class Clicks:
 
 
 def draw(rows: int, seed: int) -> Clicks:
-    """Draw `rows` clicks. Same seed, same clicks; the teacher is the same for every seed."""
+    """Draw `rows` clicks. Same seed, same clicks; the model that draws is the same for every seed."""
     random = np.random.default_rng(seed)
     ranks = np.stack([_popularity_rank(random.random(rows), *skew) for skew in _SKEW], axis=1)  # [rows, 26]
     present = random.random((rows, 26)) >= _MISSING_CATEGORY
     integers = np.floor(np.expm1(np.maximum(random.standard_normal((rows, 13)) * 1.2 + 2.0, 0.0))).astype(np.int64)
     known = random.random((rows, 13)) >= _MISSING_INTEGER
-    # The teacher sees no more than the file will say.
-    logit = _teacher(ranks, present, np.where(known, (np.log1p(integers) - 2.0) / 1.2, 0.0))
+    # It sees no more than the file will say.
+    logit = _true_logit(ranks, present, np.where(known, (np.log1p(integers) - 2.0) / 1.2, 0.0))
     probability = 1.0 / (1.0 + np.exp(-logit))
     labels = (random.random(rows) < probability).astype(np.int8)
 
@@ -100,7 +100,7 @@ def _popularity_rank(uniform: np.ndarray[Any, Any], s: float, q: float, count: f
     return np.clip(rank.astype(np.int64), 1, int(count)) - 1
 
 
-def _teacher(
+def _true_logit(
     ranks: np.ndarray[Any, Any], present: np.ndarray[Any, Any], dense: np.ndarray[Any, Any]
 ) -> np.ndarray[Any, Any]:
     strength = present * (1.0 + ranks / _POPULAR) ** -_TAIL_POWER  # [rows, 26]
@@ -118,7 +118,7 @@ def _teacher(
 
 
 def _normal(columns: np.ndarray[Any, Any], ranks: np.ndarray[Any, Any], stream: int) -> np.ndarray[Any, Any]:
-    """Standard normals keyed by (column, id, stream): the teacher's weights, of which no table is kept."""
+    """Standard normals keyed by (column, id, stream): the model's weights, of which no table is kept."""
     key = ranks.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + columns * np.uint64(0xD1B54A32D192ED03)
     first = _mix(key + np.uint64(2 * stream + 1))
     second = _mix(key + np.uint64(2 * stream + 2))

@@ -1,6 +1,6 @@
 """From a Criteo-format text file to a scored DataFrame: `make demo`, or `make demo DATA=path/to/train.txt`.
 
-Without --data it draws synthetic clicks from a known teacher (`click_data.py`), so that the AUC of the model can be
+Without --data it draws synthetic clicks from a known model (`click_data.py`), so that the AUC of the model can be
 printed beside the best AUC that anyone could reach on those rows.
 """
 

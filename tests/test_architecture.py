@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 MAX_LINES = 400
 
-# A room is a module or a folder of hvdspark. It may import itself and the rooms of the lines above its own.
+# A part is a module or a folder of hvdspark. It may import itself and the parts of the lines above its own.
 LAYERS: list[set[str]] = [
     {"errors", "specs"},
     {"versions"},
@@ -29,12 +29,12 @@ LAYERS: list[set[str]] = [
     {"cli"},
     {"__main__"},
 ]
-LAYER_OF = {room: number for number, rooms in enumerate(LAYERS) for room in rooms}
+LAYER_OF = {part: number for number, parts in enumerate(LAYERS) for part in parts}
 
 # `import hvdspark` itself names the two functions that it loads at first use.
 ROOT_MAY_NAME = {"launch"}
 
-# Packages that only these rooms may import.
+# Packages that only these parts may import.
 CONFINED = {
     "pyspark.ml": {"estimators"},
     "petastorm": {"data"},
@@ -53,7 +53,7 @@ def sources(*folders: str) -> list[Path]:
     return [path for path in found if (ROOT / "hvdspark" / "estimators") not in path.parents]
 
 
-def room_of(path: Path) -> str:
+def part_of(path: Path) -> str:
     """ "data" for hvdspark/data/plan.py, "cli" for hvdspark/cli.py, "" for hvdspark/__init__.py."""
     parts = path.relative_to(ROOT).with_suffix("").parts
     inside = parts[1:] if parts[0] == "hvdspark" else parts
@@ -75,8 +75,8 @@ def imported(source: str) -> Iterator[str]:
                 yield str(node.args[0].value)
 
 
-def forbidden_room(room: str, module: str) -> str | None:
-    """Why `room` may not import `module`; None where it may."""
+def forbidden_import(part: str, module: str) -> str | None:
+    """Why `part` may not import `module`; None where it may."""
     parts = module.split(".")
     if parts[0] == "estimators":
         return "the package is called hvdspark.estimators"
@@ -85,34 +85,34 @@ def forbidden_room(room: str, module: str) -> str | None:
     target = parts[1]
     if target not in LAYER_OF:
         return None if target.startswith("__") else f"hvdspark.{target} has no place in LAYERS"
-    if room == "":
+    if part == "":
         return None if target in ROOT_MAY_NAME else "import hvdspark has to stay light"
-    if target == room or LAYER_OF[target] < LAYER_OF[room]:
+    if target == part or LAYER_OF[target] < LAYER_OF[part]:
         return None
-    return f"{target} is not below {room}"
+    return f"{target} is not below {part}"
 
 
-def confined(room: str, module: str) -> str | None:
-    for package, rooms in CONFINED.items():
-        if f"{module}.".startswith(f"{package}.") and room not in rooms:
-            return f"{package} belongs to {', '.join(sorted(rooms))}"
+def confined(part: str, module: str) -> str | None:
+    for package, parts in CONFINED.items():
+        if f"{module}.".startswith(f"{package}.") and part not in parts:
+            return f"{package} belongs to {', '.join(sorted(parts))}"
     return None
 
 
 @pytest.mark.parametrize("path", sources("hvdspark", "estimators"), ids=lambda path: str(path.relative_to(ROOT)))
 def test_imports_go_one_way(path: Path) -> None:
-    room = room_of(path)
-    assert room == "" or room in LAYER_OF, f"give {room} a place in LAYERS"
+    part = part_of(path)
+    assert part == "" or part in LAYER_OF, f"give {part} a place in LAYERS"
     reasons = []
     for module in imported(path.read_text()):
-        reason = forbidden_room(room, module) or confined(room, module)
+        reason = forbidden_import(part, module) or confined(part, module)
         if reason:
             reasons.append(f"imports {module}: {reason}")
     assert not reasons, f"{path.relative_to(ROOT)}\n" + "\n".join(reasons)
 
 
 @pytest.mark.parametrize(
-    ("room", "source"),
+    ("part", "source"),
     [
         ("data", "import hvdspark.launch.barrier"),
         ("launch", "def f():\n    from hvdspark import train"),
@@ -128,8 +128,8 @@ def test_imports_go_one_way(path: Path) -> None:
         ("", "from hvdspark.train import loop"),
     ],
 )
-def test_the_rules_catch(room: str, source: str) -> None:
-    assert any(forbidden_room(room, module) or confined(room, module) for module in imported(source))
+def test_the_rules_catch(part: str, source: str) -> None:
+    assert any(forbidden_import(part, module) or confined(part, module) for module in imported(source))
 
 
 def test_relative_imports_are_caught() -> None:
@@ -137,7 +137,7 @@ def test_relative_imports_are_caught() -> None:
         list(imported("from . import errors"))
 
 
-def test_no_room_without_a_meaning() -> None:
+def test_no_name_without_a_meaning() -> None:
     files = sources("hvdspark", "estimators", "tests", "examples", "benchmarks")
     names = {part for path in files for part in path.relative_to(ROOT).with_suffix("").parts}
     assert not names & MEANINGLESS_NAMES
@@ -147,7 +147,7 @@ def test_files_stay_small() -> None:
     files = sources("hvdspark", "estimators", "tests", "examples", "benchmarks")
     lines = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in files}
     too_long = {name: count for name, count in lines.items() if count > MAX_LINES}
-    assert not too_long, f"over {MAX_LINES} lines; which room is missing? {too_long}"
+    assert not too_long, f"over {MAX_LINES} lines; which part is missing? {too_long}"
 
 
 def test_import_hvdspark_is_light() -> None:

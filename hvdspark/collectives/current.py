@@ -13,7 +13,7 @@ from hvdspark.collectives.protocol import Collective
 
 def current_collective() -> Collective:
     """Horovod's ranks if Horovod is initialised in this process, MPI's if an MPI launcher started it as one of several,
-    else a world of one.
+    else this process alone.
 
     Raises:
         DependencyError: an MPI launcher started this process, and mpi4py does not work with it.

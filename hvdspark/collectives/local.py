@@ -1,4 +1,4 @@
-"""A world of one."""
+"""A single process."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hvdspark.collectives.summing import summing_optimizer
 
 
 class LocalCollective:
-    """A world of one: no process, no network, no Horovod."""
+    """A single rank: no other process, no network, no Horovod."""
 
     rank = 0
     size = 1

@@ -62,7 +62,7 @@ class MpiCollective:
         self.rank: int = self._comm.Get_rank()
         self.size: int = self._comm.Get_size()
         if self.size != launched:
-            # Every process would otherwise train alone, as a world of one, and nothing would say so.
+            # Every process would otherwise train alone, as the only rank, and nothing would say so.
             raise DependencyError(
                 f"the MPI launcher started {launched} ranks, and mpi4py sees {self.size}",
                 value=MPI.Get_library_version().splitlines()[0],

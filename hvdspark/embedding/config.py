@@ -190,7 +190,7 @@ class TableConfig:
         name: unique in the model; placement and initial rows are keyed by it.
         dim: columns of a row.
         num_embeddings: ids are in [0, num_embeddings); None: any non-negative int64 id (`keys.KeySpace.id_limit` says
-            how large), and rows exist for the ids that training met.
+            how large), and rows exist for the ids seen in training.
         pooling: how the ids of one cell become a vector: "none" (one id, or a matrix of them) | "sum" | "mean".
         optimizer: of this table's rows.
         init: where rows begin.

@@ -118,7 +118,7 @@ def load(shard: TableShard, table: int, tensors: dict[str, Tensor]) -> None:
 
 
 def not_finite(shard: TableShard) -> str | None:
-    """Name of a table that has a NaN or an infinity in a row that training met; None where there is none."""
+    """Name of a table that has a NaN or an infinity in a row seen in training; None where there is none."""
     end = shard._dense + len(shard._index)
     for start in range(0, end, _BLOCK_ROWS):
         slots = np.arange(start, min(start + _BLOCK_ROWS, end))

@@ -156,7 +156,7 @@ _FIELDS = {
     "dim": "rows of another width cannot be taken over: keep dim, or give the table another name and train it anew",
     "num_embeddings": "it decides where every id lives: keep it, or give the table another name and train it anew",
     "dtype": "keep the dtype of the table",
-    "init": "rows that training never met are not stored, but made from it: keep the table's init",
+    "init": "rows never seen in training are not stored, but made from it: keep the table's init",
     "home_bucket": "keep the placement of the table, and the order of those with placement='table'",
     "spread": "load the table with the version of hvdspark that wrote it",
 }

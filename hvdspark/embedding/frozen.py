@@ -34,7 +34,7 @@ class FrozenGroup:
     """The rows of one exchange group, as `files.write_shards` wrote them at any world size, with or without state.
 
     A file is mapped when a key of its buckets is first asked for, and only the pages that are touched are ever read.
-    Ids are found by binary search; there is no index. Nothing is inserted: ids that training never met give their
+    Ids are found by binary search; there is no index. Nothing is inserted: ids never seen in training give their
     initial row in a bounded table and zeros in an unbounded one, just like `TableShard`.
 
     Args:

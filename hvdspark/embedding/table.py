@@ -152,7 +152,7 @@ class TableShard:
             rows = torch.zeros((len(index), self.dim))
         if met:
             return rows
-        # Bounded rows that evaluation asks for before training met them.
+        # Bounded rows that evaluation asks for before they were seen in training.
         fresh = np.flatnonzero(~unknown & (index < self._dense))
         fresh = fresh[self._counts.memory.take(index[fresh]) == 0]
         if len(fresh):

@@ -27,8 +27,8 @@ _INITIAL_SHARE_OF_DEEP = 0.1
 class ClickModel(nn.Module):
     """Click-through-rate model whose embedding tables are sharded over the ranks.
 
-    Each category column has an unbounded table of its own: ids are 64-bit hashes below 2**ID_BITS, rows exist for what
-    training met, and an id it never met is the zero vector.
+    Each category column has an unbounded table of its own: ids are 64-bit hashes below 2**ID_BITS, rows exist for the
+    ids seen in training, and an id never seen is the zero vector.
 
     Args:
         architecture: a key of `ARCHITECTURES`.

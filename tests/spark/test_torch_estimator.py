@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -91,6 +92,11 @@ def test_summary(fitted: TorchModel) -> None:
     assert summary.to_pandas().shape[0] == 8
     assert "val_auc" in repr(summary)
     assert "<table" in summary._repr_html_()
+
+
+def test_a_model_shows_that_it_is_one(fitted: TorchModel) -> None:
+    assert re.fullmatch(r"TorchModel: uid=TorchEstimator_\w+, epochs=8, train_loss=0\.\d+, val_loss=.*", repr(fitted))
+    assert repr(TorchModel()) == "TorchModel: not fitted"
 
 
 def test_summary_plot(fitted: TorchModel) -> None:

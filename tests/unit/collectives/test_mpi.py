@@ -71,7 +71,7 @@ def test_a_launcher_without_mpi4py(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_ranks_that_would_each_be_alone_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Open MPI's mpirun with an mpi4py that loads MPICH: every process is a world of one.
+    # Open MPI's mpirun with an mpi4py that loads MPICH: every process takes itself for the only rank.
     monkeypatch.setitem(sys.modules, "mpi4py", mpi4py_that_sees(1))
     monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
     with pytest.raises(DependencyError, match=r"started 2 ranks, and mpi4py sees 1: Some MPI v1\. Hint"):

@@ -14,7 +14,7 @@ SIZES = [1, 2, 3, 5]
 
 
 def on_ranks(size: int, fn: Callable[[Collective], object]) -> list[object]:
-    """`fn` on the collective that this size deserves: a world of one is LocalCollective."""
+    """`fn` on the collective that this size deserves: one rank is LocalCollective."""
     return [fn(LocalCollective())] if size == 1 else run_threaded(size, fn)
 
 

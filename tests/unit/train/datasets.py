@@ -36,7 +36,7 @@ def write_dataset(
 
 
 def click_columns(rows: int, seed: int = 0, weighted: bool = False) -> dict[str, Values]:
-    """Three float features in one array, one id, one 0/1 label from a noisy linear teacher, and maybe a weight."""
+    """Three float features in one array, one id, one 0/1 label from a noisy linear rule, and maybe a weight."""
     generator = np.random.default_rng(seed)
     dense = generator.standard_normal((rows, 3)).astype(np.float32)
     ids = generator.integers(0, 11, rows)
