@@ -35,7 +35,8 @@ _MISSING_CATEGORY = np.array(
     [0.0, 0.0, 0.03, 0.03, 0.0, 0.12] + [0.0] * 12 + [0.44, 0.44, 0.03, 0.76, 0.0, 0.03, 0.44, 0.44]
 )
 
-# The model that draws the clicks. Ids beyond the popular ones have little effect, because nobody could learn it from a few clicks.
+# The model that draws the clicks. Ids beyond the popular ones have little effect, because nobody could learn it from a
+# few clicks.
 _POPULAR = 20.0
 _TAIL_POWER = 1.5
 _INTERACTING = (1, 4, 7, 8, 13, 16, 19, 22)  # positions of the categories that interact pairwise
