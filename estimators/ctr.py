@@ -25,12 +25,13 @@ from hvdspark.estimators.defaults import set_value
 from hvdspark.estimators.fit import fit
 from hvdspark.estimators.keywords import keyword_only
 from hvdspark.estimators.model import _FittedModel
-from hvdspark.estimators.params import accessors
+from hvdspark.estimators.params import accessors, model_accessors
 from hvdspark.estimators.persistence import HvdSparkReader, HvdSparkWriter, Saved
 from hvdspark.estimators.scorer import SCORES, scorer
 from hvdspark.models.click import ID_BITS
 from hvdspark.specs import DatasetSpec
 from hvdspark.store import Store
+from hvdspark.train.trust import Trust
 
 
 @accessors
@@ -166,12 +167,12 @@ class CTRClassifier(
     def _to_saved(self) -> Saved:
         return Saved({}, {}, {})
 
-    def _restore(self, saved: Saved, store: Store, allow_pickle: bool) -> None:
+    def _restore(self, saved: Saved, store: Store, trust: Trust) -> None:
         """There is nothing but Params."""
 
 
-@accessors
-class CTRClassificationModel(_FittedModel, _CTRScoringParams):
+@model_accessors(_CTRScoringParams)
+class CTRClassificationModel(_FittedModel, _CTRScoringParams, _CTRTrainingParams):
     """A fitted click-through-rate model: a URI in the store and a small description. Scores DataFrames in place.
 
     `transform` starts no job, keeps every input column and adds `rawPrediction` (vector of -x and x, x the logit),
@@ -205,7 +206,10 @@ class CTRClassificationModel(_FittedModel, _CTRScoringParams):
                 {
                     raw_column: _pair(-logit, logit),
                     probability_column: _pair(1.0 - probability, probability),
-                    prediction_column: (probability > self.getOrDefault("threshold")).cast("double"),
+                    # To Spark, NaN is above every number.
+                    prediction_column: ((probability > self.getOrDefault("threshold")) & ~F.isnan(probability)).cast(
+                        "double"
+                    ),
                 }
             )
             .drop(SCORES)

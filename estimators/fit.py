@@ -20,6 +20,7 @@ from hvdspark.estimators.columns import vectors_as_arrays
 from hvdspark.estimators.default_store import check_place
 from hvdspark.estimators.fitted import FittedModule
 from hvdspark.estimators.params import _TrainingParams
+from hvdspark.estimators.paths import spark_store
 from hvdspark.specs import DatasetSpec, RowGroup, RowGroups, TrainSpec, from_json, to_json
 from hvdspark.store import Store
 from hvdspark.train import architecture
@@ -64,7 +65,8 @@ def fit(
         check_outputs: called with what the module returns before the ranks start; may raise.
     """
     value = estimator.getOrDefault
-    spark, store = dataset.sparkSession, Store(estimator.getStoreUri())
+    spark = dataset.sparkSession
+    store = spark_store(spark, estimator.getStoreUri())
     weight = value("weightCol") if estimator.isDefined("weightCol") else None
     validation = _validation(estimator)
     group = value("validationGroupCol") if estimator.isDefined("validationGroupCol") else None
@@ -107,7 +109,7 @@ def fit(
     ):
         warnings = list(prepare(data, store)) if prepare is not None else []
         spec = _train_spec(estimator, program, run_id, store, data, features, labels, weight)
-        tried = try_out(spec, program)
+        tried = try_out(spec, program, saving=not value("allowPickle"))
         program = tried.program
         warnings += tried.warnings
         for warning in warnings:

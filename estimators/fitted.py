@@ -16,6 +16,7 @@ from hvdspark.store import Store
 from hvdspark.train import architecture
 from hvdspark.train.program import TrainResult
 from hvdspark.train.tables import TABLES, load_model
+from hvdspark.train.trust import Trust
 from hvdspark.train.weights import WEIGHTS, check_unchanged, checksum, read_manifest
 from hvdspark.train.weights import fingerprint as fingerprint_of
 
@@ -80,7 +81,8 @@ class FittedModule:
         """
         if self.saved is not None:
             return self.saved
-        objects, files = pack({"module": cloudpickle.loads(self.skeleton)}, allow_pickle)
+        module: nn.Module = cloudpickle.loads(self.skeleton)
+        objects, files = pack({"module": module}, architecture.weights_of(module), allow_pickle)
         store = Store(self.store_uri)
         manifest = read_manifest(store, self.model_path)
         check_unchanged(store, self.model_path, manifest, self.fingerprint)
@@ -94,9 +96,9 @@ class FittedModule:
         return Saved(state, {**files, WEIGHTS: weights}, manifest["aliases"], manifest.get(TABLES, []), tables_at)
 
     @classmethod
-    def from_saved(cls, saved: Saved, store: Store, allow_pickle: bool) -> FittedModule:
-        """Raises PersistenceError when a pickle would have to be loaded and may not."""
-        module = unpack(saved.state["objects"], saved.files, allow_pickle)["module"]
+    def from_saved(cls, saved: Saved, store: Store, trust: Trust) -> FittedModule:
+        """Raises PersistenceError when a pickle would have to be loaded, or code to be used, that is not trusted."""
+        module = unpack(saved.state["objects"], saved.files, trust)["module"]
         result = from_json(TrainResult, json.dumps(saved.state["result"]))
         return cls(
             store_uri=store.uri,

@@ -13,10 +13,11 @@ from hvdspark.estimators.fitted import FittedModule
 from hvdspark.estimators.persistence import HvdSparkReader, HvdSparkWriter, Saved
 from hvdspark.estimators.summary import TrainingSummary
 from hvdspark.store import Store
+from hvdspark.train.trust import Trust
 
 
 class _FittedModel(Model, MLWritable, MLReadable[Any]):
-    """A trained module in the store.
+    """A trained module in the store, with the Params of the estimator that trained it.
 
     Attributes:
         summary: the training history.
@@ -25,7 +26,6 @@ class _FittedModel(Model, MLWritable, MLReadable[Any]):
     def __init__(self) -> None:
         super().__init__()
         self._fitted: FittedModule | None = None
-        self._allow_pickle = False
 
     def __repr__(self) -> str:
         if self._fitted is None:
@@ -75,8 +75,7 @@ class _FittedModel(Model, MLWritable, MLReadable[Any]):
         return self._fitted
 
     def _to_saved(self) -> Saved:
-        return self._state.to_saved(self._allow_pickle)
+        return self._state.to_saved(self.getOrDefault("allowPickle"))
 
-    def _restore(self, saved: Saved, store: Store, allow_pickle: bool) -> None:
-        self._fitted = FittedModule.from_saved(saved, store, allow_pickle)
-        self._allow_pickle = allow_pickle
+    def _restore(self, saved: Saved, store: Store, trust: Trust) -> None:
+        self._fitted = FittedModule.from_saved(saved, store, trust)

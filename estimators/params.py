@@ -34,13 +34,22 @@ Converter = Callable[[Any], Any]
 
 def accessors(cls: C) -> C:
     """Class decorator: give every Param of the class a `getX` and a chaining `setX`, unless it has one."""
+    return _with_accessors(cls, cls)
+
+
+def model_accessors(scoring: type) -> Callable[[C], C]:
+    """Class decorator for fitted models: a `getX` for every Param, a `setX` for `allowPickle` and those of scoring."""
+    return lambda cls: _with_accessors(cls, scoring, "allowPickle")
+
+
+def _with_accessors(cls: C, settable: type, *others: str) -> C:
     for name in dir(cls):
         if not isinstance(getattr(cls, name, None), Param):
             continue
         suffix = name[0].upper() + name[1:]
         if not hasattr(cls, f"get{suffix}"):
             setattr(cls, f"get{suffix}", _getter(name))
-        if not hasattr(cls, f"set{suffix}"):
+        if not hasattr(cls, f"set{suffix}") and (hasattr(settable, name) or name in others):
             setattr(cls, f"set{suffix}", _setter(name))
     return cls
 
@@ -169,7 +178,7 @@ class _TorchScoringParams(
 
 
 class _TrainingParams(HasLabelCol, HasWeightCol, HasValidationIndicatorCol, HasSeed):
-    """Params of every estimator, not of its model."""
+    """Params of every estimator; its model carries them."""
 
     validationFraction = param(
         "validationFraction",
@@ -281,7 +290,8 @@ class _TrainingParams(HasLabelCol, HasWeightCol, HasValidationIndicatorCol, HasS
     )
     allowPickle = param(
         "allowPickle",
-        "whether save may pickle Python objects that have no import path; loading them runs their code",
+        "whether save, of estimator or fitted model, may pickle Python objects that cannot be described; loading "
+        "them runs their code",
         TypeConverters.toBoolean,
     )
 

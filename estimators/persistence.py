@@ -1,8 +1,9 @@
 """Saving and loading, in Spark ML's layout: `<path>/metadata/` (Params, written by Spark) and `<path>/data/`.
 
 `data/` holds our files and, written last, a manifest with the format version, the state and a checksum of each file:
-what has no manifest is not a saved object. Nothing on disk is a pickle, except where the user set `allowPickle` (the
-estimator's Param) to save and `spark.hvdspark.allowPickle=true` (the session's setting) to load.
+what has no manifest is not a saved object. Nothing on disk is a pickle, except where the user set the Param
+`allowPickle` to save and `spark.hvdspark.allowPickle=true` (the session's setting) to load; and no code is run because
+a file names it, except of packages in the session's `spark.hvdspark.trustedPackages` (see `train.trust`).
 """
 
 from __future__ import annotations
@@ -12,19 +13,26 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import cloudpickle
+import safetensors.torch
 from pyspark.ml.util import DefaultParamsReader, DefaultParamsWriter, MLReader, MLWriter
 from pyspark.sql import SparkSession
+from torch import Tensor
 
 from hvdspark.errors import PersistenceError
+from hvdspark.estimators.paths import check_same_place, spark_store
 from hvdspark.estimators.table_files import copy_tables, verify_tables
 from hvdspark.store import Store
 from hvdspark.train import architecture
 from hvdspark.train.tables import TABLES
+from hvdspark.train.trust import TRUSTED_PACKAGES, Trust
 from hvdspark.train.weights import FORMAT, checksum, read_manifest, verify
+from hvdspark.train.weights import pack as pack_tensors
+from hvdspark.train.weights import unpack as unpack_tensors
 
 ALLOW_PICKLE = "spark.hvdspark.allowPickle"
 DATA = "data"
 _PICKLE = "objects.pickle"
+_TENSORS = "objects.safetensors"
 
 
 @dataclass(frozen=True)
@@ -51,7 +59,7 @@ class Persistent(Protocol):
 
     def _to_saved(self) -> Saved: ...
 
-    def _restore(self, saved: Saved, store: Store, allow_pickle: bool) -> None: ...
+    def _restore(self, saved: Saved, store: Store, trust: Trust) -> None: ...
 
 
 class HvdSparkWriter(MLWriter):
@@ -65,7 +73,8 @@ class HvdSparkWriter(MLWriter):
         # Before Spark deletes what is to be overwritten: the object may refuse to be saved, or read its weights there.
         self._saved = self._instance._to_saved()
         source, directory = self._saved.tables_at
-        if self._saved.tables and f"{Store(source).uri}/{directory}".startswith(f"{Store(path).uri}/"):
+        store = spark_store(self.sparkSession, path)
+        if self._saved.tables and f"{Store(source).uri}/{directory}".startswith(f"{store.uri}/"):
             if not Store(source).exists(directory):
                 raise PersistenceError(
                     "the embedding tables of this model are lost: Spark deletes what a pipeline is to overwrite before "
@@ -78,7 +87,9 @@ class HvdSparkWriter(MLWriter):
                 value=path,
                 hint="its tables are mapped from there: save it elsewhere",
             )
-        super().save(path)
+        if self.shouldOverwrite:
+            check_same_place(self.sparkSession, path, store)
+        super().save(store.uri)
 
     def saveImpl(self, path: str) -> None:
         saved, store = self._saved, Store(path)
@@ -95,7 +106,7 @@ class HvdSparkReader(MLReader[Any]):
     """Reads what `HvdSparkWriter` wrote.
 
     `load` raises CheckpointError for an incomplete, damaged or newer save, and PersistenceError for the save of another
-    class or for a pickle that the session does not allow. Files of embedding tables are checked by executors.
+    class or for a pickle or code that the session does not trust. Files of embedding tables are checked by executors.
     """
 
     def __init__(self, cls: type[Any]) -> None:
@@ -103,7 +114,7 @@ class HvdSparkReader(MLReader[Any]):
         self._cls = cls
 
     def load(self, path: str) -> Any:
-        store = Store(path)
+        store = spark_store(self.sparkSession, path)
         metadata = DefaultParamsReader.loadMetadata(store.uri, self.sparkSession)
         if metadata["class"] != f"{self._cls.__module__}.{self._cls.__name__}":
             raise PersistenceError("another class was saved here", value=metadata["class"], where=path)
@@ -115,33 +126,52 @@ class HvdSparkReader(MLReader[Any]):
         instance._resetUid(metadata["uid"])
         DefaultParamsReader.getAndSetParams(instance, metadata)
         saved = Saved(manifest["state"], files, manifest["aliases"], manifest.get(TABLES, []), (store.uri, DATA))
-        instance._restore(saved, store, pickle_allowed(self.sparkSession))
+        instance._restore(saved, store, trust_of(self.sparkSession))
         return instance
 
 
-def pack(objects: Mapping[str, Any], allow_pickle: bool) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """Python objects as JSON state; those that cannot be, as one pickle if that is allowed.
+def pack(
+    objects: Mapping[str, Any], weights: Mapping[str, Tensor], allow_pickle: bool
+) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """Python objects as JSON state and files; as one pickle where one of them has no description and that is allowed.
+
+    Args:
+        weights: tensors of the objects that are saved elsewhere, by name.
 
     Raises:
-        PersistenceError: an object cannot be described and pickle is not allowed.
+        PersistenceError: an object cannot be described and pickle is not allowed, or it cannot be pickled either.
     """
-    state: dict[str, Any] = {}
-    pickled: dict[str, Any] = {}
-    for name, value in objects.items():
-        try:
-            state[name] = architecture.describe(value, where=name)
-        except PersistenceError:
-            if not allow_pickle:
-                raise
-            pickled[name] = value
-    return state, {_PICKLE: cloudpickle.dumps(pickled)} if pickled else {}
-
-
-def unpack(state: Mapping[str, Any], files: Mapping[str, bytes], allow_pickle: bool) -> dict[str, Any]:
-    """The objects that `pack` packed. Raises PersistenceError when a pickle would have to be loaded and may not."""
-    objects = {name: architecture.rebuild(description) for name, description in state.items()}
-    if _PICKLE in files:
+    try:
+        state, tensors = architecture.describe_all(objects, weights)
+    except PersistenceError:
         if not allow_pickle:
+            raise
+        return {}, {_PICKLE: _pickled(objects, weights)}
+    return state, {_TENSORS: pack_tensors(tensors)[0]} if tensors else {}
+
+
+def _pickled(objects: Mapping[str, Any], weights: Mapping[str, Tensor]) -> bytes:
+    try:
+        return architecture.pickled(dict(objects), weights)
+    except Exception as error:
+        raise PersistenceError(
+            "it cannot be pickled either",
+            value=f"{type(error).__name__}: {error}",
+            where=", ".join(objects),
+            hint="let it hold no locks, generators, open files or sessions",
+        ) from error
+
+
+def unpack(state: Mapping[str, Any], files: Mapping[str, bytes], trust: Trust) -> dict[str, Any]:
+    """The objects that `pack` packed; weights have no values yet.
+
+    Raises:
+        PersistenceError: a pickle would have to be loaded, or code to be used, that the session does not trust.
+    """
+    tensors = unpack_tensors(safetensors.torch.load(files[_TENSORS]), {}) if _TENSORS in files else {}
+    objects = architecture.rebuild_all(state, tensors, trust)
+    if _PICKLE in files:
+        if not trust.everything:
             raise PersistenceError(
                 "this was saved with pickle, and loading it would run code from the file",
                 hint=f"if you trust where it comes from, set {ALLOW_PICKLE}=true in the Spark session",
@@ -150,6 +180,10 @@ def unpack(state: Mapping[str, Any], files: Mapping[str, bytes], allow_pickle: b
     return objects
 
 
-def pickle_allowed(spark: SparkSession) -> bool:
-    """Whether this session opted in to loading pickles."""
-    return str(spark.conf.get(ALLOW_PICKLE, "false")).lower() == "true"
+def trust_of(spark: SparkSession) -> Trust:
+    """What this session opted in to: packages by name, or with pickles everything."""
+    packages = str(spark.conf.get(TRUSTED_PACKAGES, "") or "")
+    return Trust(
+        packages=tuple(name.strip() for name in packages.split(",") if name.strip()),
+        everything=str(spark.conf.get(ALLOW_PICKLE, "false")).lower() == "true",
+    )

@@ -6,11 +6,12 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
+import safetensors.torch
 from pyspark.ml.base import Estimator
 from pyspark.ml.functions import array_to_vector
 from pyspark.ml.linalg import VectorUDT
 from pyspark.ml.util import MLReadable, MLReader, MLWritable, MLWriter
-from pyspark.sql import DataFrame
+from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.types import ArrayType, DoubleType, StructField, StructType
 from torch import nn
@@ -22,13 +23,16 @@ from hvdspark.estimators.columns import check_new_columns, scoring_input
 from hvdspark.estimators.fit import fit
 from hvdspark.estimators.keywords import keyword_only
 from hvdspark.estimators.model import _FittedModel
-from hvdspark.estimators.params import _TorchScoringParams, _TorchTrainingParams, accessors
+from hvdspark.estimators.params import _TorchScoringParams, _TorchTrainingParams, accessors, model_accessors
 from hvdspark.estimators.persistence import HvdSparkReader, HvdSparkWriter, Saved, pack, unpack
 from hvdspark.estimators.scorer import SCORES, scorer
 from hvdspark.store import Store
+from hvdspark.train import architecture
 from hvdspark.train.callbacks import Callback
 from hvdspark.train.loss import RowLoss
 from hvdspark.train.program import Program
+from hvdspark.train.trust import Trust
+from hvdspark.train.weights import WEIGHTS
 from hvdspark.train.weights import pack as pack_tensors
 from hvdspark.train.weights import unpack as unpack_tensors
 
@@ -210,7 +214,6 @@ class TorchEstimator(
             handle_invalid=value("handleInvalid"),
             check_outputs=(lambda outputs: check_classifies(names[0], outputs)) if _classifies(self) else None,
         )
-        model._allow_pickle = self.getOrDefault("allowPickle")
         model._resetUid(self.uid)
         return self._copyValues(model)
 
@@ -220,25 +223,24 @@ class TorchEstimator(
         return [loss.name(position) or "" for position in range(len(labels))]
 
     def _to_saved(self) -> Saved:
-        state, files = pack(self._objects, self.getOrDefault("allowPickle"))
-        module = self._objects["model"]
+        module, allow_pickle = self._objects["model"], self.getOrDefault("allowPickle")
         if not isinstance(module, nn.Module):
+            state, files = pack(self._objects, {}, allow_pickle)
             return Saved({"objects": state}, files, {})
+        state, files = pack(self._objects, architecture.weights_of(module), allow_pickle)
         weights, aliases = pack_tensors(module.state_dict())
-        return Saved({"objects": state}, {**files, "weights.safetensors": weights}, aliases)
+        return Saved({"objects": state}, {**files, WEIGHTS: weights}, aliases)
 
-    def _restore(self, saved: Saved, store: Store, allow_pickle: bool) -> None:
-        self._objects = unpack(saved.state["objects"], saved.files, allow_pickle)
-        if "weights.safetensors" in saved.files:
-            from safetensors.torch import load
-
-            tensors = unpack_tensors(load(saved.files["weights.safetensors"]), saved.aliases)
+    def _restore(self, saved: Saved, store: Store, trust: Trust) -> None:
+        self._objects = unpack(saved.state["objects"], saved.files, trust)
+        if WEIGHTS in saved.files:
+            tensors = unpack_tensors(safetensors.torch.load(saved.files[WEIGHTS]), saved.aliases)
             with dense_weights_alone():
                 self._objects["model"].load_state_dict(tensors)
 
 
-@accessors
-class TorchModel(_FittedModel, _TorchScoringParams):
+@model_accessors(_TorchScoringParams)
+class TorchModel(_FittedModel, _TorchScoringParams, _TorchTrainingParams):
     """A fitted module: a URI in the store and a small description. Scores DataFrames in place.
 
     `transform` starts no job, keeps every input column and adds `predictionCol`: a double for an output of [rows] or
@@ -267,9 +269,8 @@ class TorchModel(_FittedModel, _TorchScoringParams):
         types = [ArrayType(DoubleType()) if output.is_vector else DoubleType() for output in outputs]
         scores = scorer(self._state.scoring_spec(handle_invalid), types)(*inputs)
         if _classifies(self):
-            raw, probability, prediction = as_classes(
-                self._state.result.loss, F.col(SCORES), self.getOrDefault("threshold")
-            )
+            score = _nulls_as_nan(F.col(SCORES), handle_invalid) if outputs[0].is_vector else F.col(SCORES)
+            raw, probability, prediction = as_classes(self._state.result.loss, score, self.getOrDefault("threshold"))
             named = {"rawPredictionCol": array_to_vector(raw), "probabilityCol": array_to_vector(probability)}
             named["predictionCol"] = prediction
             wanted = {self.getOrDefault(param): column for param, column in named.items() if self.getOrDefault(param)}
@@ -280,7 +281,7 @@ class TorchModel(_FittedModel, _TorchScoringParams):
             rows = rows.withColumn(SCORES, scores)
             values = [F.col(f"{SCORES}.output_{k}") for k in range(len(outputs))]
         columns = {
-            name: array_to_vector(value) if output.is_vector else value
+            name: array_to_vector(_nulls_as_nan(value, handle_invalid)) if output.is_vector else value
             for name, value, output in zip(self._output_columns(), values, outputs, strict=True)
         }
         return rows.withColumns(columns).drop(SCORES)
@@ -305,3 +306,10 @@ class TorchModel(_FittedModel, _TorchScoringParams):
 def _classifies(params: _TorchScoringParams) -> bool:
     """Whether the columns of a classifier are wanted, and not what the module returns."""
     return bool(params.getOrDefault("probabilityCol") or params.getOrDefault("rawPredictionCol"))
+
+
+def _nulls_as_nan(array: Column, handle_invalid: str) -> Column:
+    """An array of scores in which NaN, which inside arrays came back from Python as null, is NaN again."""
+    if handle_invalid != "keep":
+        return array
+    return F.transform(array, lambda score: F.coalesce(score, F.lit(float("nan"))))

@@ -2,7 +2,8 @@
 
 A scoring function gets pandas Series for the feature columns of a batch of rows, builds the tensors that training
 builds, and calls the one forward of `train.forward`. The model is loaded once for each Python worker and kept.
-Arithmetic is float32, so that the score of a row does not depend on the rows that share its batch.
+Arithmetic is float32, not bfloat16. Even so the last bits of a score (1e-7 of it) may depend on how many rows share
+its batch, because matrix products of another shape add in another order.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
@@ -144,7 +146,10 @@ def _from_numpy(array: np.ndarray[Any, Any]) -> Tensor:
 
 def _to_series(output: Tensor) -> pd.Series:
     values = as_prediction(output).double().numpy()
-    return pd.Series(values if values.ndim == 1 else list(values.reshape(len(values), -1)))
+    if values.ndim > 1:
+        return pd.Series(list(values.reshape(len(values), -1)))
+    # Of a Series of numbers pyspark makes nulls where they are NaN; of an Arrow array it does not.
+    return pd.Series(pd.arrays.ArrowExtensionArray(pa.array(values)))
 
 
 def use_task_threads() -> None:

@@ -363,6 +363,16 @@ class ShardedEmbeddingCollection(UpdatedRows):
     def _are_rows_mapped(self) -> bool:
         return self._frozen is not None
 
+    def constructor_arguments(self) -> dict[str, Any]:
+        """What makes a collection of the same tables, anywhere and with no rows yet."""
+        return {
+            "tables": list(self.tables.values()),
+            "features": dict(self.features),
+            "seed": self.seed,
+            "wire_dtype": self.wire_dtype,
+            "name": self.name,
+        }
+
     def __getstate__(self) -> dict[str, Any]:
         """Configuration and Parameters. Shards that were never updated are left out: the seed makes them anew."""
         left_out = ("_collective", "_exchanges", "_frozen", "_prefetched")

@@ -1,220 +1,147 @@
-"""Python objects of a model as JSON, and back: no pickle on disk.
+"""Modules without their weights: as JSON for storing, with no pickle, and pickled in memory for sending.
 
-A module is described by its class path and constructor arguments. The arguments are read from the module itself:
-each constructor parameter must be an attribute of the same name, which holds for the layers of `torch.nn`
-(`Linear.in_features`) and is easy to keep in a class of one's own (`self.width = width`). Containers list their
-children. What was described is rebuilt and compared with the original before it is trusted.
-
-Classes and functions are described by their import path, `functools.partial` by that and its arguments.
+What was described is rebuilt and compared, state by state, before the description is trusted.
 """
 
 from __future__ import annotations
 
-import functools
-import importlib
-import inspect
+import contextlib
 import io
-from collections.abc import Mapping
-from typing import Any, cast
+import types
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import cloudpickle
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
-from torch.nn.utils import parametrize
 
 from hvdspark.errors import PersistenceError
+from hvdspark.train.describing import OTHERWISE, Describer, Description, plain_class
+from hvdspark.train.rebuilding import Rebuilder, inject_parametrized
+from hvdspark.train.sameness import changed, check_constructed, first_difference, same_bits
+from hvdspark.train.trust import Trust
 
-Description = dict[str, Any] | list[Any] | str | int | float | bool | None
-
-_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
-# Of Sigmoid, Tanh and the like, and of Identity: they swallow whatever they are given.
-_WITHOUT_ARGUMENTS = (nn.Module.__init__, nn.Identity.__init__)
-# Where the weights live and in which type is the loader's business, not the architecture's.
-# The last two are torch's deprecated spellings of `reduction`.
-_IGNORED_PARAMETERS = ("self", "device", "dtype", "_weight", "_freeze", "size_average", "reduce")
+_NOTHING = Trust()
+_VERSIONS = "it may have been written by other versions of hvdspark, torch or the module's package"
 
 
 def describe(value: Any, where: str) -> Description:
-    """JSON-able description of a module, class, function, partial or plain value.
-
-    Args:
-        where: name of the value for the error message.
+    """JSON-able description of a module, class, function, partial or plain value, which holds no tensor but weights.
 
     Raises:
         PersistenceError: it cannot be rebuilt from JSON alone; says why and what to do.
     """
-    if value is None or isinstance(value, str | int | float | bool):
-        return value
-    if isinstance(value, list | tuple):
-        return [describe(item, where) for item in value]
-    if isinstance(value, nn.Module):
-        described = _describe_module(value, where)
-        _check_rebuilt(value, rebuild(described), where)
-        return described
-    if isinstance(value, functools.partial):
-        return {
-            "partial": _path(value.func, where),
-            "args": [describe(item, where) for item in value.args],
-            "kwargs": {name: describe(item, where) for name, item in value.keywords.items()},
-        }
-    return {"import": _path(value, where)}
+    weights = weights_of(value) if isinstance(value, nn.Module) else {}
+    descriptions, tensors = describe_all({where: value}, weights)
+    if tensors:
+        raise PersistenceError("it holds tensors that are no weights", value=len(tensors), where=where)
+    return descriptions[where]
 
 
-def rebuild(description: Description) -> Any:
-    """What `describe` described; a module comes back with fresh weights.
+def describe_all(
+    objects: Mapping[str, Any], weights: Mapping[str, Tensor]
+) -> tuple[dict[str, Description], dict[str, Tensor]]:
+    """Descriptions of objects by their name, and the tensors that they refer to; what they share, they share again.
+
+    Args:
+        weights: tensors that are saved elsewhere, by name.
 
     Raises:
-        PersistenceError: a class or function cannot be imported here.
+        PersistenceError: one of them cannot be rebuilt from these alone, or would come back as something else.
     """
-    if isinstance(description, list):
-        return [rebuild(item) for item in description]
-    if not isinstance(description, dict):
-        return description
-    if "import" in description:
-        return _import(description["import"])
-    if "partial" in description:
-        keywords = {name: rebuild(item) for name, item in description["kwargs"].items()}
-        return functools.partial(_import(description["partial"]), *rebuild(description["args"]), **keywords)
-    cls = _import(description["module"])
-    if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
-        raise PersistenceError("not a torch module class", value=description["module"])
-    if "children" in description:
-        children = {name: rebuild(child) for name, child in description["children"]}
-        return _fill_container(cls, children)
-    module = cls(**{name: _argument_again(item) for name, item in description["arguments"].items()})
-    return module.train(description["training"])
+    with _in_words("a part of it cannot be described", OTHERWISE):
+        describer = Describer(weights)
+        descriptions = {name: describer.describe(objects[name], name) for name in sorted(objects)}
+        rebuilder = Rebuilder(describer.tensors, Trust(everything=True))
+        copies = {name: rebuilder.rebuild(description) for name, description in descriptions.items()}
+        for number, module in describer.constructed.items():
+            check_constructed(module, rebuilder.known[number], type(module).__name__)
+        again = Describer(rebuilder.weights)
+        for name, description in descriptions.items():
+            if (difference := first_difference(description, again.describe(copies[name], name), name)) is not None:
+                raise changed(difference, name)
+        for key, tensor in describer.tensors.items():
+            if not same_bits(tensor, again.tensors[key]):
+                raise changed(f"the values of a tensor of shape {tuple(tensor.shape)}", ", ".join(objects))
+    return descriptions, describer.tensors
+
+
+def rebuild(description: Description, tensors: Mapping[str, Tensor] | None = None, trust: Trust = _NOTHING) -> Any:
+    """What `describe` described; a module's weights are undefined until they are loaded.
+
+    Raises:
+        PersistenceError: code is named that is not trusted, or cannot be imported here.
+    """
+    return rebuild_all({"": description}, tensors or {}, trust)[""]
+
+
+def rebuild_all(descriptions: Mapping[str, Description], tensors: Mapping[str, Tensor], trust: Trust) -> dict[str, Any]:
+    """What `describe_all` described. Raises as `rebuild`."""
+    rebuilder = Rebuilder(tensors, trust)
+    with _in_words("a part of the saved model cannot be rebuilt", _VERSIONS):
+        return {name: rebuilder.rebuild(descriptions[name]) for name in sorted(descriptions)}
+
+
+@contextlib.contextmanager
+def _in_words(what: str, hint: str) -> Iterator[None]:
+    """PersistenceError for whatever objects of others do when they are taken apart or put together."""
+    try:
+        yield
+    except PersistenceError:
+        raise
+    except Exception as error:
+        raise PersistenceError(what, value=f"{type(error).__name__}: {error}", hint=hint) from error
 
 
 def skeleton(module: nn.Module, whole: Any = None) -> bytes:
-    """The module cloudpickled without the tensors of its state dict: kilobytes, for sending, never for storing.
+    """The module cloudpickled without the tensors of its state dict: kilobytes, for sending.
 
     Args:
         whole: what holds the module, to be pickled in its place; an optimizer in it keeps pointing at the module.
     """
-    tensors = [tensor for tensor in module.state_dict(keep_vars=True).values() if isinstance(tensor, Tensor)]
-    stored = {id(tensor) for tensor in tensors if not is_lazy(tensor)}
+    return pickled(module if whole is None else whole, weights_of(module))
+
+
+def pickled(whole: Any, weights: Mapping[str, Tensor]) -> bytes:
+    """Objects cloudpickled without the values of these tensors. To be stored only where the user opted in to that."""
+    stored = {id(tensor) for tensor in weights.values()}
 
     class Pickler(cloudpickle.Pickler):
         def reducer_override(self, value: Any) -> Any:
             if id(value) in stored:
                 is_parameter = isinstance(value, nn.Parameter)
-                return _empty, (tuple(value.shape), value.dtype, is_parameter, value.requires_grad)
-            if isinstance(value, nn.Module) and parametrize.is_parametrized(value):
-                # torch gives such a module a class of its own, which has no import path and refuses to be pickled.
-                plain = parametrize.type_before_parametrizations(value)
-                names = tuple(cast(nn.ModuleDict, value.parametrizations))
-                return _parametrized_again, (plain, names), vars(value)
+                return _empty, (tuple(value.shape), value.dtype, is_parameter, value.requires_grad, vars(value))
+            if isinstance(value, nn.Module) and (names := plain_class(value)[1]):
+                # torch refuses to pickle these, because their class has no import path.
+                return _parametrized_again, (plain_class(value)[0], names), vars(value)
+            if isinstance(value, types.FunctionType) and vars(nn.functional).get(value.__name__) is value:
+                return getattr, (nn.functional, value.__name__)  # some have no import path of their own
             return super().reducer_override(value)
 
     buffer = io.BytesIO()
-    Pickler(buffer).dump(module if whole is None else whole)
+    Pickler(buffer).dump(whole)
     return buffer.getvalue()
 
 
-def _empty(shape: tuple[int, ...], dtype: torch.dtype, is_parameter: bool, requires_grad: bool) -> Tensor:
+def weights_of(module: nn.Module) -> dict[str, Tensor]:
+    """The tensors of a module's state dict themselves."""
+    state = module.state_dict(keep_vars=True)
+    return {name: tensor for name, tensor in state.items() if isinstance(tensor, Tensor) and not is_lazy(tensor)}
+
+
+def _empty(
+    shape: tuple[int, ...], dtype: torch.dtype, is_parameter: bool, requires_grad: bool, attributes: dict[str, Any]
+) -> Tensor:
     tensor = torch.empty(shape, dtype=dtype)
-    return nn.Parameter(tensor, requires_grad=requires_grad) if is_parameter else tensor
+    tensor = nn.Parameter(tensor, requires_grad=requires_grad) if is_parameter else tensor
+    vars(tensor).update(attributes)
+    return tensor
 
 
-def _parametrized_again(cls: type[nn.Module], names: tuple[str, ...]) -> nn.Module:
+def _parametrized_again(cls: type[nn.Module], names: list[str]) -> nn.Module:
     """A module without its state, of the class that `torch.nn.utils.parametrize` makes of `cls`."""
     module = cls.__new__(cls)
     nn.Module.__init__(module)
-    parametrize._inject_new_class(module)
-    for name in names:
-        parametrize._inject_property(module, name)
+    inject_parametrized(module, names)
     return module
-
-
-def _describe_module(module: nn.Module, where: str) -> dict[str, Any]:
-    cls = type(module)
-    path = _path(cls, where)
-    if cls in _CONTAINERS:
-        children = [[name, _describe_module(child, where)] for name, child in module.named_children()]
-        return {"module": path, "children": children}
-    arguments: dict[str, Description] = {}
-    if cls.__init__ in _WITHOUT_ARGUMENTS:
-        return {"module": path, "arguments": arguments, "training": module.training}
-    for name, parameter in inspect.signature(cls.__init__).parameters.items():
-        if name in _IGNORED_PARAMETERS:
-            continue
-        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD) or not hasattr(module, name):
-            raise PersistenceError(
-                f"constructor argument {name!r} of {cls.__name__} cannot be read back from the module",
-                where=where,
-                hint=f"keep it as self.{name} in __init__, or opt in to pickle with allowPickle=True",
-            )
-        arguments[name] = _plain(getattr(module, name), name, cls, where)
-    return {"module": path, "arguments": arguments, "training": module.training}
-
-
-def _plain(value: Any, name: str, cls: type, where: str) -> Description:
-    if isinstance(value, nn.Module):
-        return _describe_module(value, where)
-    if isinstance(value, Tensor) or (value is None and name == "bias"):
-        return value is not None  # Linear(bias=True) keeps the parameter itself under that name
-    if value is None or isinstance(value, str | int | float | bool):
-        return value
-    if isinstance(value, list | tuple):
-        return [_plain(item, name, cls, where) for item in value]
-    raise PersistenceError(
-        f"constructor argument {name!r} of {cls.__name__} is not plain data",
-        value=type(value).__name__,
-        where=where,
-        hint="pass numbers, strings and lists, or opt in to pickle with allowPickle=True",
-    )
-
-
-def _argument_again(value: Any) -> Any:
-    if isinstance(value, dict):
-        return rebuild(value)  # a module given as an argument
-    return tuple(_argument_again(item) for item in value) if isinstance(value, list) else value
-
-
-def _fill_container(cls: type[nn.Module], children: Mapping[str, nn.Module]) -> nn.Module:
-    if cls is nn.ModuleDict:
-        return nn.ModuleDict(children)
-    if cls is nn.ModuleList:
-        return nn.ModuleList(children.values())
-    container = nn.Sequential()
-    for name, child in children.items():
-        container.add_module(name, child)
-    return container
-
-
-def _check_rebuilt(original: nn.Module, copy: nn.Module, where: str) -> None:
-    def shape_of(module: nn.Module) -> tuple[str, dict[str, tuple[Any, ...]]]:
-        state = module.state_dict()
-        return repr(module), {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in state.items()}
-
-    if shape_of(original) != shape_of(copy):
-        raise PersistenceError(
-            f"{type(original).__name__} cannot be rebuilt from its constructor arguments",
-            where=where,
-            hint="it was changed after its construction, or an attribute differs from the argument of that name; "
-            "build everything in __init__, or opt in to pickle with allowPickle=True",
-        )
-
-
-def _path(value: Any, where: str) -> str:
-    module, name = getattr(value, "__module__", None), getattr(value, "__qualname__", None)
-    if module is None or name is None or module == "__main__" or "<" in name:
-        raise PersistenceError(
-            "it has no import path",
-            value=repr(value)[:200],
-            where=where,
-            hint="define it at the top level of a module that the executors can import too (not in a notebook or "
-            "script), or opt in to pickle with allowPickle=True",
-        )
-    return f"{module}:{name}"
-
-
-def _import(path: str) -> Any:
-    module, _, name = path.partition(":")
-    try:
-        return functools.reduce(getattr, name.split("."), importlib.import_module(module))
-    except (ImportError, AttributeError) as error:
-        raise PersistenceError(
-            "cannot import a part of the saved model", value=path, hint=f"install or add the module it is in: {error}"
-        ) from error

@@ -6,6 +6,8 @@ small whatever the size of the module.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import cloudpickle
 
 from hvdspark.collectives import HorovodCollective
@@ -15,6 +17,7 @@ from hvdspark.store import Store
 from hvdspark.train.architecture import skeleton
 from hvdspark.train.loop import train
 from hvdspark.train.program import Program
+from hvdspark.train.saving import state_besides_weights, warnings_about_lost_state
 from hvdspark.train.weights import load_weights, write_weights
 
 
@@ -34,5 +37,7 @@ def train_on_rank(spec_json: str, sent: bytes) -> str:
     rank, spec = context(), from_json(TrainSpec, spec_json)
     program: Program = cloudpickle.loads(sent)
     load_weights(Store(spec.store_uri), initial_weights(spec.run_id), program.module)
+    before = state_besides_weights(program.module) if rank.rank == 0 else None
     result = train(spec, program, HorovodCollective(), rank.device, rank.report, rank.generation)
-    return to_json(result) if rank.rank == 0 else ""
+    lost = warnings_about_lost_state(before, program.module)
+    return to_json(replace(result, warnings=(*result.warnings, *lost))) if rank.rank == 0 else ""

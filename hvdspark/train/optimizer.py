@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -79,6 +80,19 @@ def _factory(optimizer: Any, module: nn.Module) -> Callable[..., Any]:
             "the optimizer must be a name, an Optimizer, an Optimizer class or a callable taking the parameters",
             value=type(optimizer).__name__,
             where="optimizer",
+        )
+    made_by = optimizer
+    while isinstance(made_by, functools.partial):
+        made_by = made_by.func
+    other_class = isinstance(made_by, type) and not issubclass(made_by, torch.optim.Optimizer)
+    # To find out by calling it could be to run a program.
+    foreign = (getattr(made_by, "__module__", None) or "").partition(".")[0] in sys.stdlib_module_names
+    if other_class or foreign:
+        raise ConfigurationError(
+            "this makes no optimizer, and is not called",
+            value=f"{made_by.__module__}.{getattr(made_by, '__qualname__', made_by)}",
+            where="optimizer",
+            hint="give a subclass of torch.optim.Optimizer, a functools.partial of one, or a function that makes one",
         )
     return optimizer
 

@@ -9,6 +9,7 @@ buffers and the random generators stay as they were.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import random
 from collections.abc import Iterator
@@ -33,6 +34,7 @@ from hvdspark.train.forward import Outputs, forward, inputs_of
 from hvdspark.train.last_layer import warnings_about
 from hvdspark.train.loss import RowLoss
 from hvdspark.train.program import OutputSpec, Program
+from hvdspark.train.saving import warnings_about_saving
 from hvdspark.train.step import tensor_column
 from hvdspark.train.tables import bind_tables
 
@@ -61,11 +63,14 @@ class FirstRows:
     outputs: tuple[OutputSpec, ...] = ()
 
 
-def try_out(spec: TrainSpec, program: Program) -> FirstRows:
+def try_out(spec: TrainSpec, program: Program, *, saving: bool = False) -> FirstRows:
     """Call the module with the first training rows, and compute the loss.
 
     Calls a copy of it as validation and scoring will, then as a training step will. A module that cannot be called here
     for want of something that ranks have (a GPU, Horovod, a package) is not judged.
+
+    Args:
+        saving: whether to warn of a module that `save` will refuse.
 
     Raises:
         ConfigurationError: the module cannot be called with these columns, or does not fit the loss and the labels.
@@ -76,12 +81,14 @@ def try_out(spec: TrainSpec, program: Program) -> FirstRows:
         batch = first_rows(Store(spec.store_uri), spec.dataset, columns, ROWS)
         program = materialised(spec, program, batch)
         try:
-            return _rehearsed(spec, program, batch)
+            rehearsed = _rehearsed(spec, program, batch)
         except Exception as error:
             if not is_about_the_driver(error):
                 raise
             logger.info("the module could not be tried on the driver: %s: %s", type(error).__name__, error)
-            return FirstRows(program)
+            rehearsed = FirstRows(program)
+        about_saving = warnings_about_saving(spec, program.module, batch) if saving else []
+        return dataclasses.replace(rehearsed, warnings=(*rehearsed.warnings, *about_saving))
 
 
 def materialised(spec: TrainSpec, program: Program, batch: Batch) -> Program:

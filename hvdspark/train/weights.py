@@ -22,10 +22,27 @@ from hvdspark.store import Store
 WEIGHTS = "weights.safetensors"
 FORMAT = 1
 _CHUNK_BYTES = 1 << 22
+_AS_BYTES = "::"
+# Those that every version of safetensors knows.
+_OF_THE_FORMAT = {
+    *(torch.float64, torch.float32, torch.float16, torch.bfloat16),
+    *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
+}
 
 
 def check_saveable(module: nn.Module) -> None:
-    """Raise ConfigurationError where a module keeps state that is not a tensor: it would be lost."""
+    """Raise ConfigurationError where a module has what would be lost on its way to ranks and into the store.
+
+    That is state that is not a tensor, and hooks of parameters, which no copy of a tensor has.
+    """
+    for name, parameter in module.named_parameters():
+        if parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None):
+            raise ConfigurationError(
+                "a parameter has hooks, which do not travel to the ranks",
+                value=name,
+                where=type(module).__name__,
+                hint="do in the module's forward, in the optimizer or in a callback what the hook does",
+            )
     for name, value in module.state_dict().items():
         if not isinstance(value, Tensor):
             raise ConfigurationError(
@@ -37,7 +54,10 @@ def check_saveable(module: nn.Module) -> None:
 
 
 def pack(tensors: Mapping[str, Tensor]) -> tuple[bytes, dict[str, str]]:
-    """A safetensors file and its aliases: {name of a tied tensor: name under which it is in the file}."""
+    """A safetensors file and its aliases: {name of a tied tensor: name under which it is in the file}.
+
+    Numbers of a type that the format does not know, as complex ones, are in it as their bytes, under "NAME::TYPE".
+    """
     kept: dict[str, Tensor] = {}
     aliases: dict[str, str] = {}
     seen: dict[tuple[Any, ...], str] = {}
@@ -49,13 +69,25 @@ def pack(tensors: Mapping[str, Tensor]) -> tuple[bytes, dict[str, str]]:
         seen[identity] = name
         own = tensor.detach().cpu().contiguous()
         # A view of a larger storage would take all of it along, or be refused as shared.
-        kept[name] = own.clone() if own.untyped_storage().nbytes() != own.nbytes else own
+        own = own.clone() if own.untyped_storage().nbytes() != own.nbytes else own
+        if own.dtype in _OF_THE_FORMAT:
+            kept[name] = own
+        else:
+            dtype = str(own.dtype).removeprefix("torch.")
+            kept[f"{name}{_AS_BYTES}{dtype}"] = own.unsqueeze(-1).view(torch.uint8)
     return safetensors.torch.save(kept), aliases
 
 
 def unpack(tensors: dict[str, Tensor], aliases: Mapping[str, str]) -> dict[str, Tensor]:
-    """All tensors under all their names."""
-    return {**tensors, **{name: tensors[kept] for name, kept in aliases.items()}}
+    """All tensors under all their names, in their own types."""
+    own = dict(_in_own_type(name, tensor) for name, tensor in tensors.items())
+    return {**own, **{name: own[kept] for name, kept in aliases.items()}}
+
+
+def _in_own_type(name: str, tensor: Tensor) -> tuple[str, Tensor]:
+    name, _, dtype = name.partition(_AS_BYTES)
+    # In a mapped file bytes may begin anywhere, and numbers must not.
+    return name, tensor.clone().view(getattr(torch, dtype)).squeeze(-1) if dtype else tensor
 
 
 def checksum(data: bytes) -> dict[str, Any]:
@@ -133,11 +165,11 @@ def verify(store: Store, directory: str, manifest: Mapping[str, Any]) -> None:
 
 
 def read_tensors(store: Store, path: str) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, on CPU; memory-mapped where the store is a local file system."""
+    """The tensors of a file of `pack`, on CPU; memory-mapped where the store is a local file system."""
     local = store.local_path(path)
     if local is not None:
-        return safetensors.torch.load_file(local)
-    return safetensors.torch.load(store.read_bytes(path))
+        return unpack(safetensors.torch.load_file(local), {})
+    return unpack(safetensors.torch.load(store.read_bytes(path)), {})
 
 
 def write_weights(store: Store, directory: str, module: nn.Module, manifest: Mapping[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,13 +17,9 @@ from hvdspark.data.invalid import is_invalid
 from hvdspark.data.loader import Ragged
 from hvdspark.errors import CheckpointError, SchemaError
 from hvdspark.estimators import TorchModel
-from hvdspark.estimators.fitted import FittedModule
 from hvdspark.specs import ColumnSpec
 from hvdspark.store import Store
-from hvdspark.train.architecture import skeleton
-from hvdspark.train.program import OutputSpec, TrainResult
-from hvdspark.train.weights import FORMAT, WEIGHTS, checksum, pack
-from tests.spark.toys import scores
+from tests.spark.toys import as_fitted, scores
 
 pytestmark = pytest.mark.spark
 
@@ -50,16 +47,10 @@ class Sums(nn.Module):
 
 def untrained(store_uri: str, features: Sequence[ColumnSpec], scale: float = 1.0, directory: str = "m") -> TorchModel:
     """A model as `fit` makes one, without the fit."""
-    module, store = Sums(), Store(store_uri)
+    module = Sums()
     with torch.no_grad():
         module.scale.fill_(scale)
-    weights, aliases = pack(module.state_dict())
-    store.write_bytes(f"{directory}/{WEIGHTS}", weights)
-    store.commit(directory, {"format": FORMAT, "files": {WEIGHTS: checksum(weights)}, "aliases": aliases})
-    result = TrainResult((), 0, 0, None, directory, (OutputSpec(None, (), "float32"),), "float32", 1, {})
-    model = TorchModel()
-    model._fitted = FittedModule(store.uri, directory, skeleton(module), tuple(features), result)
-    return model
+    return as_fitted(module, features, store_uri, directory=directory)
 
 
 NUMBER = ColumnSpec("x", "float32", "scalar")
@@ -128,11 +119,30 @@ def test_handle_invalid(
     skipping = model.copy().setHandleInvalid("skip").transform(data)
     assert scores(skipping) == {0: first}
     keeping = model.copy().setHandleInvalid("keep").transform(data)
-    if kept:  # the module gets NaN; Spark takes the NaN that it returns for null
-        assert scores(keeping) == {0: first, 1: None}
+    if kept:  # the module gets NaN, and what it makes of it is no null
+        found = scores(keeping)
+        assert found[0] == first
+        assert math.isnan(found[1])
     else:
         with pytest.raises(Exception, match="DataError: null in feature column 'x'.*Hint.*'skip'"):
             keeping.collect()
+
+
+class Twice(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([self.scale * x, x.nan_to_num(7.0)], dim=1)
+
+
+def test_nan_in_a_vector_of_scores_stays_nan(spark: SparkSession, store_uri: str) -> None:
+    model = as_fitted(Twice(), [NUMBER], store_uri, width=2).setHandleInvalid("keep")
+    found = scores(model.transform(with_x(spark, "CAST(NULL AS double)")))
+    assert list(found[0]) == [3.0, 3.0]
+    assert math.isnan(found[1][0])
+    assert found[1][1] == 7.0
 
 
 def test_what_is_invalid_in_fit_and_transform(spark: SparkSession) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,13 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from torch import Tensor, nn
 
-from hvdspark.estimators import TorchEstimator
+from hvdspark.estimators import TorchEstimator, TorchModel
+from hvdspark.estimators.fitted import FittedModule
+from hvdspark.specs import ColumnSpec
+from hvdspark.store import Store
+from hvdspark.train.architecture import skeleton
+from hvdspark.train.program import OutputSpec, TrainResult
+from hvdspark.train.weights import FORMAT, WEIGHTS, checksum, pack
 
 
 class TwoHeads(nn.Module):
@@ -51,6 +58,21 @@ def linear(**changes: Any) -> TorchEstimator:
         "numWorkers": 2,
     }
     return TorchEstimator(**{**settings, **changes})
+
+
+def as_fitted(
+    module: nn.Module, features: Sequence[ColumnSpec], store_uri: str, *, width: int | None = None, directory: str = "m"
+) -> TorchModel:
+    """A model as `fit` makes one, without the fit. Its output is [rows], or [rows, width]."""
+    store = Store(store_uri)
+    weights, aliases = pack(module.state_dict())
+    store.write_bytes(f"{directory}/{WEIGHTS}", weights)
+    store.commit(directory, {"format": FORMAT, "files": {WEIGHTS: checksum(weights)}, "aliases": aliases})
+    output = OutputSpec(None, () if width is None else (width,), "float32")
+    result = TrainResult((), 0, 0, None, directory, (output,), "float32", 1, {})
+    model = TorchModel()
+    model._fitted = FittedModule(store.uri, directory, skeleton(module), tuple(features), result)
+    return model
 
 
 def scores(frame: DataFrame, column: str = "prediction") -> dict[int, Any]:

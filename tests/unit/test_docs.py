@@ -32,6 +32,9 @@ def test_links_lead_somewhere(document: Path) -> None:
         "the store cannot be written",
         "a Horovod with NCCL cannot be built here",
         ", and there is no {}/bin/java",
+        "the fitted model can be used, but save will refuse it",
+        "cannot import a part of the saved model that this session does not trust",
+        "training changed what is no weight of the module",
     ],
 )
 def test_errors_that_need_more_than_a_hint_are_explained_in_their_words(message: str) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import functools
+import subprocess
 from typing import Any
 
 import pytest
@@ -67,6 +68,8 @@ def test_frozen_parameters_are_left_out() -> None:
         (torch.optim.SGD(nn.Linear(2, 1).parameters(), lr=0.1), "not the model's"),
         (torch.optim.LBFGS, "closure are not supported: 'LBFGS'"),
         (functools.partial(Closure, lr=0.1), "closure are not supported: 'Closure'"),
+        (functools.partial(subprocess.call, ["false"]), r"is not called: 'subprocess\.call'"),
+        (nn.Linear, "makes no optimizer, and is not called: 'torch.*Linear'"),
     ],
 )
 def test_what_cannot_train_is_refused(given: Any, words: str) -> None:

@@ -78,6 +78,31 @@ def test_state_that_is_no_tensor_is_refused_before_training() -> None:
     check_saveable(nn.BatchNorm1d(2))
 
 
+def test_hooks_of_parameters_are_refused_before_training() -> None:
+    module = nn.Linear(2, 1)
+    handle = module.weight.register_hook(lambda gradient: gradient * 0.0)
+    with pytest.raises(ConfigurationError, match="has hooks.*'weight'.*Hint"):
+        check_saveable(module)
+    handle.remove()
+    check_saveable(module)
+
+
+def test_numbers_that_the_format_does_not_know_are_kept(tmp_path: Path) -> None:
+    store, module, other = (
+        Store(str(tmp_path)),
+        nn.Linear(2, 3, dtype=torch.complex128),
+        nn.Linear(2, 3).to(torch.complex128),
+    )
+    module.register_buffer("scalar", torch.tensor(1j))
+    module.register_buffer("same", module.scalar)
+    other.register_buffer("scalar", torch.tensor(0j))
+    other.register_buffer("same", other.scalar)
+    assert write(store, module) == {"same": "scalar"}
+    load_weights(store, "model", other)
+    assert torch.equal(other.weight, module.weight)
+    assert torch.equal(other.same, torch.tensor(1j))  # type: ignore[arg-type]
+
+
 def damage(path: Path, how: str) -> None:
     if how == "missing":
         path.unlink()

@@ -1,0 +1,101 @@
+"""Whether a module will be saved as what it is, and whether what was trained is what is kept of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cloudpickle
+import torch
+from torch import Tensor, nn
+
+from hvdspark.collectives import LocalCollective
+from hvdspark.data.loader import Batch
+from hvdspark.embedding.lineage import dense_weights_alone
+from hvdspark.errors import PersistenceError
+from hvdspark.specs import TrainSpec
+from hvdspark.train.architecture import describe_all, rebuild_all, skeleton, weights_of
+from hvdspark.train.describing import Describer, Description
+from hvdspark.train.diagnosis import is_about_the_driver
+from hvdspark.train.forward import forward, inputs_of
+from hvdspark.train.sameness import changed, first_difference, same_bits
+from hvdspark.train.tables import bind_tables
+from hvdspark.train.trust import Trust
+
+_FLAGS = ("training", "evaluating", "frozen", "requires_grad")
+
+
+def warnings_about_saving(spec: TrainSpec, module: nn.Module, batch: Batch) -> list[str]:
+    """A warning where `save` will refuse the fitted model; else none.
+
+    The module is described and rebuilt, and copy and original are called in evaluation mode. Seeds torch's generator.
+
+    Args:
+        batch: a few training rows.
+    """
+    try:
+        descriptions, tensors = describe_all({"model": module}, weights_of(module))
+        copy: nn.Module = rebuild_all(descriptions, tensors, Trust(everything=True))["model"]
+        _check_outputs(spec, module, copy, batch)
+    except PersistenceError as error:
+        return [f"the fitted model can be used, but save will refuse it: {error}"]
+    return []
+
+
+def state_besides_weights(module: nn.Module) -> tuple[Description, dict[str, Tensor]] | None:
+    """What a module is beside its state dict: attributes, and buffers that are not persistent. None where unknown."""
+    describer = Describer(weights_of(module))
+    try:
+        return _without_flags(describer.describe(module, type(module).__name__)), describer.tensors
+    except PersistenceError:
+        return None
+
+
+def warnings_about_lost_state(before: tuple[Description, dict[str, Tensor]] | None, module: nn.Module) -> list[str]:
+    """A warning where training has changed what the fitted model does not take over from the ranks; else none."""
+    after = state_besides_weights(module)
+    if before is None or after is None:
+        return []
+    difference = first_difference(before[0], after[0], type(module).__name__)
+    changed_tensors = [key for key, tensor in before[1].items() if not same_bits(tensor, after[1].get(key, tensor))]
+    if difference is None and changed_tensors:
+        difference = f"values of {len(changed_tensors)} tensors that are no persistent buffers"
+    if difference is None:
+        return []
+    return [
+        f"training changed what is no weight of the module, and the fitted model has it as before: {difference}. "
+        "Hint: register it as a buffer (register_buffer), if predictions depend on it"
+    ]
+
+
+def _without_flags(description: Any) -> Any:
+    """A description without what says how a module is trained, which predictions do not depend on."""
+    if isinstance(description, list):
+        return [_without_flags(item) for item in description]
+    if not isinstance(description, dict):
+        return description
+    return {key: _without_flags(item) for key, item in description.items() if key not in _FLAGS}
+
+
+def _check_outputs(spec: TrainSpec, module: nn.Module, copy: nn.Module, batch: Batch) -> None:
+    """PersistenceError where the rebuilt module does not give the same bits."""
+    name = type(module).__name__
+    try:
+        expected = _outputs(spec, cloudpickle.loads(skeleton(module)), module, batch)
+    except Exception as error:
+        if is_about_the_driver(error):
+            return
+        raise
+    try:
+        found = _outputs(spec, copy, module, batch)
+    except Exception as error:
+        raise changed(f"the rebuilt module fails: {type(error).__name__}: {error}", name) from error
+    if len(expected) != len(found) or not all(map(same_bits, expected, found)):
+        raise changed("the rebuilt module predicts something else", name)
+
+
+def _outputs(spec: TrainSpec, copy: nn.Module, original: nn.Module, batch: Batch) -> tuple[Tensor, ...]:
+    with torch.no_grad(), dense_weights_alone():
+        copy.load_state_dict(original.state_dict())
+        bind_tables(copy, LocalCollective())
+        torch.manual_seed(spec.seed)
+        return forward(copy.eval(), inputs_of(batch.columns, spec.features, "cpu"), batch.rows, spec.features).tensors
