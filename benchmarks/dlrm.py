@@ -1,13 +1,14 @@
 """Where the time of a DLRM step goes: embeddings, their exchange and the dense layers, for 1 and 2 ranks.
 
     python benchmarks/dlrm.py [--rows 8192] [--steps 40] [--ranks 1 2] [--ids skewed uniform]
-        [--placement auto] [--prefetch no]
+        [--tables bounded hashed] [--placement auto] [--prefetch no]
 
 DLRM with a bottom MLP 512-256-16 and a top MLP 512-512-256-1, dense layers in bfloat16 where the CPU has it, trained
 by Adam; 26 tables with the cardinalities of the Criteo Kaggle data, cut at 10^6 rows, 16 columns, rowwise Adagrad. One
-thread a rank. The ids are skewed as those of Criteo (examples/click_data.py) or, the worst case, uniform. Every row was
-met before the clock starts, so no page is touched for the first time. One rank runs in this process without Horovod,
-more are started by `hvdspark.run`.
+thread a rank. Tables are bounded, or as `CTRClassifier` has them: unbounded, with ids hashed to 52 bits. Ids are skewed
+as those of Criteo (examples/click_data.py) or, the worst case, uniform. Every row was met before the clock starts, so
+no page is touched for the first time. One rank runs in this process without Horovod, more are started by
+`hvdspark.run`.
 
 Times of a phase are without the phases inside it. An exchange includes waiting for the slowest rank, but for its CPU
 time. On a machine that has other work to do, look at the quietest tenth of the steps, and at CPU times.
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import itertools
 import os
 import statistics
 import sys
@@ -36,6 +38,7 @@ from hvdspark import launch
 from hvdspark.collectives import current_collective
 from hvdspark.embedding import ShardedEmbeddingCollection, TableConfig, exchange, expand, module
 from hvdspark.models import DLRM
+from hvdspark.models.click import ID_BITS
 from hvdspark.train.precision import resolve_precision
 
 DIM = 16
@@ -112,7 +115,14 @@ def _now() -> NDArray[np.float64]:
     return np.array([time.perf_counter(), time.process_time()])
 
 
-def draw(kind: str, rows: int, seed: int, skew: Any) -> dict[str, Tensor]:
+def hashed(ids: Tensor) -> Tensor:
+    """Other ids below 2**ID_BITS for the same rows: a bijection of 64 bits, whose upper ones are kept."""
+    mixed = ids.numpy().astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    mixed = (mixed ^ (mixed >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9)
+    return torch.from_numpy((mixed >> np.uint64(64 - ID_BITS)).astype(np.int64))
+
+
+def draw(kind: str, rows: int, seed: int, skew: Any, names: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
     """Ids of one batch, [rows] for each feature."""
     random = np.random.default_rng(seed)
     batch = {}
@@ -122,18 +132,24 @@ def draw(kind: str, rows: int, seed: int, skew: Any) -> dict[str, Tensor]:
         else:
             # Popular ids are anywhere in the table.
             ids = (skew._popularity_rank(random.random(rows), *parameters) * 2654435761 + 12345) % size
-        batch[feature] = torch.from_numpy(ids)
+        batch[feature] = names(torch.from_numpy(ids))
     return batch
 
 
-def meet_every_row(embeddings: ShardedEmbeddingCollection, rank: int, world_size: int) -> None:
+def meet_every_row(
+    embeddings: ShardedEmbeddingCollection, rank: int, world_size: int, names: Callable[[Tensor], Tensor]
+) -> None:
     """Initialise all rows and touch all memory of them, by steps with zero gradients."""
     rows = 1 << 16
     for start in range(0, MAX_ROWS, rows * world_size):
         here = torch.arange(start + rank * rows, start + (rank + 1) * rows)
-        outputs = embeddings({feature: here % size for feature, size in zip(FEATURES, SIZES, strict=True)})
+        outputs = embeddings({feature: names(here % size) for feature, size in zip(FEATURES, SIZES, strict=True)})
         (sum(output.sum() for output in outputs.values()) * 0).backward()
         embeddings.apply_gradients()
+
+
+def _as_they_are(ids: Tensor) -> Tensor:
+    return ids
 
 
 def bandwidth() -> float:
@@ -148,7 +164,9 @@ def bandwidth() -> float:
     return 2 * source.nbytes / min(seconds)
 
 
-def measure(kind: str, rows: int, steps: int, placement: str, prefetch: str, examples: str) -> dict[str, Any]:
+def measure(
+    kind: str, rows: int, steps: int, tables_are: str, placement: str, prefetch: str, examples: str
+) -> dict[str, Any]:
     """Collective. Train; phases of each step on this rank, and what they worked on."""
     sys.path.insert(0, examples)
     skew = importlib.import_module("click_data")
@@ -156,11 +174,13 @@ def measure(kind: str, rows: int, steps: int, placement: str, prefetch: str, exa
     torch.set_num_threads(1)
     collective = current_collective()
     clock, counts = Clock(), defaultdict(list)
+    names = hashed if tables_are == "hashed" else _as_they_are
     tables = [
-        TableConfig(feature, DIM, size, placement=placement) for feature, size in zip(FEATURES, SIZES, strict=True)
+        TableConfig(feature, DIM, None if tables_are == "hashed" else size, placement=placement)
+        for feature, size in zip(FEATURES, SIZES, strict=True)
     ]
     embeddings = ShardedEmbeddingCollection(tables, dict(zip(FEATURES, FEATURES, strict=True)), collective=collective)
-    meet_every_row(embeddings, collective.rank, collective.size)
+    meet_every_row(embeddings, collective.rank, collective.size, names)
     network = DLRM(NUMBERS, len(FEATURES), DIM, (512, 512, 256), bottom=(512, 256))
     parameters = {**dict(network.named_parameters()), **dict(embeddings.named_parameters())}
     optimizer = collective.distributed_optimizer(
@@ -188,7 +208,7 @@ def measure(kind: str, rows: int, steps: int, placement: str, prefetch: str, exa
     batches = [
         (
             torch.randn(rows, NUMBERS, generator=random),
-            draw(kind, rows, 1000 * collective.rank + number, skew),
+            draw(kind, rows, 1000 * collective.rank + number, skew, names),
             (torch.rand(rows, generator=random) < 0.25).float(),
         )
         for number in range(REUSED_BATCHES)
@@ -281,15 +301,16 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--ids", nargs="+", choices=["skewed", "uniform"], default=["skewed", "uniform"])
+    parser.add_argument("--tables", nargs="+", choices=["bounded", "hashed"], default=["bounded", "hashed"])
     parser.add_argument("--placement", choices=["auto", "row"], default="auto", help="of all tables")
     parser.add_argument("--prefetch", choices=["no", "ids", "stale rows"], default="no", help="of the next batch")
     arguments = parser.parse_args()
     examples = str(Path(__file__).resolve().parent.parent / "examples")
     for ranks in arguments.ranks:
-        for kind in arguments.ids:
-            given = (kind, arguments.rows, arguments.steps, arguments.placement, arguments.prefetch, examples)
+        for kind, tables in itertools.product(arguments.ids, arguments.tables):
+            given = (kind, arguments.rows, arguments.steps, tables, arguments.placement, arguments.prefetch, examples)
             results = [measure(*given)] if ranks == 1 else on_ranks(ranks, given)
-            setting = f"{kind} ids, placement {arguments.placement}, prefetch {arguments.prefetch}"
+            setting = f"{kind} ids, {tables} tables, placement {arguments.placement}, prefetch {arguments.prefetch}"
             report(results, setting, arguments.rows)
 
 

@@ -84,8 +84,9 @@ def _check_arguments(module: nn.Module, features: Sequence[str]) -> None:
                 "this stage and featureCols=['features']; or let forward take one tensor for each column"
             )
         raise ConfigurationError(
-            f"the module takes {len(names)} arguments ({', '.join(names)}), and there are {len(features)} feature "
-            "columns, one tensor for each",
+            f"the module takes {len(names)} argument{'s' * (len(names) != 1)} ({', '.join(names)}), and there "
+            f"{'is' if len(features) == 1 else 'are'} {len(features)} feature column{'s' * (len(features) != 1)}, "
+            "one tensor for each",
             value=list(features),
             where=f"featureCols and {type(module).__name__}.forward",
             hint=hint,

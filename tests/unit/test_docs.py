@@ -31,6 +31,7 @@ def test_links_lead_somewhere(document: Path) -> None:
         "labels of {} must be whole numbers",
         "the store cannot be written",
         "a Horovod with NCCL cannot be built here",
+        "the module failed on the first rows",
         ", and there is no {}/bin/java",
         "the fitted model can be used, but save will refuse it",
         "cannot import a part of the saved model that this session does not trust",
