@@ -1,7 +1,7 @@
 """Build Horovod 0.28.1 against the torch that is installed here, and keep the wheel.
 
-Horovod has had no release since 2023: its build asks for C++14, torch needs C++17 (horovod#3996, #4014; the
-fix was merged in 2024 and never released), and there are no binary wheels. So it is compiled once for each
+Horovod has had no release since 2023: its build asks for C++14, torch needs C++17 (horovod#3996, #4014; the fix was merged
+in 2024 and never released) and from 2.14 on C++20, and there are no binary wheels. So it is compiled once for each
 (Horovod, torch, Python, MPI) combination and the wheel is kept in a cache outside any checkout.
 
 Only the standard library is imported, so that this works in an environment where nothing else does yet.
@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from hvdspark import versions
 from hvdspark.errors import DependencyError
 
 HOROVOD_VERSION = "0.28.1"
@@ -184,9 +185,10 @@ def install(build: BuildPlan) -> Path:
 
 
 def _compile(build: BuildPlan, scratch: Path) -> Path:
-    compiler = scratch / "cxx17"
+    compiler = scratch / "cxx"
     # The last -std on the command line wins, so the wrapper appends it.
-    compiler.write_text(f'#!/bin/sh\nexec {_tool(os.environ.get("CXX") or "g++")} "$@" -std=c++17\n')
+    standard = "c++20" if versions.parse(build.torch_version) >= (2, 14) else "c++17"
+    compiler.write_text(f'#!/bin/sh\nexec {_tool(os.environ.get("CXX") or "g++")} "$@" -std={standard}\n')
     compiler.chmod(0o755)
     environment = build.environment(os.environ, compiler)
     cmake = _tool("cmake")
