@@ -1,8 +1,8 @@
 """Build Horovod 0.28.1 against the torch that is installed here, and keep the wheel.
 
-Horovod has had no release since 2023: its build asks for C++14, torch needs C++17 (horovod#3996, #4014; the fix was merged
-in 2024 and never released) and from 2.14 on C++20, and there are no binary wheels. So it is compiled once for each
-(Horovod, torch, Python, MPI) combination and the wheel is kept in a cache outside any checkout.
+Horovod has had no release since 2023: its build asks for C++14, torch needs C++17 (horovod#3996, #4014; the fix was
+merged in 2024 and never released) and from 2.14 on C++20, and there are no binary wheels. So it is compiled once for
+each (Horovod, torch, Python, MPI) combination and the wheel is kept in a cache outside any checkout.
 
 Only the standard library is imported, so that this works in an environment where nothing else does yet.
 """
