@@ -18,6 +18,7 @@ from hvdspark.train.architecture import skeleton
 from hvdspark.train.loop import train
 from hvdspark.train.program import Program
 from hvdspark.train.saving import state_besides_weights, warnings_about_lost_state
+from hvdspark.train.uncompiled import spare_the_compiler
 from hvdspark.train.weights import load_weights, write_weights
 
 
@@ -34,6 +35,7 @@ def initial_weights(run_id: str) -> str:
 
 def train_on_rank(spec_json: str, sent: bytes) -> str:
     """Collective. Train inside `hvdspark.run`; returns the `TrainResult` as JSON on rank 0, "" elsewhere."""
+    spare_the_compiler()
     rank, spec = context(), from_json(TrainSpec, spec_json)
     program: Program = cloudpickle.loads(sent)
     load_weights(Store(spec.store_uri), initial_weights(spec.run_id), program.module)

@@ -7,6 +7,7 @@ import gc
 import json
 import os
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,8 @@ class Recorder(Callback):
 
     def on_epoch_end(self, state: TrainState) -> None:
         Path(f"{self.path}/{state.rank}-{state.epoch}").write_text(json.dumps(state.metrics["train_loss"]))
+        if "torch._dynamo" in sys.modules:  # it takes longer to import than torch
+            Path(f"{self.path}/compiler-{state.rank}").touch()
         if state.epoch == 1 and state.rank == 1:
             state.stop()
 
