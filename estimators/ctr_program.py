@@ -63,7 +63,10 @@ def click_program(
             module.deviation.copy_(torch.from_numpy(rows.deviation))
         module.begin_at(rate)
     rates = DensePace() if params.isSet("learningRate") else dense_pace(rate, weight)
-    return Program(module, "bce_with_logits", functools.partial(_adam, module, rates))
+    optimizer = functools.partial(_adam, module, rates)
+    # A last pass over few rows costs little, and what Adam makes of a bias is off by what few positive rows are.
+    few = rows is not None and pace.epochs > 1
+    return Program(module, "bce_with_logits", optimizer, output_bias=module.bias if few else None)
 
 
 def positive_rate(rows: Moments) -> float:

@@ -120,3 +120,13 @@ def embedding_pace(
     if optimizer == "sgd":  # a step is the gradient times this, and no root brings that to a size
         return EmbeddingPace(0.02 * caution * batch_size, 0.2 * batch_size, 0.0, 0.0)
     return EmbeddingPace(1e-3 * caution, 0.03, 0.0, 0.0)
+
+
+def few_steps(steps: int) -> list[str]:
+    """A warning where a model can hardly have moved from where it began."""
+    if steps >= FEW_STEPS:
+        return []
+    return [
+        f"the model was trained for {steps} optimizer steps only, which is too few for most: let epochs be more, or "
+        "batchSize smaller"
+    ]

@@ -18,6 +18,7 @@ from hvdspark.embedding.sharding import plan_sharding
 from hvdspark.errors import ConfigurationError, StoreError
 from hvdspark.estimators.columns import vectors_as_arrays
 from hvdspark.estimators.default_store import check_place
+from hvdspark.estimators.defaults import few_steps
 from hvdspark.estimators.fitted import FittedModule
 from hvdspark.estimators.params import _TrainingParams
 from hvdspark.estimators.paths import spark_store
@@ -138,7 +139,11 @@ def fit(
         result = from_json(TrainResult, results[0])
         shown.finished(result.epochs_run)
     loss = RowLoss(program.loss, labels, program.loss_weights, "cpu").name(0) if len(labels) == 1 else None
-    result = dataclasses.replace(result, warnings=(*warnings, *result.warnings), loss=loss or "")
+    batches = -(-data.train_rows // spec.batch_size)
+    found = [*few_steps(result.epochs_run * -(-batches // spec.accumulation_steps)), *result.warnings]
+    for warning in found:
+        logger.warning("%s", warning)
+    result = dataclasses.replace(result, warnings=(*warnings, *found), loss=loss or "")
     columns = {column.name: column for column in data.columns}
     return FittedModule(
         store_uri=store.uri,

@@ -135,12 +135,19 @@ class ClickModel(nn.Module):
     @torch.no_grad()
     def begin_at(self, rate: float) -> None:
         """Let all first predictions be near the share of positive rows, `rate` in (0, 1), before training."""
-        parts = [*([] if self.wide is None else [self.wide]), *self.network.summands()]
-        for part in parts:
+        for part in self._summands():
             part.get_parameter("bias").zero_()
             if isinstance(part, nn.Linear):
                 part.weight.mul_(_INITIAL_SHARE_OF_DEEP)
-        parts[0].get_parameter("bias").fill_(math.log(rate) - math.log1p(-rate))
+        self.bias.fill_(math.log(rate) - math.log1p(-rate))
+
+    @property
+    def bias(self) -> nn.Parameter:
+        """[1], added to every logit."""
+        return self._summands()[0].get_parameter("bias")
+
+    def _summands(self) -> list[nn.Module]:
+        return [*([] if self.wide is None else [self.wide]), *self.network.summands()]
 
     def first_order_parts(self) -> list[LogisticRegression]:
         """The part of the model that is a logistic regression, if there is one."""

@@ -18,8 +18,10 @@ from hvdspark.specs import TrainSpec
 from hvdspark.store import Store
 from hvdspark.train.agreement import broadcast_json, ranks_where
 from hvdspark.train.batch_norm import check_layers
+from hvdspark.train.calibration import Calibration, calibrate, warnings_from
 from hvdspark.train.callbacks import CallbackList, TrainState
 from hvdspark.train.checkpoint import Checkpoints, TrainProgress
+from hvdspark.train.forward import as_prediction
 from hvdspark.train.history import BestEpoch, Clock, Reporter, resolve_monitor
 from hvdspark.train.loss import RowLoss
 from hvdspark.train.optimizer import make_optimizer, sparse_parameters
@@ -30,7 +32,7 @@ from hvdspark.train.schedule import make_schedule
 from hvdspark.train.step import GradientStep
 from hvdspark.train.tables import begin_epoch, bind_tables
 from hvdspark.train.torch_loss import check_loss
-from hvdspark.train.validate import Validation
+from hvdspark.train.validate import Validation, scored
 from hvdspark.train.weights import check_saveable
 
 
@@ -69,7 +71,8 @@ def train(
     loss = RowLoss(program.loss, spec.labels, program.loss_weights, device)
     check_loss(program.loss, module)
     check_layers(module)
-    validation = Validation(spec, program, loss, collective, device)
+    calibration = Calibration(loss, len(spec.labels))
+    validation = Validation(spec, program, loss, collective, device, calibration)
     available = ("train_loss", *validation.keys)
     monitor = resolve_monitor(spec.monitor, spec.patience, available, bool(validation.keys))
     precision = resolve_precision(spec.precision, device, collective)
@@ -97,6 +100,7 @@ def train(
         device=device,
         precision=precision,
         schedule=schedule,
+        calibration=None if validation.keys else calibration,
     )
     collective.broadcast_parameters(module.state_dict())
 
@@ -112,6 +116,7 @@ def train(
     step.optimizer_steps = done.optimizer_steps
     state.history = done.history
 
+    of_best: list[str] = []
     callbacks.on_train_begin(state)
     while done.epochs < spec.epochs and done.stopped is None:
         epoch = state.epoch = done.epochs
@@ -123,18 +128,18 @@ def train(
         module.train()
         for layer in frozen:
             layer.training = False
-        sums = _train_epoch(spec, callbacks, collective, step, loss, store, state, clock, reporter)
+        sums = _train_epoch(spec, callbacks, collective, step, loss, store, state, clock, reporter, calibration)
         step.check_weights(epoch, steps)
         agree_on_buffers(module, collective)
         trained = time.perf_counter() - started
         loss.agree_on_call(collective)
         with clock("validation"):
-            sums = torch.cat([sums, validation.run(module)])
+            sums = torch.cat([sums, validation.run(module), calibration.sums])
             sums = collective.allreduce_sum(sums, "train/epoch")
 
         of_loss = 2 * len(loss.divisors)
         row = _history_row(epoch, spec, loss, sums[:of_loss], optimizer, trained)
-        values, warnings = validation.values(sums[of_loss:])
+        values, warnings = validation.values(sums[of_loss:-4])
         row.update(values)
         row.update({f"{phase}_seconds": total - before[phase] for phase, total in clock.seconds.items()})
         row["warnings"] = "; ".join(f"{key}: {text}" for key, text in warnings.items())
@@ -150,6 +155,8 @@ def train(
         done.outputs = done.outputs or _agree_on_outputs(step, validation, collective)
         if done.best.update(row):
             done.stopped = "patience"
+        if done.best.epoch == epoch:
+            of_best = warnings_from(sums[-4:])
         if ranks_where(collective, state.stop_requested, "train/stop"):
             done.stopped = "callback"
         with clock("checkpoint"):
@@ -159,6 +166,11 @@ def train(
 
     if done.best.epoch != done.epochs - 1:
         checkpoints.restore_weights(done.best.epoch, module)
+    if program.output_bias is not None:
+        plan = _plan(spec, collective, epoch=0)
+        rows = scored(spec, module, "train", plan, store, device)
+        of_rows = ((as_prediction(outputs[0]), labels[0], weight) for _, outputs, labels, weight in rows)
+        calibrate(program.output_bias, of_rows, collective)
     result = TrainResult(
         history=tuple(done.history),
         best_epoch=done.best.epoch,
@@ -169,7 +181,7 @@ def train(
         precision=precision,
         parameters=sum(parameter.numel() for parameter in module.parameters()),
         seconds=dict(clock.seconds),
-        warnings=tuple(state.warnings),
+        warnings=(*state.warnings, *of_best),
     )
     checkpoints.write_model(module, {"epoch": done.best.epoch, "outputs": done.outputs})
     callbacks.on_train_end(state)
@@ -186,6 +198,7 @@ def _train_epoch(
     state: TrainState,
     clock: Clock,
     reporter: Reporter,
+    calibration: Calibration,
 ) -> Tensor:
     """Collective. All global batches of one epoch; this rank's sums as `RowLoss.value` takes them, float64."""
     plan = _plan(spec, collective, state.epoch)
@@ -206,6 +219,8 @@ def _train_epoch(
     sums = torch.zeros(2 * len(loss.divisors), dtype=torch.float64)
     with batches as iterator:
         for number, global_rows in enumerate(plan.global_rows):
+            if number == len(plan.global_rows) // 2:
+                calibration.clear()  # the model of the first half is not the one that is judged
             first = number - number % spec.accumulation_steps
             batches_in_step = min(spec.accumulation_steps, len(plan.global_rows) - first)
             with clock("loading"):

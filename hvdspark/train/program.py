@@ -27,6 +27,8 @@ class Program:
         callbacks: run on every rank.
         probabilities: turns an output into probabilities for logloss and accuracy; needed only where the loss does
             not say it (a callable).
+        output_bias: of the module, one number that is added to the logit of every row: in the end it is moved so that
+            the mean prediction over the training rows is their mean label. For one label and "bce_with_logits".
     """
 
     module: nn.Module
@@ -36,6 +38,7 @@ class Program:
     schedule: Callable[[int], float] | None = None
     callbacks: Sequence[Callback] = ()
     probabilities: Callable[[Tensor], Tensor] | None = None
+    output_bias: nn.Parameter | None = None
 
 
 @dataclass(frozen=True)

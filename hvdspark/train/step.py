@@ -21,6 +21,7 @@ from hvdspark.errors import ConfigurationError, DataError, TrainingDivergedError
 from hvdspark.specs import TrainSpec
 from hvdspark.train.agreement import broadcast_json, ranks_where
 from hvdspark.train.batch_norm import SharedStatistics
+from hvdspark.train.calibration import Calibration
 from hvdspark.train.divergence import Divergence, columns_with_nan, diverged
 from hvdspark.train.forward import Input, Outputs, evaluation, forward, inputs_of, on_device
 from hvdspark.train.gradients import WithoutGradient, all_finite, sparse_rows, squared_norm, sums_of, values_of
@@ -52,12 +53,13 @@ class GradientStep:
         device: str,
         precision: str,
         schedule: Schedule | None,
+        calibration: Calibration | None = None,
     ) -> None:
         self.outputs: Outputs | None = None
         self.optimizer_steps = 0
         self._spec, self._module, self._loss = spec, module, loss
         self._optimizer, self._collective, self.device, self._precision = optimizer, collective, device, precision
-        self._schedule = schedule
+        self._schedule, self._calibration = schedule, calibration
         self._rates = [float(group["lr"]) if "lr" in group else None for group in optimizer.param_groups]
         self._collections = collections_of(module)
         sparse = sparse_parameters(module)
@@ -177,11 +179,15 @@ class GradientStep:
             return self._idle(outputs, labels), False
         self.outputs = outputs
         if self._spec.weight is None:
+            if self._calibration is not None:
+                self._calibration.show(outputs.tensors, labels, None)
             return self._loss(outputs.tensors, labels, weighted=False), True
         weight = tensor_column(batch, self._spec.weight).float()  # integers, where it is a feature, too
         tensors, counting, weight = rows_that_count(outputs.tensors, labels, weight)
         if not len(weight):
             return self._idle(outputs, labels), False
+        if self._calibration is not None:
+            self._calibration.show(tensors, counting, weight)
         parts = self._loss(tensors, counting, weighted=True)
         return [Part(rows * weight, weight if own is None else own * weight) for rows, own in parts], True
 

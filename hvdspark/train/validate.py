@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from hvdspark.collectives import Collective
 from hvdspark.data.loader import load_batches
-from hvdspark.data.plan import plan_epoch
+from hvdspark.data.plan import EpochPlan, plan_epoch
 from hvdspark.specs import TrainSpec
 from hvdspark.store import Store
+from hvdspark.train.calibration import Calibration
 from hvdspark.train.forward import Outputs, evaluation, forward, inputs_of, on_device
 from hvdspark.train.loss import Part, RowLoss, rows_that_count
 from hvdspark.train.metrics import Metric, make_metric, metric_names
@@ -50,11 +51,58 @@ class _LossOfRows:
         return loss, None if math.isfinite(loss) else "not finite: look for NaN in the validation rows"
 
 
+def scored(
+    spec: TrainSpec, module: nn.Module, split: str, plan: EpochPlan, store: Store, device: str
+) -> Iterator[tuple[Outputs, Sequence[Tensor], list[Tensor], Tensor]]:
+    """Outputs, and of the rows that count their outputs, labels and weights, of this rank's rows of a split.
+
+    The module is in evaluation mode meanwhile. Collective where it has sharded embeddings: it is then called with
+    batches without rows, too.
+
+    Args:
+        split: "train" or "validation".
+        plan: of these rows.
+    """
+    columns = [*spec.features, *spec.labels, *([spec.weight] if spec.weight else [])]
+    batches = load_batches(
+        store,
+        spec.dataset,
+        split,
+        plan,
+        columns,
+        shuffle_rows=spec.shuffle_rows,
+        seed=spec.seed,
+        epoch=0,
+        shuffle=False,
+        pin=device.startswith("cuda"),
+    )
+    sharded = bool(collections_of(module))
+    with torch.no_grad(), evaluation(module), batches as iterator:
+        for batch in iterator:
+            if batch.rows == 0 and not sharded:
+                continue
+            batch = on_device(batch, device)
+            inputs = inputs_of(batch.columns, spec.features, device)
+            outputs = forward(module, inputs, batch.rows, spec.features)
+            if batch.rows == 0:
+                continue
+            labels = [tensor_column(batch, name) for name in spec.labels]
+            tensors: Sequence[Tensor] = outputs.tensors
+            weight = torch.ones(batch.rows, device=device)
+            if spec.weight is not None:
+                weight = tensor_column(batch, spec.weight).float()  # integers, where it is a feature, too
+                tensors, labels, weight = rows_that_count(tensors, labels, weight)
+            yield outputs, tensors, labels, weight
+
+
 class Validation:
     """One pass over this rank's share of the validation rows, always in float32 and without gradients.
 
     A row's score must not depend on the batch or the arithmetic it happens to be scored in, so there is no autocast
     here even when training uses it.
+
+    Args:
+        calibration: is shown the rows.
 
     Attributes:
         keys: history keys of what it computes, e.g. ("val_loss", "val_auc"); empty without validation rows.
@@ -64,8 +112,17 @@ class Validation:
         ConfigurationError: unknown metric, or one that does not fit the loss.
     """
 
-    def __init__(self, spec: TrainSpec, program: Program, loss: RowLoss, collective: Collective, device: str) -> None:
+    def __init__(
+        self,
+        spec: TrainSpec,
+        program: Program,
+        loss: RowLoss,
+        collective: Collective,
+        device: str,
+        calibration: Calibration | None = None,
+    ) -> None:
         self.outputs: Outputs | None = None
+        self._calibration = calibration or Calibration(loss, len(spec.labels))
         self._spec, self._loss, self._device = spec, loss, device
         self._store = Store(spec.store_uri)
         dataset = spec.dataset
@@ -93,42 +150,16 @@ class Validation:
         self._metrics = self._fresh_metrics()
         if not self.keys:
             return torch.zeros(0, dtype=torch.float64)
-        spec = self._spec
-        columns = [*spec.features, *spec.labels, *([spec.weight] if spec.weight else [])]
-        batches = load_batches(
-            self._store,
-            spec.dataset,
-            "validation",
-            self._plan,
-            columns,
-            shuffle_rows=spec.shuffle_rows,
-            seed=spec.seed,
-            epoch=0,
-            shuffle=False,
-            pin=self._device.startswith("cuda"),
-        )
-        sharded = bool(collections_of(module))
-        with torch.no_grad(), evaluation(module), batches as iterator:
-            for batch in iterator:
-                if batch.rows == 0 and not sharded:
-                    continue
-                batch = on_device(batch, self._device)
-                inputs = inputs_of(batch.columns, spec.features, self._device)
-                outputs = forward(module, inputs, batch.rows, spec.features)
-                if batch.rows == 0:
-                    continue
-                self.outputs = outputs
-                labels = [tensor_column(batch, name) for name in spec.labels]
-                tensors: Sequence[Tensor] = outputs.tensors
-                weight = torch.ones(batch.rows, device=self._device)
-                if spec.weight is not None:
-                    weight = tensor_column(batch, spec.weight).float()  # integers, where it is a feature, too
-                    tensors, labels, weight = rows_that_count(tensors, labels, weight)
-                    if not len(weight):
-                        continue
-                self._loss_mean.update(self._loss(tensors, labels, weighted=spec.weight is not None), weight)
-                for (_, position, _), metric in zip(self._names, self._metrics, strict=True):
-                    metric.update(tensors[self._loss.output_of(position)], labels[position], weight)
+        for outputs, tensors, labels, weight in scored(
+            self._spec, module, "validation", self._plan, self._store, self._device
+        ):
+            self.outputs = outputs
+            if not len(weight):
+                continue
+            self._loss_mean.update(self._loss(tensors, labels, weighted=self._spec.weight is not None), weight)
+            self._calibration.show(tensors, labels, weight)
+            for (_, position, _), metric in zip(self._names, self._metrics, strict=True):
+                metric.update(tensors[self._loss.output_of(position)], labels[position], weight)
         return torch.cat([self._loss_mean.sums, *(metric.sums for metric in self._metrics)])
 
     def values(self, sums: Tensor) -> tuple[dict[str, float], dict[str, str]]:
