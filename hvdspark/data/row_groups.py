@@ -42,7 +42,9 @@ _REMOTE_THREADS = 8
 # Footers of files with many row groups are large, and a rank meets all files in random order.
 _FOOTERS_KEPT = 16
 # What a thread decodes at a time. A row group of 4 MB may hold any number of rows that are nearly the same.
-_SLICE_BYTES = 16 << 20
+_SLICE_BYTES = 24 << 20
+# Two numbers of two bytes say of each element of an array whether a row begins with it, and whether it is there at all.
+_LEVEL_BYTES = 4
 
 
 class RowGroupReader:
@@ -238,8 +240,10 @@ def slice_rows(group: Any, names: Collection[str]) -> int:
     for index in range(group.num_columns):
         chunk = group.column(index)
         path = chunk.path_in_schema
-        if path in names or any(path.startswith(f"{name}.") for name in names):
+        if path in names:
             decoded += decoded_bytes(chunk)
+        elif any(path.startswith(f"{name}.") for name in names):
+            decoded += decoded_bytes(chunk) + _LEVEL_BYTES * chunk.num_values
     slices = max(-(-decoded // _SLICE_BYTES), -(-group.num_rows // MAX_CHUNK_ROWS), 1)
     return max(1, -(-group.num_rows // slices))
 

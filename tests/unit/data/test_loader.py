@@ -202,8 +202,8 @@ def test_a_row_group_is_decoded_in_slices(store: Store, monkeypatch: pytest.Monk
     whole = {
         shuffle: load(store, dataset, plan(dataset, 50, 2, 1, shuffle), shuffle=shuffle) for shuffle in (True, False)
     }
-    # A row is an id, x, two elements of v and one of history: 8 + 4 + 2 * 4 + 8 bytes; 50 rows of it are a slice.
-    monkeypatch.setattr(row_groups, "_SLICE_BYTES", 50 * 28)
+    # A row is an id, x, two elements of v and one of history, each with its level; 50 rows of it are a slice.
+    monkeypatch.setattr(row_groups, "_SLICE_BYTES", 50 * (8 + 4 + 2 * (4 + 4) + (8 + 4)))
     slices: list[int] = []
     original = row_groups._RowGroupWorker._decode
 
