@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import logging
 import random
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -41,6 +42,7 @@ from hvdspark.train.tables import bind_tables
 logger = logging.getLogger(__name__)
 
 ROWS = 8
+_one_at_a_time = threading.Lock()
 
 
 def is_lazy(module: nn.Module) -> bool:
@@ -102,11 +104,8 @@ def materialised(spec: TrainSpec, program: Program, batch: Batch) -> Program:
     if not is_lazy(program.module):
         return program
     copy: Program = cloudpickle.loads(skeleton(program.module, program))
-    sources = program.module.state_dict()
-    with torch.no_grad():
-        for name, tensor in copy.module.state_dict().items():
-            if not is_uninitialised(tensor):
-                tensor.copy_(sources[name])
+    modes = [layer.training for layer in copy.module.modules()]
+    _copy_values(program.module, copy.module)
     torch.manual_seed(spec.seed)
     try:
         with torch.no_grad():
@@ -119,8 +118,19 @@ def materialised(spec: TrainSpec, program: Program, batch: Batch) -> Program:
             where=type(program.module).__name__,
             hint="call the module once on a batch like those of training, before fit",
         ) from error
-    copy.module.train(program.module.training)
+    _copy_values(program.module, copy.module)  # again: a call may change buffers
+    for layer, mode in zip(copy.module.modules(), modes, strict=True):
+        layer.training = mode
     return copy
+
+
+def _copy_values(source: nn.Module, target: nn.Module) -> None:
+    """Of all tensors of the state dict that have a shape in the source."""
+    values = source.state_dict()
+    with torch.no_grad():
+        for name, tensor in target.state_dict().items():
+            if name in values and not is_uninitialised(values[name]):
+                tensor.copy_(values[name])
 
 
 def _rehearsed(spec: TrainSpec, program: Program, batch: Batch) -> FirstRows:
@@ -164,10 +174,11 @@ def _call(module: nn.Module, spec: TrainSpec, batch: Batch) -> Outputs:
 @contextlib.contextmanager
 def _generators_left_alone() -> Iterator[None]:
     """Whatever is drawn inside, torch, NumPy and `random` go on outside as if nothing had been."""
-    numbers, words = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng(devices=[]):
-            yield
-    finally:
-        random.setstate(numbers)
-        np.random.set_state(words)
+    with _one_at_a_time:  # a CrossValidator fits in several threads, and these generators are of the process
+        numbers, words = random.getstate(), np.random.get_state()
+        try:
+            with torch.random.fork_rng(devices=[]):
+                yield
+        finally:
+            random.setstate(numbers)
+            np.random.set_state(words)

@@ -210,7 +210,7 @@ def test_module_and_generators_are_left_as_they_were(spec: TrainSpec) -> None:
 
 
 def test_lazy_layers_take_the_width_that_is_there_and_the_seed(spec: TrainSpec) -> None:
-    module = nn.Sequential(nn.LazyLinear(2), nn.Linear(2, 1))
+    module = nn.Sequential(nn.LazyLinear(2), nn.Linear(2, 1), nn.BatchNorm1d(1).eval())
     optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
     made, again = (try_out(spec, Program(module, "mse", optimizer)).program for _ in range(2))
     other = try_out(dataclasses.replace(spec, seed=5), Program(module, "mse", optimizer)).program
@@ -220,6 +220,8 @@ def test_lazy_layers_take_the_width_that_is_there_and_the_seed(spec: TrainSpec) 
     assert torch.equal(weight, again.module[0].weight)
     assert not torch.equal(weight, other.module[0].weight)
     assert made.optimizer.param_groups[0]["params"][0] is weight
+    assert [layer.training for layer in made.module] == [True, True, False]
+    assert made.module[2].state_dict().keys() == module[2].state_dict().keys()
     assert isinstance(module[0], nn.LazyLinear), "the user's module"
 
 
