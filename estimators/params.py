@@ -224,8 +224,9 @@ class _TrainingParams(HasLabelCol, HasWeightCol, HasValidationIndicatorCol, HasS
     )
     storeUri = param(
         "storeUri",
-        "directory for the data during fit and for the fitted weights, reachable from all executors; where it is not "
-        "set, hvdspark in this user's directory for data ($XDG_DATA_HOME, or ~/.local/share)",
+        "directory for the data during fit and for the fitted weights, reachable from all executors; a path without a "
+        "scheme is on the file system of fs.defaultFS; where it is not set, hvdspark in this user's directory for data "
+        "($XDG_DATA_HOME, or ~/.local/share)",
         TypeConverters.toString,
     )
     shuffle = param("shuffle", "whether rows are reshuffled in every epoch", TypeConverters.toBoolean)

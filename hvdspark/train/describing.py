@@ -16,6 +16,7 @@ import functools
 import inspect
 import json
 import logging
+import pathlib
 import types
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterable, Mapping
@@ -106,6 +107,7 @@ class Describer:
         )
         yield complex, lambda value, where: {"complex": [value.real, value.imag]}
         yield (bytes, bytearray), lambda value, where: {type(value).__name__: value.hex()}
+        yield pathlib.PurePath, lambda value, where: {"path": str(value)}
         yield np.ndarray, self._array
         yield np.generic, self._numpy_scalar
         yield np.dtype, lambda value, where: {"numpy_dtype": value.str}
@@ -113,10 +115,7 @@ class Describer:
         yield functools.partial, self._partial
         yield (
             types.MethodType,
-            lambda value, where: {
-                "method": self.describe(value.__self__, where),
-                "name": value.__func__.__name__,
-            },
+            self._method,
         )
 
     def _number(self, value: Any) -> int:
@@ -163,6 +162,12 @@ class Describer:
             "args": self._items(value.args, where),
             "kwargs": {name: self.describe(value.keywords[name], f"{where}.{name}") for name in sorted(value.keywords)},
         }
+
+    def _method(self, value: types.MethodType, where: str) -> Description:
+        function, owner = value.__func__, self.describe(value.__self__, where)
+        if getattr(type(value.__self__), function.__name__, None) is function:
+            return {"method": owner, "name": function.__name__}
+        return {"bound": self.describe(function, where), "to": owner}
 
     def _object(self, value: Any, where: str) -> Description:
         path = path_of(type(value), where)

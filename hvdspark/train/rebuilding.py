@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import functools
 import logging
+import pathlib
 import types
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Mapping
@@ -46,6 +47,7 @@ class Rebuilder:
             "import": lambda item: self._trust.find(item["import"]),
             "partial": self._partial,
             "method": self._method,
+            "bound": lambda item: types.MethodType(self.rebuild(item["bound"]), self.rebuild(item["to"])),
             "enum": self._enum,
             "named_tuple": self._named_tuple,
             "tuple": lambda item: tuple(self.rebuild(item["tuple"])),
@@ -60,6 +62,7 @@ class Rebuilder:
             "complex": lambda item: complex(*item["complex"]),
             "bytes": lambda item: bytes.fromhex(item["bytes"]),
             "bytearray": lambda item: bytearray.fromhex(item["bytearray"]),
+            "path": lambda item: pathlib.Path(item["path"]),
             "logger": lambda item: logging.getLogger(item["logger"]),
             "torch": lambda item: _torch_value(item["torch"]),
             "device": lambda item: torch.device(item["device"]),

@@ -89,8 +89,13 @@ def _check_outputs(spec: TrainSpec, module: nn.Module, copy: nn.Module, batch: B
         found = _outputs(spec, copy, module, batch)
     except Exception as error:
         raise changed(f"the rebuilt module fails: {type(error).__name__}: {error}", name) from error
-    if len(expected) != len(found) or not all(map(same_bits, expected, found)):
+    if len(expected) != len(found) or not all(map(_close, expected, found)):
         raise changed("the rebuilt module predicts something else", name)
+
+
+def _close(one: Tensor, other: Tensor) -> bool:
+    # The states are equal bit for bit; a kernel may still add in another order where memory lies otherwise.
+    return one.shape == other.shape and torch.allclose(one, other, rtol=1e-5, atol=1e-6, equal_nan=True)
 
 
 def _outputs(spec: TrainSpec, copy: nn.Module, original: nn.Module, batch: Batch) -> tuple[Tensor, ...]:

@@ -3,7 +3,8 @@
 Without an opt-in a description may name
 
 - layers and optimizers of torch (`torch.nn`, `torch.optim`) and of hvdspark,
-- functions of `torch.nn.functional`, and functions of `torch` that are methods of a tensor, too (`torch.relu`),
+- functions that only compute: of `torch.nn.functional`, `torch.nn.init`, `torch.special` and `math`, and of `torch`
+  those that are methods of a tensor, too (`torch.relu`),
 - subclasses of Module, Optimizer and Callback, enums, named tuples and dataclasses of any module that this process has
   imported already: nothing is imported for them, and their constructors are not called.
 
@@ -36,8 +37,14 @@ _LAYERS = ("torch.nn", "torch.optim")
 _OURS = "hvdspark"
 _INERT = (nn.Module, torch.optim.Optimizer, Callback, enum.Enum)
 _INERT_CONTAINERS = (argparse.Namespace, types.SimpleNamespace)
-_FUNCTIONAL = "torch.nn.functional"
-_FUNCTIONAL_HOMES = (_FUNCTIONAL, "torch._C._nn", "torch")
+# Where functions that only compute are found, and the modules that these say they are from.
+_PURE = {
+    "torch.nn.functional": ("torch.nn.functional", "torch._C._nn", "torch"),
+    "torch.nn.init": ("torch.nn.init",),
+    "torch.special": ("torch._C._special", "torch.special"),
+    "torch": ("torch", "torch._C"),
+    "math": ("math",),
+}
 _FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType)
 
 
@@ -69,12 +76,10 @@ class Trust:
             raise PersistenceError(f"not a {kind}", value=path)
         if allowed:
             return value
-        package = module.partition(".")[0]
-        hint = f"if you trust this save and {package}, set {TRUSTED_PACKAGES}={package} in the Spark session"
-        if value is None:
-            hint += f"; a module's class is also taken from what is imported already: import {module} first"
         raise PersistenceError(
-            "cannot import a part of the saved model that this session does not trust", value=path, hint=hint
+            "cannot import a part of the saved model that this session does not trust",
+            value=path,
+            hint=_hint(module, imported=value is not None),
         )
 
     def _resolve(self, module: str, name: str) -> tuple[Any, bool]:
@@ -84,7 +89,7 @@ class Trust:
         if _is_in(module, self.packages):
             value = _import(module, name)
             return value, _is_in(getattr(value, "__module__", None) or "", self.packages)  # not what it imports itself
-        if (function := _torch_function(module, name)) is not None:
+        if (function := _pure_function(module, name)) is not None:
             return function, True
         if _is_in(module, (*_LAYERS, _OURS)) and not module.endswith("__main__"):
             value = _import(module, name)
@@ -105,9 +110,10 @@ def path_of(value: Any, where: str) -> str:
         PersistenceError: it has no such name, or another object has it.
     """
     if isinstance(value, _FUNCTIONS):
-        for home in (_FUNCTIONAL, "torch"):  # some of these functions say that they are from elsewhere
-            if _torch_function(home, value.__name__) is value:
-                return f"{home}:{value.__name__}"
+        for home in _PURE:
+            for short in (value.__name__, value.__name__.removeprefix("special_")):
+                if _pure_function(home, short) is value:
+                    return f"{home}:{short}"
     module, name = getattr(value, "__module__", None), getattr(value, "__qualname__", None)
     named = isinstance(module, str) and isinstance(name, str) and module != "__main__" and "<" not in name
     if not named or _look_up(str(module), str(name)) is not value:
@@ -121,19 +127,30 @@ def path_of(value: Any, where: str) -> str:
     return f"{module}:{name}"
 
 
+def _hint(module: str, imported: bool) -> str:
+    package = module.partition(".")[0]
+    if package in sys.stdlib_module_names:
+        return "models need nothing of this kind: whoever wrote this file may want to run a program"
+    trusted = module if package == "torch" else package
+    hint = f"if you trust this save and {trusted}, set {TRUSTED_PACKAGES}={trusted} in the Spark session"
+    if not imported:
+        hint += f"; a module's class is also taken from what is imported already: import {module} first"
+    return hint
+
+
 def _is_in(module: str, packages: tuple[str, ...]) -> bool:
     return any(module == package or module.startswith(f"{package}.") for package in packages)
 
 
-def _torch_function(module: str, name: str) -> Any:
-    """A function that computes on tensors and does nothing else, or None."""
-    if module == _FUNCTIONAL:
-        value = vars(nn.functional).get(name)
-        return value if isinstance(value, _FUNCTIONS) and value.__module__ in _FUNCTIONAL_HOMES else None
-    if module == "torch":  # torch.load and torch.from_file are no methods of a tensor
-        value = vars(torch).get(name)
-        return value if isinstance(value, types.BuiltinFunctionType) and hasattr(Tensor, name) else None
-    return None
+def _pure_function(module: str, name: str) -> Any:
+    """A function that computes on numbers or tensors and does nothing else, or None."""
+    value = vars(sys.modules[module]).get(name) if module in _PURE and module in sys.modules else None
+    if not isinstance(value, _FUNCTIONS) or (value.__module__ or module) not in _PURE[module]:
+        return None
+    # torch.load and torch.from_file are no methods of a tensor.
+    return (
+        value if module != "torch" or (isinstance(value, types.BuiltinFunctionType) and hasattr(Tensor, name)) else None
+    )
 
 
 def _is_inert(cls: type) -> bool:

@@ -166,6 +166,7 @@ def test_several_outputs(spark: SparkSession, store_uri: str) -> None:
         model=TwoHeads(), loss=["bce_with_logits", "cross_entropy"], labelCols=["y", "class"], storeUri=store_uri
     )
     model = estimator.fit(data)
+    assert any("TwoHeads.calls" in warning and "register_buffer" in warning for warning in model.summary.warnings)
     scored = model.transform(data)
     assert scored.columns == [*data.columns, "prediction", "prediction_1"]
     assert isinstance(scored.schema["prediction_1"].dataType, VectorUDT)

@@ -11,7 +11,9 @@ import dataclasses
 import enum
 import functools
 import logging
+import math
 import re
+import types
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -22,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 
 from hvdspark.models import make_model
+from hvdspark.train.callbacks import Callback
 
 WIDTH = 3
 
@@ -157,6 +160,11 @@ class Changing(nn.Module):
         super().__setstate__({**state, "scale": 1.0})
 
 
+class Every(Callback):
+    def __init__(self, steps: int) -> None:
+        self.steps, self.seen = steps, {"rows": [1, 2]}
+
+
 class Mode(enum.Enum):
     DOUBLE = 2
     TRIPLE = 3
@@ -238,6 +246,8 @@ MODULES: dict[str, Callable[[], nn.Module]] = {
     "module argument": lambda: use_in(call, nn.Linear(2, 2)),
     "functions by name": lambda: Scaled(F.softplus, call),
     "builtin functions by name": lambda: Scaled(torch.tanh, call),
+    "other functions by name": lambda: Scaled([math.sqrt, torch.special.expit, nn.init.zeros_], apply_all),
+    "forward of its own": lambda: changed(nn.Linear(WIDTH, 1), replace_forward),
     "functional that is dispatched": lambda: Scaled(functools.partial(F.max_pool1d, kernel_size=2), call),
     "arguments that are not kept": lambda: Forgetful(WIDTH, 2, 3, bias=False),
     "attributes set later": lambda: changed(Scaled(1.0), set_later),
@@ -270,6 +280,10 @@ MODULES: dict[str, Callable[[], nn.Module]] = {
 # What a refusal says, instead of predicting something else after loading.
 REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "lambda": (lambda: Scaled(lambda x: x, call), r"no import path.*scale"),
+    "forward that is a lambda": (
+        lambda: changed(nn.Linear(WIDTH, 1), lambda m: setattr(m, "forward", types.MethodType(lambda m, x: x, m))),
+        "no import path.*forward",
+    ),
     "hook that is a closure": (lambda: changed(nn.Linear(WIDTH, 1), add_closure), "_forward_hooks"),
     "slots": (Slotted, "Slotted is more than its attributes"),
     "part of a weight": (Viewing, "shares memory with.*first"),
@@ -327,6 +341,18 @@ def convert(scale: torch.dtype, x: Tensor) -> Tensor:
 
 def clamp(scale: tuple[float, float, float], x: Tensor) -> Tensor:
     return x.clamp(scale[0], scale[1]) + torch.tensor(scale[2]).nan_to_num(2.0)
+
+
+def apply_all(scale: Any, x: Tensor) -> Tensor:
+    return scale[1](x) * scale[0](3.0) + scale[2](x.clone())
+
+
+def replace_forward(module: Any) -> None:
+    module.forward = types.MethodType(forward_twice, module)
+
+
+def forward_twice(module: Any, x: Tensor) -> Tensor:
+    return F.linear(x, module.weight * 2.0, module.bias)
 
 
 def call(scale: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:

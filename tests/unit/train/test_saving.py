@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from hvdspark.train.saving import state_besides_weights, warnings_about_lost_state
+from hvdspark.data.sample import first_rows
+from hvdspark.store import Store
+from hvdspark.train import saving
+from hvdspark.train.saving import state_besides_weights, warnings_about_lost_state, warnings_about_saving
+from tests.unit.train.datasets import train_spec, write_dataset
 from tests.unit.train.ordinary import Buffers, Scaled, freeze
 
 
@@ -56,3 +62,18 @@ def test_what_training_changed_beside_weights_is_named(
     found = warnings_about_lost_state(before, module)
     assert len(found) == (lost is not None)
     assert all(lost in warning and "register_buffer" in warning for warning in found)
+
+
+def test_a_module_is_rebuilt_and_called_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(str(tmp_path))
+    x = np.random.default_rng(0).standard_normal((9, 3)).astype(np.float32)
+    spec = train_spec(store, write_dataset(store, {"x": x, "label": x[:, 0]}), features=("x",))
+    batch = first_rows(store, spec.dataset, ["x"], 4)
+    module = Scaled(torch.tensor(3.0))
+    assert warnings_about_saving(spec, module, batch) == []
+    (warning,) = warnings_about_saving(spec, Scaled(lambda x: x), batch)
+    assert "save will refuse it: it has no import path" in warning
+    for scale, found in ((1.0, "predicts something else"), ("3", "the rebuilt module fails: TypeError")):
+        monkeypatch.setattr(saving, "rebuild_all", lambda *_, scale=scale: {"model": Scaled(scale)})
+        (warning,) = warnings_about_saving(spec, module, batch)
+        assert found in warning
