@@ -37,7 +37,7 @@ REQUIREMENTS = {
         Requirement("Java", "17", "22", "let JAVA_HOME name an OpenJDK 17", "Spark 4 runs on Java 17 and 21"),
         Requirement("Python", "3.10", "3.12", "make the virtual environment with 3.11", "Petastorm imports distutils"),
         Requirement("pyspark", "3.5", "4.1", f"{_PIP} pyspark==4.0.5", "4.1 refuses the pyarrow that Petastorm needs"),
-        Requirement("torch", "2.1", "3", f"{_PIP} torch==2.13.0", "Horovod 0.28.1 builds against these"),
+        Requirement("torch", "2.1", "2.15", f"{_PIP} torch==2.13.0", "Horovod 0.28.1 builds against these"),
         Requirement("horovod", "0.28.1", "0.29", "hvdspark install-horovod", "no other release is tested"),
         Requirement("petastorm", "0.12.1", "0.13", f"{_PIP} petastorm==0.12.1", "0.13 and torch exclude each other"),
         Requirement("pyarrow", "11", "15", f"{_PIP} pyarrow==14.0.2", "arrow#39112 removed Petastorm's reader"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import subprocess
@@ -257,6 +258,17 @@ def test_the_compiler_gets_c17(build: BuildPlan, pip: FakePip, monkeypatch: pyte
     (tmp_path / "c++").write_text(written[0])
     output = pip.real(["sh", str(tmp_path / "c++"), "-std=c++14", "a b.cc"], capture_output=True, text=True).stdout
     assert output == "with arguments -std=c++14 a b.cc -std=c++17\n"
+
+
+@pytest.mark.parametrize(("torch", "standard"), [("2.1.2+cu121", "c++17"), ("2.13.0", "c++17"), ("2.14.1", "c++20")])
+def test_the_standard_is_the_one_that_torch_asks_for(
+    build: BuildPlan, pip: FakePip, monkeypatch: pytest.MonkeyPatch, torch: str, standard: str
+) -> None:
+    written: list[str] = []
+    real = Path.write_text
+    monkeypatch.setattr(Path, "write_text", lambda path, text: written.append(text) or real(path, text))
+    build_wheel(dataclasses.replace(build, torch_version=torch))
+    assert written[0].endswith(f'"$@" -std={standard}\n')
 
 
 def test_two_at_once_build_once(build: BuildPlan, pip: FakePip) -> None:
