@@ -25,7 +25,13 @@ _DTYPES = {
     "F16": torch.float16,
     "BF16": torch.bfloat16,
 }
-_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()} | {
+    torch.float64: "F64",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
 _MAX_HEADER = 100_000_000  # what safetensors itself allows
 
 
@@ -36,7 +42,7 @@ class Column:
     Attributes:
         name: among the tensors of one table.
         shape: [n, ...].
-        blocks: makes tensors of `dtype` that are the whole one when concatenated.
+        blocks: makes tensors of `dtype`, or of bytes, that are the whole one when concatenated.
     """
 
     name: str

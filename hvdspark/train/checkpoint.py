@@ -19,7 +19,6 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
@@ -29,7 +28,16 @@ from hvdspark.store import MANIFEST, Store
 from hvdspark.train.agreement import broadcast_json, raise_together, ranks_where
 from hvdspark.train.history import BestEpoch
 from hvdspark.train.tables import TABLES, read_tables, write_tables
-from hvdspark.train.weights import FORMAT, WEIGHTS, checksum, load_weights, pack, read_tensors, write_weights
+from hvdspark.train.weights import (
+    FORMAT,
+    WEIGHTS,
+    checksum,
+    load_weights,
+    read_tensors,
+    unpack,
+    write_tensors,
+    write_weights,
+)
 
 _OPTIMIZER_TENSORS = "optimizer.safetensors"
 _OPTIMIZER_TREE = "optimizer.json"
@@ -153,15 +161,11 @@ class Checkpoints:
     ) -> None:
         newest = progress.epochs - 1
         directory = self._directory(newest)
-        weights, aliases = pack(module.state_dict())
         tensors, tree = flatten_state(optimizer.state_dict())
-        contents = {
-            WEIGHTS: weights,
-            _OPTIMIZER_TENSORS: safetensors.torch.save(tensors),
-            _OPTIMIZER_TREE: json.dumps(tree).encode(),
-        }
-        for name, data in contents.items():
-            self._store.write_bytes(f"{directory}/{name}", data)
+        text = json.dumps(tree).encode()
+        weights, aliases = write_tensors(self._store, f"{directory}/{WEIGHTS}", module.state_dict())
+        state, shared = write_tensors(self._store, f"{directory}/{_OPTIMIZER_TENSORS}", tensors)
+        self._store.write_bytes(f"{directory}/{_OPTIMIZER_TREE}", text)
         manifest = {
             "format": FORMAT,
             "run_id": self._run_id,
@@ -169,7 +173,8 @@ class Checkpoints:
             "ranks": self._collective.size,
             "progress": asdict(progress),
             "aliases": aliases,
-            "files": {name: checksum(data) for name, data in contents.items()},
+            "optimizer_aliases": shared,
+            "files": {WEIGHTS: weights, _OPTIMIZER_TENSORS: state, _OPTIMIZER_TREE: checksum(text)},
             TABLES: tables,
         }
         self._store.commit(directory, manifest)
@@ -183,6 +188,7 @@ class Checkpoints:
         manifest = load_weights(self._store, directory, module)
         tree = json.loads(self._store.read_text(f"{directory}/{_OPTIMIZER_TREE}"))
         tensors = read_tensors(self._store, f"{directory}/{_OPTIMIZER_TENSORS}")
+        tensors = unpack(tensors, manifest["optimizer_aliases"])
         try:
             optimizer.load_state_dict(unflatten_state(tensors, tree))
         except (ValueError, KeyError, TypeError) as error:
@@ -217,8 +223,7 @@ def flatten_state(state: Any) -> tuple[dict[str, Tensor], Any]:
     def walk(value: Any) -> Any:
         if isinstance(value, Tensor):
             key = str(len(tensors))
-            # Cloned, because optimizers may share a tensor between parameters and safetensors does not.
-            tensors[key] = value.detach().cpu().contiguous().clone()
+            tensors[key] = value.detach()  # no copy: this may be as large as the weights, several times
             return {"tensor": key}
         if isinstance(value, dict):
             return {"dict": [[walk(key), walk(item)] for key, item in value.items()]}

@@ -6,16 +6,19 @@ file) and `aliases` (names of tied tensors, which safetensors does not store twi
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import io
 import json
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, BinaryIO
 
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from hvdspark.embedding.lineage import dense_weights_alone
+from hvdspark.embedding.tensor_file import Column, write_columns
 from hvdspark.errors import CheckpointError, ConfigurationError, StoreError
 from hvdspark.store import Store
 
@@ -58,6 +61,24 @@ def pack(tensors: Mapping[str, Tensor]) -> tuple[bytes, dict[str, str]]:
 
     Numbers of a type that the format does not know, as complex ones, are in it as their bytes, under "NAME::TYPE".
     """
+    kept, aliases = _without_aliases(tensors)
+    file = io.BytesIO()
+    _write(file, kept)
+    return file.getvalue(), aliases
+
+
+def write_tensors(store: Store, path: str, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Write the file that `pack` makes, tensor by tensor: none is copied that lies on the CPU in one piece.
+
+    Returns:
+        What a manifest says about the file, and its aliases.
+    """
+    kept, aliases = _without_aliases(tensors)
+    with store.open_write(path) as file:
+        return _write(file, kept), aliases
+
+
+def _without_aliases(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
     kept: dict[str, Tensor] = {}
     aliases: dict[str, str] = {}
     seen: dict[tuple[Any, ...], str] = {}
@@ -66,16 +87,26 @@ def pack(tensors: Mapping[str, Tensor]) -> tuple[bytes, dict[str, str]]:
         if tensor.numel() and identity in seen:
             aliases[name] = seen[identity]
             continue
-        seen[identity] = name
-        own = tensor.detach().cpu().contiguous()
-        # A view of a larger storage would take all of it along, or be refused as shared.
-        own = own.clone() if own.untyped_storage().nbytes() != own.nbytes else own
-        if own.dtype in _OF_THE_FORMAT:
-            kept[name] = own
-        else:
-            dtype = str(own.dtype).removeprefix("torch.")
-            kept[f"{name}{_AS_BYTES}{dtype}"] = own.unsqueeze(-1).view(torch.uint8)
-    return safetensors.torch.save(kept), aliases
+        seen[identity] = kept_name = name
+        if tensor.dtype not in _OF_THE_FORMAT:
+            kept_name += _AS_BYTES + str(tensor.dtype).removeprefix("torch.")
+        kept[kept_name] = tensor.detach()
+    return kept, aliases
+
+
+def _write(file: BinaryIO, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    columns = []
+    for name, tensor in tensors.items():
+        size = () if tensor.dtype in _OF_THE_FORMAT else (tensor.element_size(),)
+        dtype = torch.uint8 if size else tensor.dtype
+        columns.append((name, Column(name, dtype, (*tensor.shape, *size), functools.partial(_pieces, tensor))))
+    # Readers map the file, and a number must lie where its type may: the widest go first.
+    return write_columns(file, sorted(columns, key=lambda column: (-column[1].dtype.itemsize, column[0])))
+
+
+def _pieces(tensor: Tensor) -> Iterator[Tensor]:
+    whole = tensor.cpu().contiguous().reshape(-1).view(torch.uint8)
+    yield from whole.split(_CHUNK_BYTES)
 
 
 def unpack(tensors: dict[str, Tensor], aliases: Mapping[str, str]) -> dict[str, Tensor]:
@@ -174,9 +205,8 @@ def read_tensors(store: Store, path: str) -> dict[str, Tensor]:
 
 def write_weights(store: Store, directory: str, module: nn.Module, manifest: Mapping[str, Any]) -> None:
     """Write the module's state dict and commit the directory; `manifest` is put beside the checksums."""
-    data, aliases = pack(module.state_dict())
-    store.write_bytes(f"{directory}/{WEIGHTS}", data)
-    known = {"format": FORMAT, "files": {WEIGHTS: checksum(data)}, "aliases": aliases}
+    written, aliases = write_tensors(store, f"{directory}/{WEIGHTS}", module.state_dict())
+    known = {"format": FORMAT, "files": {WEIGHTS: written}, "aliases": aliases}
     store.commit(directory, {**manifest, **known})
 
 

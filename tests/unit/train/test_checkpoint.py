@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -193,3 +195,46 @@ def test_state_of_torchs_optimizers_survives(name: str) -> None:
 def test_optimizer_state_of_other_kinds_is_refused() -> None:
     with pytest.raises(CheckpointError, match="'function'"):
         flatten_state({"state": {0: {"hook": lambda: None}}})
+
+
+_MEMORY = """
+import resource, sys, torch
+from torch import nn
+from hvdspark.collectives import LocalCollective
+from hvdspark.store import Store
+from hvdspark.train.checkpoint import Checkpoints, TrainProgress
+from hvdspark.train.history import BestEpoch
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+
+module = nn.Sequential(nn.Linear(1024, 16384), nn.Linear(16384, 1))
+optimizer = torch.optim.Adam(module.parameters())
+module(torch.ones(1, 1024)).sum().backward()
+optimizer.step()
+optimizer.zero_grad()
+before = peak()
+Checkpoints(Store(sys.argv[1]), "run-1", LocalCollective()).save(module, optimizer, TrainProgress(BestEpoch("l", 0), 1))
+print(peak() - before)
+"""
+
+
+def test_a_checkpoint_takes_no_memory_of_its_own(tmp_path: Path) -> None:
+    # Weights of 64 MiB, and twice as much state of Adam; in a process of its own, whose peak is this.
+    done = subprocess.run([sys.executable, "-c", _MEMORY, str(tmp_path)], capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 40
+    written = sum(file.stat().st_size for file in tmp_path.rglob("*.safetensors"))
+    assert written > 3 * 64 << 20
+
+
+def test_tensors_that_an_optimizer_shares_are_written_once(tmp_path: Path) -> None:
+    store, (module, optimizer) = Store(str(tmp_path)), module_and_optimizer(1.0)
+    shared = torch.arange(4.0)
+    for parameter in module.parameters():
+        optimizer.state[parameter]["shared"] = shared
+    Checkpoints(store, "run-1", LocalCollective()).save(module, optimizer, progress(1))
+    other, other_optimizer = module_and_optimizer(5.0)
+    Checkpoints(store, "run-1", LocalCollective()).resume(other, other_optimizer)
+    for parameter in other.parameters():
+        assert torch.equal(other_optimizer.state[parameter]["shared"], shared)
