@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import logging
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from pyspark.sql import DataFrame, SparkSession
 
@@ -115,6 +115,7 @@ def fit(
         warnings += tried.warnings
         for warning in warnings:
             logger.warning("%s", warning)
+        spec = _without(spec, tried.unsuited, asked_for=estimator.isDefined("metrics"))
         if check_outputs is not None and tried.outputs:
             check_outputs(tried.outputs)
         try:
@@ -152,6 +153,24 @@ def fit(
         features=tuple(columns[name] for name in features),
         result=result,
     )
+
+
+def _without(spec: TrainSpec, unsuited: Mapping[str, str], *, asked_for: bool) -> TrainSpec:
+    """The spec without default metrics that do not suit what the module returns.
+
+    Raises:
+        ConfigurationError: the user has asked for one of them, in metrics or monitor.
+    """
+    for metric, reason in unsuited.items():
+        if asked_for or spec.monitor.startswith(f"val_{metric}"):
+            raise ConfigurationError(
+                f"the metric {metric} cannot be computed of what the module returns ({reason})",
+                value=list(spec.metrics),
+                where="metrics" if asked_for else "monitor",
+                hint="leave it out: metrics=[...] names those that are wanted",
+            )
+        logger.info("no val_%s: %s", metric, reason)
+    return dataclasses.replace(spec, metrics=tuple(name for name in spec.metrics if name not in unsuited))
 
 
 def _say_what_is_lost(store: Store, run_id: str, error: BaseException) -> None:

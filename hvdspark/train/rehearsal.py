@@ -13,13 +13,13 @@ import dataclasses
 import logging
 import random
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import cloudpickle
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy as is_uninitialised
 
 from hvdspark.collectives import LocalCollective
@@ -34,6 +34,7 @@ from hvdspark.train.diagnosis import Watch, is_about_the_driver, what_failed
 from hvdspark.train.forward import Outputs, forward, inputs_of
 from hvdspark.train.last_layer import warnings_about
 from hvdspark.train.loss import RowLoss
+from hvdspark.train.metrics import make_metric, metric_names
 from hvdspark.train.program import OutputSpec, Program
 from hvdspark.train.saving import warnings_about_saving
 from hvdspark.train.step import tensor_column
@@ -58,11 +59,13 @@ class FirstRows:
         program: to be launched: the same, or where its module is lazy a copy whose parameters have got their shapes.
         warnings: a sentence each.
         outputs: what the module returns when it scores; empty where it could not be called here.
+        unsuited: metrics that cannot be computed of that, and why; empty without validation rows.
     """
 
     program: Program
     warnings: tuple[str, ...] = ()
     outputs: tuple[OutputSpec, ...] = ()
+    unsuited: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 def try_out(spec: TrainSpec, program: Program, *, saving: bool = False) -> FirstRows:
@@ -157,7 +160,27 @@ def _rehearsed(spec: TrainSpec, program: Program, batch: Batch) -> FirstRows:
             where=type(program.module).__name__,
             hint="do not detach outputs, do not use torch.no_grad inside the module, and return numbers, not classes",
         )
-    return FirstRows(program, tuple(warnings_about(loss, outputs.tensors, spec.labels)), scored.describe())
+    warnings = tuple(warnings_about(loss, outputs.tensors, spec.labels))
+    unsuited = _unsuited_metrics(spec, program, loss, scored, labels) if spec.dataset.validation_rows else {}
+    return FirstRows(program, warnings, scored.describe(), unsuited)
+
+
+def _unsuited_metrics(
+    spec: TrainSpec, program: Program, loss: RowLoss, outputs: Outputs, labels: Sequence[Tensor]
+) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for _, position, name in metric_names(spec.metrics, spec.labels):
+        metric = make_metric(
+            name,
+            program.probabilities or loss.probabilities(position),
+            program.probabilities is None and loss.has_logits(position),
+        )
+        try:
+            label = labels[position]
+            metric.update(outputs.tensors[loss.output_of(position)], label, torch.ones(len(label)))
+        except Exception as error:  # each metric has its own words for shapes that it cannot take
+            found[name] = f"{type(error).__name__}: {error}"
+    return found
 
 
 def _call(module: nn.Module, spec: TrainSpec, batch: Batch) -> Outputs:

@@ -12,6 +12,7 @@ from pyspark.sql import functions as F
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
+from hvdspark.errors import ConfigurationError
 from tests.spark.toys import linear, scores, separable
 
 pytestmark = pytest.mark.spark
@@ -56,3 +57,14 @@ def test_a_column_may_be_feature_label_and_weight(
 
     net = nn.Sequential(nn.Embedding(3, 1))
     linear(model=net, loss="mse", featureCols=["n"], labelCol="n", weightCol="n", storeUri=store_uri).fit(data)
+
+
+def test_default_metrics_suit_what_the_module_returns(spark: SparkSession, store_uri: str) -> None:
+    # One label of three numbers: there is no ranking of all of them, which AUC would be about.
+    data = separable(spark, rows=100).withColumn("several", F.array("y", "y", "y"))
+    settings = {"labelCol": "several", "validationFraction": 0.3, "numWorkers": 1, "epochs": 1, "storeUri": store_uri}
+    model = linear(model=nn.Linear(3, 3), **settings).fit(data)
+    assert {"val_loss", "val_logloss", "val_accuracy"} <= set(model.summary.history[0])
+    assert "val_auc" not in model.summary.history[0]
+    with pytest.raises(ConfigurationError, match="auc cannot be computed"):
+        linear(model=nn.Linear(3, 3), metrics=["auc"], **settings).fit(data)

@@ -1,13 +1,16 @@
-"""What a fit says of what an interrupt takes along. Everything else about it needs a session: tests/spark."""
+"""Parts of a fit that need no session."""
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from pathlib import Path
 
 import pytest
 
-from hvdspark.estimators.fit import _say_what_is_lost
+from hvdspark.errors import ConfigurationError
+from hvdspark.estimators.fit import _say_what_is_lost, _without
+from hvdspark.specs import DatasetSpec, RowGroups, TrainSpec
 from hvdspark.store import Store
 
 
@@ -25,3 +28,13 @@ def test_an_interrupt_names_the_checkpoint_that_goes_with_it(
         _say_what_is_lost(store, "r", error)
     assert said in caplog.text
     assert bool(said) == bool(caplog.text)
+
+
+def test_default_metrics_that_do_not_suit_are_left_out_and_others_refused() -> None:
+    spec = TrainSpec("r", "s", DatasetSpec("", (), RowGroups.of()), ("x",), ("y",), metrics=("logloss", "auc"))
+    assert _without(spec, {}, asked_for=True).metrics == ("logloss", "auc")
+    assert _without(spec, {"auc": "of vectors"}, asked_for=False).metrics == ("logloss",)
+    with pytest.raises(ConfigurationError, match=r"auc .*of vectors.*in metrics.*Hint"):
+        _without(spec, {"auc": "of vectors"}, asked_for=True)
+    with pytest.raises(ConfigurationError, match="in monitor"):
+        _without(dataclasses.replace(spec, monitor="val_auc"), {"auc": "of vectors"}, asked_for=False)

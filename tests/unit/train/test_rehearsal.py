@@ -42,6 +42,7 @@ def spec(tmp_path_factory: pytest.TempPathFactory) -> TrainSpec:
         "label": (numbers[:, 0] > 0).astype(np.float32),
         "class": generator.integers(0, 4, 30),
         "amount": numbers[:, 2] * 100,
+        "several": (numbers > 0).astype(np.float32),
     }
     return train_spec(store, write_dataset(store, columns, group_rows=(20, 10)), features=("x",))
 
@@ -258,6 +259,25 @@ def _raises(error: Exception) -> Any:
 )
 def test_what_only_ranks_have_is_not_missed_on_the_driver(spec: TrainSpec, ask: Any) -> None:
     assert tried(spec, Elsewhere(ask)) == []
+
+
+@pytest.mark.parametrize(
+    ("label", "module", "loss", "metrics", "unsuited"),
+    [
+        ("label", nn.Linear(3, 1), "bce_with_logits", ("logloss", "auc", "accuracy"), []),
+        ("class", nn.Linear(3, 4), "cross_entropy", ("logloss", "accuracy"), []),
+        ("class", nn.Linear(3, 4), "cross_entropy", ("auc", "mse"), ["auc", "mse"]),
+        ("x", nn.Linear(3, 3), "mse", ("mse", "mae"), []),
+        ("several", nn.Linear(3, 3), "bce_with_logits", ("logloss", "auc", "accuracy"), ["auc"]),
+    ],
+)
+def test_metrics_that_do_not_suit_what_the_module_returns_are_known(
+    spec: TrainSpec, label: str, module: nn.Module, loss: str, metrics: tuple[str, ...], unsuited: list[str]
+) -> None:
+    data = dataclasses.replace(spec.dataset, validation=spec.dataset.train)
+    labels = {"labels": (label,), "metrics": metrics}
+    assert list(try_out(dataclasses.replace(spec, dataset=data, **labels), Program(module, loss)).unsuited) == unsuited
+    assert not try_out(dataclasses.replace(spec, **labels), Program(module, loss)).unsuited, "nothing to compute"
 
 
 def test_one_row_is_enough(tmp_path: Path) -> None:
