@@ -23,7 +23,6 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from hvdspark import versions
 from hvdspark.errors import DependencyError
 
 HOROVOD_VERSION = "0.28.1"
@@ -187,7 +186,8 @@ def install(build: BuildPlan) -> Path:
 def _compile(build: BuildPlan, scratch: Path) -> Path:
     compiler = scratch / "cxx"
     # The last -std on the command line wins, so the wrapper appends it.
-    standard = "c++20" if versions.parse(build.torch_version) >= (2, 14) else "c++17"
+    release = [int(number) for number in re.findall(r"\d+", build.torch_version)[:2]]
+    standard = "c++20" if release >= [2, 14] else "c++17"
     compiler.write_text(f'#!/bin/sh\nexec {_tool(os.environ.get("CXX") or "g++")} "$@" -std={standard}\n')
     compiler.chmod(0o755)
     environment = build.environment(os.environ, compiler)

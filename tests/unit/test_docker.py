@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
+import sys
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -36,6 +38,18 @@ def test_what_is_copied_exists_and_reaches_the_engine(name: str) -> None:
         assert source == "." or any(fnmatch(source, pattern) or source.startswith(f"{pattern}/") for pattern in allowed)
     for pattern in allowed:
         assert (ROOT / pattern).exists(), pattern
+
+
+@pytest.mark.parametrize("name", DOCKERFILES)
+def test_horovod_is_built_with_what_was_copied_before(name: str, tmp_path: Path) -> None:
+    (tmp_path / "hvdspark").mkdir()
+    sources = [source for source in copied(name) if source.startswith("hvdspark/")]
+    for source in sources:
+        shutil.copy(ROOT / source, tmp_path / source)
+    code = f"import sys; sys.path[:0] = [{str(tmp_path)!r}]; import hvdspark.horovod_build"
+    command = [sys.executable, "-I", "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("name", DOCKERFILES)
