@@ -47,7 +47,7 @@ def test_horovod_is_built_with_what_was_copied_before(name: str, tmp_path: Path)
     for source in sources:
         shutil.copy(ROOT / source, tmp_path / source)
     code = f"import sys; sys.path[:0] = [{str(tmp_path)!r}]; import hvdspark.horovod_build"
-    command = [sys.executable, "-I", "-c", code]
+    command = [sys.executable, "-I", "-S", "-c", code]  # with nothing but the standard library
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
 
