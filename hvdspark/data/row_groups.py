@@ -10,11 +10,12 @@ what a rank reads, and columns are handed on as they come out of Parquet.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import queue
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,8 +102,10 @@ class RowGroupReader:
         self._pool.stop()
 
     def join(self) -> None:
-        """Wait, for a limited time, until the threads have ended. Call `stop` first."""
+        """Wait, for a limited time, until the threads have ended, and close what is open. Call `stop` first."""
         self._pool.join()
+        if self._last is not None:
+            self._last.opened.close()
 
 
 class _OpenGroup:
@@ -116,7 +119,7 @@ class _OpenGroup:
 
     def __init__(self, group: RowGroup) -> None:
         self.group = group
-        self.slices: Iterator[pa.RecordBatch] | None = None
+        self.slices: Generator[pa.RecordBatch, None, None] | None = None
         self.batch: pa.RecordBatch | None = None
         self.first = self.rows = 0
         self.turn = 0
@@ -135,6 +138,13 @@ class _OpenGroup:
         with self._changed:
             self.turn += 1
             self._changed.notify_all()
+
+    def close(self) -> None:
+        """Close the file of a row group that was not read to its end."""
+        slices, self.slices, self.batch = self.slices, None, None
+        if slices is not None:
+            with contextlib.suppress(ValueError):  # a thread that did not end in time is in it
+                slices.close()
 
     def advance_to(self, row: int) -> None:
         """Decode slices up to the one with this row."""
@@ -198,7 +208,7 @@ class _RowGroupWorker(WorkerBase):
                 self._sink(Piece(start, stop, piece.window, piece.at + start - piece.start), columns, opened.first)
                 start = stop
 
-    def _read(self, path: str, group: RowGroup) -> Iterator[pa.RecordBatch]:
+    def _read(self, path: str, group: RowGroup) -> Generator[pa.RecordBatch, None, None]:
         footer = self._footer(path)
         metadata = footer.row_group(group.index)
         if metadata.num_rows != group.rows:
