@@ -15,7 +15,7 @@ import functools
 import queue
 import threading
 import time
-from collections.abc import Callable, Collection, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -119,7 +119,7 @@ class _OpenGroup:
 
     def __init__(self, group: RowGroup) -> None:
         self.group = group
-        self.slices: Generator[pa.RecordBatch, None, None] | None = None
+        self.slices: Iterator[pa.RecordBatch] | None = None
         self.batch: pa.RecordBatch | None = None
         self.first = self.rows = 0
         self.turn = 0
@@ -142,7 +142,7 @@ class _OpenGroup:
     def close(self) -> None:
         """Close the file of a row group that was not read to its end."""
         slices, self.slices, self.batch = self.slices, None, None
-        if slices is not None:
+        if isinstance(slices, Generator):
             with contextlib.suppress(ValueError):  # a thread that did not end in time is in it
                 slices.close()
 
@@ -208,7 +208,7 @@ class _RowGroupWorker(WorkerBase):
                 self._sink(Piece(start, stop, piece.window, piece.at + start - piece.start), columns, opened.first)
                 start = stop
 
-    def _read(self, path: str, group: RowGroup) -> Generator[pa.RecordBatch, None, None]:
+    def _read(self, path: str, group: RowGroup) -> Iterator[pa.RecordBatch]:
         footer = self._footer(path)
         metadata = footer.row_group(group.index)
         if metadata.num_rows != group.rows:
