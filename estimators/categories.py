@@ -27,10 +27,11 @@ def check_categories(schema: StructType, names: Sequence[str]) -> None:
     Raises:
         SchemaError: a column is missing, ambiguous or of another type.
     """
+    if names:  # only whether the columns are there: what their values may be is said below
+        check_columns([(field.name, "int") for field in schema.fields], names, [])
+    types = {field.name: field.dataType for field in schema.fields}
     for name in names:
-        # Only whether the column is there: what its values may be is said below.
-        check_columns([(field.name, "int") for field in schema.fields], [name], [])
-        kind = schema[name].dataType
+        kind = types[name]
         element = kind.elementType if isinstance(kind, ArrayType) else kind
         if not isinstance(element, StringType | IntegralType | BooleanType):
             shown = element.simpleString()

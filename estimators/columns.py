@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from pyspark.ml.functions import vector_to_array
 from pyspark.ml.linalg import VectorUDT
-from pyspark.sql import Column, DataFrame
+from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.types import StructType
 
-from hvdspark.data.invalid import is_invalid
+from hvdspark.data.invalid import any_of, is_invalid
 from hvdspark.data.schema import SourceColumn, check_columns
 from hvdspark.errors import SchemaError
 from hvdspark.specs import ColumnSpec
@@ -18,13 +18,19 @@ from hvdspark.specs import ColumnSpec
 
 def column(name: str) -> Column:
     """The top-level column of exactly that name, dots and backticks included."""
-    return F.col(f"`{name.replace('`', '``')}`")
+    return F.col(quoted(name))
+
+
+def quoted(name: str) -> str:
+    """The name of a top-level column in SQL."""
+    return f"`{name.replace('`', '``')}`"
 
 
 def vectors_as_arrays(dataset: DataFrame, names: Sequence[str]) -> tuple[DataFrame, tuple[str, ...]]:
     """`dataset` with its ML vectors (dense or sparse) as array<float>, and the names of those columns."""
+    wanted = set(names)
     vectors = [
-        name for name in names if name in dataset.columns and isinstance(dataset.schema[name].dataType, VectorUDT)
+        field.name for field in dataset.schema.fields if field.name in wanted and isinstance(field.dataType, VectorUDT)
     ]
     converted = {name: _vector_to_array(column(name)) for name in vectors}
     return (dataset.withColumns(converted) if converted else dataset), tuple(vectors)
@@ -33,17 +39,21 @@ def vectors_as_arrays(dataset: DataFrame, names: Sequence[str]) -> tuple[DataFra
 def check_new_columns(schema: StructType, names: Sequence[str]) -> None:
     """SchemaError when one of the output columns exists already, two have one name, or one has none."""
     where = "predictionCol, probabilityCol, rawPredictionCol or outputCols"
-    # To Spark, names that differ in case alone are one: withColumns would replace the column that is there.
-    there = {name.lower(): name for name in schema.names}
+    session = SparkSession.getActiveSession()
+    if session is not None and str(session.conf.get("spark.sql.caseSensitive", "false")).lower() == "true":
+        alike: Callable[[str], str] = str
+    else:  # names that differ in case alone are one: withColumns would replace the column that is there
+        alike = str.lower
+    there = {alike(name): name for name in schema.names}
     if not all(names):
         raise SchemaError("an output column needs a name", value=list(names), where=where)
-    if len({name.lower() for name in names}) < len(names):
+    if len({alike(name) for name in names}) < len(names):
         raise SchemaError("two output columns have the same name", value=list(names), where=where)
     for name in names:
-        if name.lower() in there:
+        if alike(name) in there:
             raise SchemaError(
                 "output column exists already",
-                value=there[name.lower()],
+                value=there[alike(name)],
                 where=where,
                 hint="drop it, or choose another name",
             )
@@ -76,16 +86,16 @@ def scoring_input(
     ]
     types = [(name, _derived_type(kind, dtypes[name]) if name in dtypes else kind) for name, kind in types]
     found = check_columns(types, [spec.name for spec in features], [])
-    rows, columns = dataset, []
+    type_of, columns, invalid = dict(types), [], []
     for spec, source in zip(features, found, strict=True):
-        _check_as_trained(spec, source, dict(types)[spec.name])
+        _check_as_trained(spec, source, type_of[spec.name])
         raw = derived.get(spec.name, column(spec.name))
         trained = SourceColumn(spec.name, "feature", spec.dtype, source.is_array)
         value = (_vector_to_array(raw) if spec.name in vectors else raw).cast(trained.spark_type)
-        if handle_invalid == "skip":
-            rows = rows.filter(~is_invalid(value, spec.dtype, source.is_array))
         columns.append(value)
-    return rows, columns
+        if handle_invalid == "skip":
+            invalid.append(is_invalid(value, spec.dtype, source.is_array))
+    return (dataset.filter(~any_of(invalid)) if invalid else dataset), columns
 
 
 def _check_as_trained(spec: ColumnSpec, source: SourceColumn, type_name: str) -> None:

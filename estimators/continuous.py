@@ -12,7 +12,7 @@ from pyspark.sql.types import ArrayType, BooleanType, DecimalType, LongType, Num
 from hvdspark.data.moments import Moments
 from hvdspark.data.schema import check_columns
 from hvdspark.errors import SchemaError
-from hvdspark.estimators.columns import column
+from hvdspark.estimators.columns import quoted
 
 # The smallest double that becomes infinite as a float32.
 _BEYOND_FLOAT32 = 2.0**128 - 2.0**103
@@ -26,10 +26,11 @@ def check_numbers(schema: StructType, names: Sequence[str]) -> None:
     Raises:
         SchemaError: a column is missing, ambiguous or of another type.
     """
+    if names:  # only whether the columns are there: what their values may be is said below
+        check_columns([(field.name, "int") for field in schema.fields], names, [])
+    types = {field.name: field.dataType for field in schema.fields}
     for name in names:
-        # Only whether the column is there: what its values may be is said below.
-        check_columns([(field.name, "int") for field in schema.fields], [name], [])
-        kind = schema[name].dataType
+        kind = types[name]
         if not isinstance(kind, NumericType | BooleanType):
             hint = "derive numbers from it"
             if isinstance(kind, StringType):
@@ -49,8 +50,9 @@ def number(name: str) -> Column:
 
     So that one such number is what handleInvalid is about: a score would be NaN, and null after its way through pandas.
     """
-    value = column(name).cast("double")
-    return F.when(F.abs(value) >= F.lit(_BEYOND_FLOAT32), F.lit(float("nan"))).otherwise(value)
+    value = f"CAST({quoted(name)} AS DOUBLE)"
+    # Text is one call to the JVM, where each operation on a Column is some: seconds for 1000 columns.
+    return F.expr(f"CASE WHEN abs({value}) >= {_BEYOND_FLOAT32!r}D THEN double('NaN') ELSE {value} END")
 
 
 def lost_in_double(schema: StructType, names: Sequence[str], rows: Moments) -> list[str]:
@@ -61,8 +63,9 @@ def lost_in_double(schema: StructType, names: Sequence[str], rows: Moments) -> l
     """
     warnings = []
     _, _, _, low, high = rows.inputs[:, : len(names)]
+    types = {field.name: field.dataType for field in schema.fields}
     for name, least, most in zip(names, low, high, strict=True):
-        kind = schema[name].dataType
+        kind = types[name]
         if not isinstance(kind, LongType | DecimalType) or not np.isfinite([least, most]).all():
             continue
         smallest = 10.0**-kind.scale if isinstance(kind, DecimalType) else 1.0

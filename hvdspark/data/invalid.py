@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pyspark.sql import Column
+
+
+def any_of(conditions: Sequence[Column]) -> Column:
+    """Whether one of the conditions holds; as a tree: Spark's work grows with the square of a chain's length."""
+    level = list(conditions)
+    while len(level) > 1:
+        pairs = [left | right for left, right in zip(level[0::2], level[1::2], strict=False)]
+        level = pairs + level[2 * len(pairs) :]
+    return level[0]
 
 
 def is_invalid(value: Column, dtype: str, is_array: bool) -> Column:

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 from hvdspark.data import cache
 from hvdspark.data.checks import check_array, check_column, check_sizes
 from hvdspark.data.footers import Evidence, count_where, read_footers
-from hvdspark.data.invalid import is_invalid
+from hvdspark.data.invalid import any_of, is_invalid
 from hvdspark.data.schema import RESERVED_PREFIX, SourceColumn, check_columns
 from hvdspark.data.unchanged import Unproven, evidence
 from hvdspark.data.written import CountedRows
@@ -192,10 +192,7 @@ def _split(
     if handle_invalid == "skip":
         features = [column for column in columns if column.role == "feature"]
         invalid = [is_invalid(values[column.name], column.dtype, column.is_array) for column in features]
-        bad = invalid[0]
-        for condition in invalid[1:]:
-            bad = bad | condition
-        split = F.when(bad, _DROPPED).otherwise(F.lit(_TRAIN) if split is None else split)
+        split = F.when(any_of(invalid), _DROPPED).otherwise(F.lit(_TRAIN) if split is None else split)
     return split
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,9 @@ from pyspark.sql import functions as F
 
 from hvdspark.errors import CheckpointError, ConfigurationError, DataError, PersistenceError, SchemaError
 from hvdspark.estimators import CTRClassificationModel, CTRClassifier
+from hvdspark.estimators.columns import scoring_input
+from hvdspark.estimators.continuous import check_numbers, number
+from hvdspark.specs import ColumnSpec
 from tests.spark.toys import files_in
 
 pytestmark = pytest.mark.spark
@@ -313,3 +317,34 @@ def test_numbers_of_any_offset_and_scale(spark: SparkSession, store_uri: str) ->
     # What was one number in training says nothing later.
     other = data.limit(50).withColumn("one.number", F.lit(10**6))
     assert probabilities(model.transform(other)) == probabilities(model.transform(data.limit(50)))
+
+
+@pytest.mark.parametrize("handle_invalid", ["skip", "keep"])
+def test_a_plan_of_many_columns_grows_no_faster_than_they_do(spark: SparkSession, handle_invalid: str) -> None:
+    def seconds(count: int) -> float:
+        data = spark.range(9).select(*(F.lit(float(k)).alias(f"x.{k}") for k in range(count)))
+        features = [ColumnSpec(f"x.{k}", "float64", "scalar") for k in range(count)]
+        started = time.perf_counter()
+        check_numbers(data.schema, data.columns)
+        derived = {name: number(name) for name in data.columns}
+        rows, inputs = scoring_input(data, features, handle_invalid, derived)
+        rows.select(*inputs)  # is analysed
+        return time.perf_counter() - started
+
+    seconds(10)  # the JVM has to learn it first
+    few, many = seconds(100), seconds(800)
+    assert many < 8 * max(few, 0.5) + 2.0, (few, many)
+
+
+def test_names_that_differ_in_case_alone(spark: SparkSession, store_uri: str) -> None:
+    spark.conf.set("spark.sql.caseSensitive", "true")
+    try:
+        draw = [F.rand(seed) - 0.5 for seed in range(2)]
+        data = spark.range(0, 400).select("id", draw[0].alias("x"), draw[1].alias("X"), F.lit(1).alias("Prediction"))
+        data = data.withColumn("clicked", (F.col("x") - F.col("X") > 0).cast("int"))
+        model = CTRClassifier(architecture="lr", continuousCols=["x", "X"], labelCol="clicked", storeUri=store_uri)
+        scored = model.setHandleInvalid("skip").fit(data).transform(data)
+        assert scored.columns[-3:] == ["rawPrediction", "probability", "prediction"]
+        assert BinaryClassificationEvaluator(labelCol="clicked").evaluate(scored) > 0.99
+    finally:
+        spark.conf.unset("spark.sql.caseSensitive")
