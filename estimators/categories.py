@@ -12,10 +12,12 @@ from hvdspark.data.schema import check_columns
 from hvdspark.errors import SchemaError
 from hvdspark.estimators.columns import column
 
+_WHOLE = (
+    "cast it to bigint where its numbers are whole: as a string, 1.0 is another category than 1; or use it in "
+    "continuousCols"
+)
 _HINTS = {
-    "float": "ids that were floats once are no longer exact: cast to bigint or string, or use it in continuousCols",
-    "double": "ids that were floats once are no longer exact: cast to bigint or string, or use it in continuousCols",
-    "decimal": "cast to bigint or string, or use it in continuousCols",
+    **dict.fromkeys(("float", "double", "decimal"), _WHOLE),
     "date": "cast to string, or derive what matters, such as dayofweek()",
     "timestamp": "derive what matters, such as hour() or dayofweek()",
 }
