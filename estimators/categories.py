@@ -6,7 +6,16 @@ from collections.abc import Sequence
 
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
-from pyspark.sql.types import ArrayType, BooleanType, IntegralType, StringType, StructType
+from pyspark.sql.types import (
+    ArrayType,
+    BooleanType,
+    DecimalType,
+    FractionalType,
+    IntegralType,
+    NumericType,
+    StringType,
+    StructType,
+)
 
 from hvdspark.data.schema import check_columns
 from hvdspark.errors import SchemaError
@@ -23,8 +32,11 @@ _HINTS = {
 }
 
 
-def check_categories(schema: StructType, names: Sequence[str]) -> None:
+def check_categories(schema: StructType, names: Sequence[str], *, scoring: bool = False) -> None:
     """Check that columns hold strings, integers or booleans, or arrays of these.
+
+    Args:
+        scoring: whether other numbers are taken, too: one value was missing upstream, and integers became floats.
 
     Raises:
         SchemaError: a column is missing, ambiguous or of another type.
@@ -35,7 +47,8 @@ def check_categories(schema: StructType, names: Sequence[str]) -> None:
     for name in names:
         kind = types[name]
         element = kind.elementType if isinstance(kind, ArrayType) else kind
-        if not isinstance(element, StringType | IntegralType | BooleanType):
+        taken = (StringType, IntegralType, BooleanType, *((NumericType,) if scoring else ()))
+        if not isinstance(element, taken):
             shown = element.simpleString()
             raise SchemaError(
                 "a category must be a string, an integer or a boolean, or an array of these",
@@ -63,7 +76,11 @@ def category_key(dataset: DataFrame, name: str, id_bits: int, handle_invalid: st
     """
     source, kind = column(name), dataset.schema[name].dataType
 
+    element = kind.elementType if isinstance(kind, ArrayType) else kind
+
     def key(value: Column) -> Column:
+        if isinstance(element, FractionalType):
+            value = _whole_as_integer(value, element)
         hashed = F.shiftrightunsigned(F.xxhash64(value.cast("string")), 64 - id_bits)
         return hashed if handle_invalid == "keep" else F.when(value.isNotNull(), hashed)
 
@@ -71,3 +88,10 @@ def category_key(dataset: DataFrame, name: str, id_bits: int, handle_invalid: st
         return key(source)
     keys = F.transform(source, key)
     return F.coalesce(keys, F.array().cast("array<bigint>")) if handle_invalid == "keep" else keys
+
+
+def _whole_as_integer(value: Column, kind: FractionalType) -> Column:
+    """The text of a number: 1.0 is "1", as the integer was in training; 1.5 stays "1.5"; NaN is null."""
+    whole = (value % 1 == 0) & (F.abs(value) < 2.0**63)
+    text = F.when(whole, value.cast("bigint").cast("string")).otherwise(value.cast("string"))
+    return text if isinstance(kind, DecimalType) else F.when(~F.isnan(value), text)

@@ -192,7 +192,7 @@ class CTRClassificationModel(_FittedModel, _CTRScoringParams, _CTRTrainingParams
         handle_invalid = self.getOrDefault("handleInvalid")
         numbers, categories = _columns(self)
         check_numbers(dataset.schema, numbers)
-        check_categories(dataset.schema, categories)
+        check_categories(dataset.schema, categories, scoring=True)
         derived = {name: number(name) for name in numbers}
         derived |= {name: category_key(dataset, name, ID_BITS, handle_invalid) for name in categories}
         rows, inputs = scoring_input(dataset, self._state.features, handle_invalid, derived)

@@ -17,6 +17,7 @@ from pyspark.sql import functions as F
 
 from hvdspark.errors import CheckpointError, ConfigurationError, DataError, PersistenceError, SchemaError
 from hvdspark.estimators import CTRClassificationModel, CTRClassifier
+from hvdspark.estimators.categories import category_key, check_categories
 from hvdspark.estimators.columns import scoring_input
 from hvdspark.estimators.continuous import check_numbers, number
 from hvdspark.specs import ColumnSpec
@@ -348,3 +349,21 @@ def test_names_that_differ_in_case_alone(spark: SparkSession, store_uri: str) ->
         assert BinaryClassificationEvaluator(labelCol="clicked").evaluate(scored) > 0.99
     finally:
         spark.conf.unset("spark.sql.caseSensitive")
+
+
+@pytest.mark.parametrize("kind", ["tinyint", "smallint", "bigint", "float", "double", "decimal(20,0)", "decimal(20,2)"])
+@pytest.mark.parametrize("handle_invalid", ["skip", "keep"])
+def test_an_id_is_the_same_category_in_every_type_that_holds_it(
+    spark: SparkSession, kind: str, handle_invalid: str
+) -> None:
+    ids = spark.createDataFrame([(0,), (7,), (-3,), (None,)], "id int")
+    both = ids.select("id", F.col("id").cast(kind).alias("other"), F.array(F.col("id").cast(kind)).alias("several"))
+    check_categories(both.schema, ["other", "several"], scoring=True)
+    keys = [category_key(both, name, 52, handle_invalid) for name in ("id", "other", "several")]
+    for one, other, several in both.select(*keys).collect():
+        assert one == other == several[0]
+    halves = spark.sql("SELECT CAST(1.5 AS DOUBLE) AS id, double('NaN') AS gap, CAST(1e300 AS DOUBLE) AS large")
+    found = halves.select(*(category_key(halves, name, 52, "skip") for name in halves.columns)).first()
+    assert found is not None
+    assert found[0] is not None
+    assert found[1] is None
