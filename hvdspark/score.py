@@ -122,7 +122,7 @@ def _invalid(column: ColumnSpec, what: str, keep: bool) -> DataError:
     if keep:
         hint += "; 'keep' is for numbers that are not integers, as NaN"
     elif column.dtype != "int64":
-        hint += " or to 'keep' to pass NaN on"
+        hint += " or to 'keep' to go on with NaN (CTRClassifier: with the mean)"
     return DataError(f"{what} in feature column {column.name!r}", hint=hint)
 
 
