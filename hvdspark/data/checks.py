@@ -108,4 +108,7 @@ def _hint(column: SourceColumn, keep: bool) -> str:
     if column.dtype == "int64":
         prefix = "an integer has no NaN to stand for null: " if keep else ""
         return f"{prefix}use handleInvalid='skip', or fill them with an id of their own"
-    return "use handleInvalid='skip' to drop these rows or 'keep' to go on with NaN (CTRClassifier: with the mean), or fill them with an Imputer"
+    return (
+        "use handleInvalid='skip' to drop these rows or 'keep' to go on with NaN (CTRClassifier: with the mean), or fill "
+        "them with an Imputer"
+    )
