@@ -109,6 +109,6 @@ def _hint(column: SourceColumn, keep: bool) -> str:
         prefix = "an integer has no NaN to stand for null: " if keep else ""
         return f"{prefix}use handleInvalid='skip', or fill them with an id of their own"
     return (
-        "use handleInvalid='skip' to drop these rows or 'keep' to go on with NaN (CTRClassifier: with the mean), or fill "
-        "them with an Imputer"
+        "use handleInvalid='skip' to drop these rows or 'keep' to go on with NaN (CTRClassifier: with the mean), or "
+        "fill them with an Imputer"
     )
