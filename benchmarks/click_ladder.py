@@ -132,9 +132,9 @@ def unsharded_auc(settings: CTRClassifier, train: DataFrame, test: DataFrame, sc
         moments(values, rows["label"].astype(np.float64), None),
     )
     model = program.module
+    optimizer = make_optimizer(program.optimizer, model, value("learningRate"))  # of the dense layers: no tables yet
     tables = [UnshardedTables(collection, rows) for collection in (model.vectors, model.weights)]
     model.vectors, model.weights = tables
-    optimizer = make_optimizer(program.optimizer, model, value("learningRate"))
     precision = resolve_precision("auto", "cpu", LocalCollective())
     order = np.random.default_rng(value("seed")).permutation(len(rows["label"]))
     columns = [*INTEGERS, *CATEGORIES]
