@@ -71,7 +71,7 @@ def main() -> None:
 def import_what_training_needs() -> dict[str, float]:
     """Seconds that a rank spends on imports between launch and training."""
     seconds = {}
-    for name in ("hvdspark.train.on_rank", "torch._dynamo"):  # torch's optimizers import the latter
+    for name in ("hvdspark.train.on_rank", "torch._dynamo"):  # the latter only where something is compiled
         started = time.perf_counter()
         importlib.import_module(name)
         seconds[name] = time.perf_counter() - started
