@@ -8,11 +8,9 @@ from pyspark.sql import Column
 from pyspark.sql import functions as F
 
 from hvdspark.errors import ConfigurationError
+from hvdspark.train.loss import BINARY, CLASS_INDEX
 from hvdspark.train.program import OutputSpec
 
-# Of losses whose output is one number for the second of two classes, or one number for each class.
-_TWO_CLASSES = ("bce_with_logits", "bce")
-_EACH_CLASS = ("cross_entropy", "nll")
 LOGITS = ("bce_with_logits", "cross_entropy")
 
 
@@ -23,18 +21,18 @@ def check_classifies(loss: str, outputs: Sequence[OutputSpec]) -> None:
         loss: its name, "" where it has none of those known.
     """
     where = "probabilityCol and rawPredictionCol"
-    if loss not in (*_TWO_CLASSES, *_EACH_CLASS):
+    if loss not in (*BINARY, *CLASS_INDEX):
         raise ConfigurationError(
             "the loss does not say what is a probability",
             where=where,
-            hint=f"they are for one label and the losses {', '.join((*_TWO_CLASSES, *_EACH_CLASS))}; leave them unset, "
+            hint=f"they are for one label and the losses {', '.join((*BINARY, *CLASS_INDEX))}; leave them unset, "
             "and predictionCol is what the module returns",
         )
     shapes = [output.shape for output in outputs]
-    fits = len(shapes) == 1 and ((shapes[0] in ((), (1,))) if loss in _TWO_CLASSES else len(shapes[0]) == 1)
+    fits = len(shapes) == 1 and ((shapes[0] in ((), (1,))) if loss in BINARY else len(shapes[0]) == 1)
     if not fits:
         raise ConfigurationError(
-            "the module must return " + ("one number" if loss in _TWO_CLASSES else "one number for each class"),
+            "the module must return " + ("one number" if loss in BINARY else "one number for each class"),
             value=f"after the rows: {', '.join(map(str, shapes))}",
             where=where,
             hint="leave them unset, and the output columns are what the module returns",
@@ -48,12 +46,11 @@ def as_classes(loss: str, score: Column, threshold: float) -> tuple[Column, Colu
         score: double for losses of two classes, else array<double>.
         threshold: above which probability of the second of two classes a row is of that class.
     """
-    if loss in _TWO_CLASSES:
+    if loss in BINARY:
         probability = score if loss == "bce" else 1.0 / (1.0 + F.exp(-score))
         both = F.array(1.0 - probability, probability)
         raw = both if loss == "bce" else F.array(-score, score)
-        # To Spark, NaN is above every number.
-        return raw, both, ((probability > threshold) & ~F.isnan(probability)).cast("double")
+        return raw, both, second_class(probability, threshold)
     largest = F.array_max(score)
     if loss == "nll":
         probabilities = F.transform(score, F.exp)
@@ -62,3 +59,8 @@ def as_classes(loss: str, score: Column, threshold: float) -> tuple[Column, Colu
         total = F.aggregate(powers, F.lit(0.0), lambda so_far, power: so_far + power)
         probabilities = F.transform(powers, lambda power: power / total)
     return score, probabilities, (F.array_position(score, largest) - 1).cast("double")
+
+
+def second_class(probability: Column, threshold: float) -> Column:
+    """1.0 where the probability of the second of two classes is above the threshold, else 0.0, also for NaN."""
+    return ((probability > threshold) & ~F.isnan(probability)).cast("double")  # to Spark, NaN is above every number

@@ -11,7 +11,7 @@ from pyspark.sql import functions as F
 from pyspark.sql.types import StructType
 
 from hvdspark.data.invalid import any_of, is_invalid
-from hvdspark.data.schema import SourceColumn, check_columns
+from hvdspark.data.schema import SourceColumn, check_columns, quoted
 from hvdspark.errors import SchemaError
 from hvdspark.specs import ColumnSpec
 
@@ -19,11 +19,6 @@ from hvdspark.specs import ColumnSpec
 def column(name: str) -> Column:
     """The top-level column of exactly that name, dots and backticks included."""
     return F.col(quoted(name))
-
-
-def quoted(name: str) -> str:
-    """The name of a top-level column in SQL."""
-    return f"`{name.replace('`', '``')}`"
 
 
 def vectors_as_arrays(dataset: DataFrame, names: Sequence[str]) -> tuple[DataFrame, tuple[str, ...]]:

@@ -10,9 +10,8 @@ from pyspark.sql import functions as F
 from pyspark.sql.types import ArrayType, BooleanType, DecimalType, LongType, NumericType, StringType, StructType
 
 from hvdspark.data.moments import Moments
-from hvdspark.data.schema import check_columns
+from hvdspark.data.schema import check_columns, quoted
 from hvdspark.errors import SchemaError
-from hvdspark.estimators.columns import quoted
 
 # The smallest double that becomes infinite as a float32.
 _BEYOND_FLOAT32 = 2.0**128 - 2.0**103

@@ -17,6 +17,7 @@ from pyspark.sql.types import DoubleType, StructField, StructType
 from hvdspark.data.moments import training_moments
 from hvdspark.errors import ConfigurationError
 from hvdspark.estimators.categories import category_key, check_categories, is_array
+from hvdspark.estimators.classes import second_class
 from hvdspark.estimators.columns import check_new_columns, scoring_input
 from hvdspark.estimators.continuous import check_numbers, lost_in_double, number
 from hvdspark.estimators.ctr_params import _CTRScoringParams, _CTRTrainingParams
@@ -206,10 +207,7 @@ class CTRClassificationModel(_FittedModel, _CTRScoringParams, _CTRTrainingParams
                 {
                     raw_column: _pair(-logit, logit),
                     probability_column: _pair(1.0 - probability, probability),
-                    # To Spark, NaN is above every number.
-                    prediction_column: ((probability > self.getOrDefault("threshold")) & ~F.isnan(probability)).cast(
-                        "double"
-                    ),
+                    prediction_column: second_class(probability, self.getOrDefault("threshold")),
                 }
             )
             .drop(SCORES)

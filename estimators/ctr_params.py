@@ -17,6 +17,7 @@ from hvdspark.embedding.config import DTYPES, OPTIMIZERS
 from hvdspark.estimators.defaults import Pace, pace, set_value
 from hvdspark.estimators.params import _TrainingParams, distinct_names, in_range, one_of, param
 from hvdspark.models import ARCHITECTURES
+from hvdspark.train.schedule import SCHEDULES
 
 
 def _sizes(value: Any) -> list[int]:
@@ -124,7 +125,7 @@ class _CTRTrainingParams(_TrainingParams):
         "learningRateSchedule",
         "how the learning rates change from step to step: constant, cosine, linear or step. Where it is not set, they "
         "fall to 0 along a cosine",
-        one_of("learningRateSchedule", "constant", "cosine", "linear", "step"),
+        one_of("learningRateSchedule", "constant", *SCHEDULES),
     )
 
     def __init__(self, *args: Any) -> None:

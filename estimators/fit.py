@@ -18,7 +18,7 @@ from hvdspark.embedding.sharding import plan_sharding
 from hvdspark.errors import ConfigurationError, StoreError
 from hvdspark.estimators.columns import vectors_as_arrays
 from hvdspark.estimators.default_store import check_place
-from hvdspark.estimators.defaults import few_steps
+from hvdspark.estimators.defaults import few_steps, set_value
 from hvdspark.estimators.fitted import FittedModule
 from hvdspark.estimators.params import _TrainingParams
 from hvdspark.estimators.paths import spark_store
@@ -68,9 +68,9 @@ def fit(
     value = estimator.getOrDefault
     spark = dataset.sparkSession
     store = spark_store(spark, estimator.getStoreUri())
-    weight = value("weightCol") if estimator.isDefined("weightCol") else None
+    weight = set_value(estimator, "weightCol")
     validation = _validation(estimator)
-    group = value("validationGroupCol") if estimator.isDefined("validationGroupCol") else None
+    group = set_value(estimator, "validationGroupCol")
     check_group(group, validation)
 
     versions.require()
@@ -238,7 +238,7 @@ def _train_spec(
         shuffle_rows=value("shuffleRows"),
         precision=value("precision"),
         accumulation_steps=value("gradientAccumulationSteps"),
-        gradient_clip_norm=value("gradientClipNorm") if estimator.isDefined("gradientClipNorm") else None,
+        gradient_clip_norm=set_value(estimator, "gradientClipNorm"),
         compression=value("gradientCompression"),
         metrics=tuple(metrics),
         monitor=_monitor(estimator, data),

@@ -27,6 +27,7 @@ from pyspark.ml.param.shared import (
 from hvdspark.errors import ConfigurationError
 from hvdspark.estimators.default_store import default_uri
 from hvdspark.estimators.defaults import Pace
+from hvdspark.train.schedule import SCHEDULES
 
 C = TypeVar("C", bound=type)
 Converter = Callable[[Any], Any]
@@ -215,7 +216,7 @@ class _TrainingParams(HasLabelCol, HasWeightCol, HasValidationIndicatorCol, HasS
     learningRateSchedule = param(
         "learningRateSchedule",
         "how the learning rate changes from step to step: constant, cosine, linear or step",
-        one_of("learningRateSchedule", "constant", "cosine", "linear", "step"),
+        one_of("learningRateSchedule", "constant", *SCHEDULES),
     )
     learningRateScheduleArgs = param(
         "learningRateScheduleArgs",

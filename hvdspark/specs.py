@@ -213,6 +213,11 @@ class TrainSpec:
     schedule: str | None = None
     schedule_args: dict[str, float] = dataclasses.field(default_factory=dict)
 
+    @property
+    def columns(self) -> list[str]:
+        """What a step reads: features, labels and weight. A column may be several of them."""
+        return [*self.features, *self.labels, *([self.weight] if self.weight else [])]
+
 
 def to_json(value: Any) -> str:
     """JSON text of any spec of this module."""

@@ -158,9 +158,7 @@ def _write(entry: Entry, write: Callable[[str], DatasetSpec]) -> None:
         entry.spec = write(entry.path)
     except BaseException:
         _forget(entry)
-        _delete(entry.store, entry.path)
-        with _lock:
-            _given_up.append((entry.store, entry.path))
+        discard(entry.store, entry.path)
         raise
     finally:
         entry.done.set()
@@ -199,7 +197,7 @@ def leased(store: Store, path: str) -> Iterator[None]:
 
 
 def discard(store: Store, path: str) -> None:
-    """Delete a run that failed; what cannot be deleted now is tried again with the next dataset."""
+    """Delete a dataset or run that failed, and once more with the next dataset."""
     _delete(store, path)
     with _lock:
         _given_up.append((store, path))

@@ -28,7 +28,7 @@ from hvdspark.data import cache
 from hvdspark.data.checks import check_array, check_column, check_sizes
 from hvdspark.data.footers import Evidence, count_where, read_footers
 from hvdspark.data.invalid import any_of, is_invalid
-from hvdspark.data.schema import RESERVED_PREFIX, SourceColumn, check_columns
+from hvdspark.data.schema import RESERVED_PREFIX, SourceColumn, check_columns, quoted
 from hvdspark.data.unchanged import Unproven, evidence
 from hvdspark.data.written import CountedRows
 from hvdspark.errors import ConfigurationError, StoreError
@@ -155,7 +155,7 @@ def _prepare(
     values: dict[str, Column] = {}
     lengths: list[Column] = []
     for column in columns:
-        source = F.col(_quoted(column.name))
+        source = F.col(quoted(column.name))
         value = source.cast(column.spark_type)
         if handle_invalid == "keep" and column.role == "feature" and column.dtype != "int64":
             nan = F.lit(float("nan")).cast(column.element_type)
@@ -182,10 +182,10 @@ def _split(
 
     split: Column | None = None
     if isinstance(validation, str):
-        mark = F.col(_quoted(validation))
+        mark = F.col(quoted(validation))
         split = F.when(mark, _VALIDATION).when(~mark, _TRAIN).otherwise(_UNDEFINED)
     elif validation is not None and group is not None:
-        draw = F.pmod(F.xxhash64(F.col(_quoted(group)), F.lit(_seed_of_draw(seed))), F.lit(1 << 31))
+        draw = F.pmod(F.xxhash64(F.col(quoted(group)), F.lit(_seed_of_draw(seed))), F.lit(1 << 31))
         split = F.when(draw < int(validation * (1 << 31)), _VALIDATION).otherwise(_TRAIN)
     elif validation is not None:
         split = F.when(F.rand(_seed_of_draw(seed)) < validation, _VALIDATION).otherwise(_TRAIN)
@@ -283,7 +283,3 @@ def _same_plan(prepared: DataFrame, other: DataFrame) -> bool:
         return bool(prepared.sameSemantics(other))
     except Exception:  # one of them belongs to a session that was stopped, or to Connect
         return False
-
-
-def _quoted(name: str) -> str:
-    return "`" + name.replace("`", "``") + "`"

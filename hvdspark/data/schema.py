@@ -158,6 +158,11 @@ def check_columns(
     return tuple(columns.values())
 
 
+def quoted(name: str) -> str:
+    """The top-level column of exactly that name in SQL, dots and backticks included."""
+    return f"`{name.replace('`', '``')}`"
+
+
 def _types(schema: Any) -> list[tuple[str, str]]:
     fields: Iterable[Any] = getattr(schema, "fields", schema)
     return [

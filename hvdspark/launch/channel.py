@@ -37,8 +37,9 @@ _BYE = {"event": "bye"}
 _STOP = "stop"
 
 
-def sign(secret: str, text: str) -> str:
-    return hmac.new(secret.encode(), text.encode(), hashlib.sha256).hexdigest()
+def sign(secret: str, text: str | bytes) -> str:
+    data = text if isinstance(text, bytes) else text.encode()
+    return hmac.new(secret.encode(), data, hashlib.sha256).hexdigest()
 
 
 def _line(secret: str, text: str) -> bytes:
@@ -48,8 +49,7 @@ def _line(secret: str, text: str) -> bytes:
 def _text(secret: str, line: bytes) -> str | None:
     """What a line says; None where it is not signed with the secret. Raises ValueError for what is not UTF-8."""
     signature, _, text = line.rstrip(b"\n").partition(b" ")
-    expected = hmac.new(secret.encode(), text, hashlib.sha256).hexdigest().encode()
-    return text.decode() if hmac.compare_digest(signature, expected) else None
+    return text.decode() if hmac.compare_digest(signature, sign(secret, text).encode()) else None
 
 
 class ChannelListener:

@@ -111,12 +111,11 @@ class RendezvousClient:
         """Long poll: whether every rank is ready. Raises OSError when the server is gone."""
         return self._request("GET", _CONTROL, "ready")[0] == 200
 
-    def must_stop(self) -> bool:
-        """Long poll: whether this rank must stop. Raises OSError when the server is gone."""
-        return self.stop_cause() is not None
-
     def stop_cause(self, rank: int | None = None) -> dict[str, str] | None:
-        """Long poll: why this rank must stop, or None. Tells the server that the task of `rank` is there, too."""
+        """Long poll: why this rank must stop, or None. Tells the server that the task of `rank` is there, too.
+
+        Raises OSError when the server is gone.
+        """
         status, answer = self._request("GET", _CONTROL, "stop" if rank is None else f"stop/{rank}")
         return json.loads(answer) if status == 200 else None
 

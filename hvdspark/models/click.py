@@ -43,7 +43,7 @@ class ClickModel(nn.Module):
         embedding_initial_accumulator: where the sum of squared gradients of adagrad, rowwise_adagrad and ftrl begins.
             Gradients of a mean over B rows are of the size 1 / B; from 0, the first step of a row would be of the size
             of the learning rate whatever its gradient.
-        embedding_min_count: global batches of training that must meet an id before it gets a row.
+        embedding_min_count: how often an id must occur in the training rows before it gets a row.
         embedding_dtype: of stored embeddings.
         seed: of initial embeddings, which depend on (seed, column, id) alone, and of the initial dense weights.
         number_inputs: how numbers enter, see `models.numbers`; "log" is what models had that were saved before there

@@ -116,10 +116,11 @@ class SharedStatistics:
             return _torch_batch_norm(input, running_mean, running_var, weight, bias, True, momentum, eps)
         name = f"batch_norm/{self._exchanges}"
         self._exchanges += 1
+        exact_dtype = torch.promote_types(input.dtype, torch.float32)
         sums = torch.zeros(2 * channels + 1, dtype=torch.float64, device=input.device)
         if here:
             # In one pass, and in float64 only for a number a channel: E[x^2] - E[x]^2 cancels in float32.
-            exact = input.detach().to(torch.promote_types(input.dtype, torch.float32))
+            exact = input.detach().to(exact_dtype)
             var, mean = torch.var_mean(exact, dim=_all_but_channels(input), correction=0)
             mean = mean.double()
             sums = torch.cat([mean * here, (var.double() + mean.square()) * here, sums.new_tensor([here])])
@@ -135,7 +136,6 @@ class SharedStatistics:
             if running_mean is not None and running_var is not None:
                 running_mean.lerp_(mean.to(running_mean.dtype), momentum)
                 running_var.lerp_((var * (count / (count - 1))).to(running_var.dtype), momentum)
-        exact_dtype = torch.promote_types(input.dtype, torch.float32)
         output: Tensor = _Normalise.apply(
             input, weight, bias, mean.to(exact_dtype), var.to(exact_dtype), eps, count, self, name
         )

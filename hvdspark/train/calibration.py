@@ -10,9 +10,8 @@ from torch import Tensor, nn
 
 from hvdspark.collectives import Collective
 from hvdspark.train.forward import as_prediction
-from hvdspark.train.loss import RowLoss
+from hvdspark.train.loss import BINARY, RowLoss
 
-_BINARY = ("bce_with_logits", "bce")
 # A loss that is higher by less may be a constant's, and chance.
 _ABOVE = 1.02
 # Beyond this ratio, and beyond what chance does, mean prediction and mean label are far apart.
@@ -33,7 +32,7 @@ class Calibration:
 
     def __init__(self, loss: RowLoss, labels: int) -> None:
         self._logits = labels == 1 and loss.has_logits(0)
-        self._output = loss.output_of(0) if labels == 1 and loss.name(0) in _BINARY else None
+        self._output = loss.output_of(0) if labels == 1 and loss.name(0) in BINARY else None
         self.clear()
 
     def clear(self) -> None:

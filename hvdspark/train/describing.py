@@ -113,10 +113,7 @@ class Describer:
         yield np.dtype, lambda value, where: {"numpy_dtype": value.str}
         yield logging.Logger, lambda value, where: {"logger": value.name}
         yield functools.partial, self._partial
-        yield (
-            types.MethodType,
-            self._method,
-        )
+        yield types.MethodType, self._method
 
     def _number(self, value: Any) -> int:
         self._kept.append(value)

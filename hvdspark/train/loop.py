@@ -202,13 +202,12 @@ def _train_epoch(
 ) -> Tensor:
     """Collective. All global batches of one epoch; this rank's sums as `RowLoss.value` takes them, float64."""
     plan = _plan(spec, collective, state.epoch)
-    columns = [*spec.features, *spec.labels, *([spec.weight] if spec.weight else [])]
     batches = load_batches(
         store,
         spec.dataset,
         "train",
         plan,
-        columns,
+        spec.columns,
         shuffle_rows=spec.shuffle_rows,
         seed=spec.seed,
         epoch=state.epoch,

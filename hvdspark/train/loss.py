@@ -26,13 +26,15 @@ _PROBABILITIES: dict[str, Callable[[Tensor], Tensor]] = {
     "cross_entropy": lambda output: torch.softmax(output, dim=1),
     "nll": torch.exp,
 }
-_CLASS_INDEX = ("cross_entropy", "nll")
+# Of labels between 0 and 1 and outputs of one number, for the second of two classes.
+BINARY = ("bce_with_logits", "bce")
+# Of one output for each class.
+CLASS_INDEX = ("cross_entropy", "nll")
 _SUITABLE_METRICS = {
-    **dict.fromkeys(("bce_with_logits", "bce"), ("logloss", "auc", "accuracy")),
-    **dict.fromkeys(_CLASS_INDEX, ("logloss", "accuracy")),
+    **dict.fromkeys(BINARY, ("logloss", "auc", "accuracy")),
+    **dict.fromkeys(CLASS_INDEX, ("logloss", "accuracy")),
     **dict.fromkeys(("mse", "l1", "huber", "smooth_l1"), ("mse", "mae")),
 }
-_ZERO_TO_ONE = ("bce_with_logits", "bce")
 
 
 class Part(NamedTuple):
@@ -45,6 +47,10 @@ class Part(NamedTuple):
 
     numerator: Tensor
     weight: Tensor | None
+
+    def counted(self) -> float:
+        """What these rows add to the divisor."""
+        return float(len(self.numerator)) if self.weight is None else self.weight.sum().item()
 
 
 def rows_that_count(
@@ -198,8 +204,7 @@ class RowLoss:
 
     def probabilities(self, position: int) -> Callable[[Tensor], Tensor] | None:
         """What turns output number `position` into probabilities; None where the loss does not say."""
-        name = None if self._joint else self._terms[position].parsed.name
-        return _PROBABILITIES.get(name or "")
+        return _PROBABILITIES.get(self.name(position) or "")
 
     def name(self, position: int) -> str | None:
         """The name of the loss of label number `position`; None where it has none of those known here."""
@@ -207,7 +212,7 @@ class RowLoss:
 
     def has_logits(self, position: int) -> bool:
         """Whether output number `position` is a logit."""
-        return not self._joint and self._terms[position].parsed.name == "bce_with_logits"
+        return self.name(position) == "bce_with_logits"
 
 
 class _Term:
@@ -270,7 +275,7 @@ class _Term:
                 where=name,
             )
         target = target.to(output.dtype)
-        if parsed.name in _ZERO_TO_ONE:
+        if parsed.name in BINARY:
             _check_range(target, 0.0, 1.0, name, str(parsed.name))
         return target
 

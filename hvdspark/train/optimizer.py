@@ -125,6 +125,7 @@ def check_parameters(module: nn.Module, *, lazy: bool = False) -> None:
 
 
 def named(name: str, module: nn.Module) -> Callable[..., torch.optim.Optimizer]:
+    """What makes the optimizer of that name from parameters. ConfigurationError for an unknown name."""
     if name not in _BY_NAME:
         raise ConfigurationError(
             "unknown optimizer", value=name, where="optimizer", hint=f"one of {', '.join(_BY_NAME)}"

@@ -22,10 +22,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy as is_uninitialised
 
-from hvdspark.collectives import LocalCollective
 from hvdspark.data.loader import Batch
 from hvdspark.data.sample import first_rows
-from hvdspark.embedding.lineage import dense_weights_alone
 from hvdspark.errors import ConfigurationError, HvdSparkError
 from hvdspark.specs import TrainSpec
 from hvdspark.store import Store
@@ -34,11 +32,12 @@ from hvdspark.train.diagnosis import Watch, is_about_the_driver, what_failed
 from hvdspark.train.forward import Outputs, forward, inputs_of
 from hvdspark.train.last_layer import warnings_about
 from hvdspark.train.loss import RowLoss
-from hvdspark.train.metrics import make_metric, metric_names
+from hvdspark.train.metrics import metric_names
 from hvdspark.train.program import OutputSpec, Program
 from hvdspark.train.saving import warnings_about_saving
 from hvdspark.train.step import tensor_column
-from hvdspark.train.tables import bind_tables
+from hvdspark.train.tables import take_over
+from hvdspark.train.validate import fresh_metric
 
 logger = logging.getLogger(__name__)
 
@@ -138,9 +137,7 @@ def _copy_values(source: nn.Module, target: nn.Module) -> None:
 
 def _rehearsed(spec: TrainSpec, program: Program, batch: Batch) -> FirstRows:
     copy: Program = cloudpickle.loads(skeleton(program.module, program))
-    with torch.no_grad(), dense_weights_alone():
-        copy.module.load_state_dict(program.module.state_dict())
-    bind_tables(copy.module, LocalCollective())
+    take_over(program.module, copy.module)
     with torch.no_grad():
         scored = _call(copy.module.eval(), spec, batch)
     # Normalisation by batch refuses a single row while it trains, which only happens here, where there is one row.
@@ -170,11 +167,7 @@ def _unsuited_metrics(
 ) -> dict[str, str]:
     found: dict[str, str] = {}
     for _, position, name in metric_names(spec.metrics, spec.labels):
-        metric = make_metric(
-            name,
-            program.probabilities or loss.probabilities(position),
-            program.probabilities is None and loss.has_logits(position),
-        )
+        metric = fresh_metric(name, position, program, loss)
         try:
             label = labels[position]
             metric.update(outputs.tensors[loss.output_of(position)], label, torch.ones(len(label)))

@@ -8,9 +8,7 @@ import cloudpickle
 import torch
 from torch import Tensor, nn
 
-from hvdspark.collectives import LocalCollective
 from hvdspark.data.loader import Batch
-from hvdspark.embedding.lineage import dense_weights_alone
 from hvdspark.errors import PersistenceError
 from hvdspark.specs import TrainSpec
 from hvdspark.train.architecture import describe_all, rebuild_all, skeleton, weights_of
@@ -18,7 +16,7 @@ from hvdspark.train.describing import Describer, Description
 from hvdspark.train.diagnosis import is_about_the_driver
 from hvdspark.train.forward import forward, inputs_of
 from hvdspark.train.sameness import changed, first_difference, same_bits
-from hvdspark.train.tables import bind_tables
+from hvdspark.train.tables import take_over
 from hvdspark.train.trust import Trust
 
 _FLAGS = ("training", "evaluating", "frozen", "requires_grad")
@@ -99,8 +97,7 @@ def _close(one: Tensor, other: Tensor) -> bool:
 
 
 def _outputs(spec: TrainSpec, copy: nn.Module, original: nn.Module, batch: Batch) -> tuple[Tensor, ...]:
-    with torch.no_grad(), dense_weights_alone():
-        copy.load_state_dict(original.state_dict())
-        bind_tables(copy, LocalCollective())
+    take_over(original, copy)
+    with torch.no_grad():
         torch.manual_seed(spec.seed)
         return forward(copy.eval(), inputs_of(batch.columns, spec.features, "cpu"), batch.rows, spec.features).tensors

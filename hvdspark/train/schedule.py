@@ -17,6 +17,7 @@ _ARGUMENTS: dict[str, dict[str, float | None]] = {
     "linear": {"warmup_steps": 0.0, "min_factor": 0.0},
     "step": {"warmup_steps": 0.0, "step_size": None, "gamma": 0.1},
 }
+SCHEDULES = tuple(_ARGUMENTS)
 
 
 def make_schedule(name: str | None, arguments: Mapping[str, float], total_steps: int) -> Schedule:

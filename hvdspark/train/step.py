@@ -132,7 +132,7 @@ class GradientStep:
         objective: Tensor | None = None
         for part, divisor in zip(parts, divisors, strict=False):
             local = part.numerator.sum()
-            sums += [local.item(), self._count(part)]
+            sums += [local.item(), part.counted()]
             if divisor:  # no row of the global batch counts where it is 0
                 term = local / (divisor * batches_in_step)
                 objective = term if objective is None else objective + term
@@ -182,7 +182,7 @@ class GradientStep:
             if self._calibration is not None:
                 self._calibration.show(outputs.tensors, labels, None)
             return self._loss(outputs.tensors, labels, weighted=False), True
-        weight = tensor_column(batch, self._spec.weight).float()  # integers, where it is a feature, too
+        weight = weight_column(batch, self._spec.weight)
         tensors, counting, weight = rows_that_count(outputs.tensors, labels, weight)
         if not len(weight):
             return self._idle(outputs, labels), False
@@ -206,12 +206,9 @@ class GradientStep:
         own = torch.zeros(len(kinds), dtype=torch.float64)
         for number, part in enumerate(parts):
             if kinds[number] == LABELS:
-                own[number] = self._count(part)
+                own[number] = part.counted()
         totals = self._collective.allreduce_sum(own, "train/divisors").tolist()
         return [total if kind == LABELS else weight for kind, weight, total in zip(kinds, known, totals, strict=True)]
-
-    def _count(self, part: Part) -> float:
-        return float(len(part.numerator)) if part.weight is None else part.weight.sum().item()
 
     def update(self, epoch: int, step: int) -> None:
         """Collective. Exchange the gradients, clip, and step; nothing happens if all rows had weight 0.
@@ -381,6 +378,11 @@ def tensor_column(batch: Batch, name: str) -> Tensor:
     if isinstance(column, Ragged):
         raise DataError("arrays of different lengths cannot be a label or a weight", where=name)
     return column
+
+
+def weight_column(batch: Batch, name: str) -> Tensor:
+    """The weights of rows, float32; where the column is a feature, too, it may hold integers."""
+    return tensor_column(batch, name).float()
 
 
 def _stand_in(batch: Batch, device: str) -> Batch:

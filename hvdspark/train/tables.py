@@ -11,9 +11,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import cloudpickle
+import torch
 from torch import nn
 
-from hvdspark.collectives import Collective
+from hvdspark.collectives import Collective, LocalCollective
+from hvdspark.embedding.lineage import dense_weights_alone
 from hvdspark.embedding.module import ShardedEmbeddingCollection
 from hvdspark.errors import CheckpointError, ConfigurationError
 from hvdspark.store import Store
@@ -42,6 +44,13 @@ def bind_tables(module: nn.Module, collective: Collective) -> None:
         )
     for collection in collections:
         collection.bind(collective)
+
+
+def take_over(source: nn.Module, copy: nn.Module) -> None:
+    """Give a copy that was made without weights those of a module that was not trained yet, to be called here alone."""
+    with torch.no_grad(), dense_weights_alone():
+        copy.load_state_dict(source.state_dict())
+    bind_tables(copy, LocalCollective())
 
 
 def begin_epoch(module: nn.Module, epoch: int) -> None:

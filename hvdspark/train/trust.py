@@ -147,10 +147,9 @@ def _pure_function(module: str, name: str) -> Any:
     value = vars(sys.modules[module]).get(name) if module in _PURE and module in sys.modules else None
     if not isinstance(value, _FUNCTIONS) or (value.__module__ or module) not in _PURE[module]:
         return None
-    # torch.load and torch.from_file are no methods of a tensor.
-    return (
-        value if module != "torch" or (isinstance(value, types.BuiltinFunctionType) and hasattr(Tensor, name)) else None
-    )
+    if module == "torch" and not (isinstance(value, types.BuiltinFunctionType) and hasattr(Tensor, name)):
+        return None  # torch.load and torch.from_file are no methods of a tensor
+    return value
 
 
 def _is_inert(cls: type) -> bool:

@@ -18,7 +18,7 @@ from hvdspark.train.forward import Outputs, evaluation, forward, inputs_of, on_d
 from hvdspark.train.loss import Part, RowLoss, rows_that_count
 from hvdspark.train.metrics import Metric, make_metric, metric_names
 from hvdspark.train.program import Program
-from hvdspark.train.step import tensor_column
+from hvdspark.train.step import tensor_column, weight_column
 from hvdspark.train.tables import collections_of
 
 
@@ -63,13 +63,12 @@ def scored(
         split: "train" or "validation".
         plan: of these rows.
     """
-    columns = [*spec.features, *spec.labels, *([spec.weight] if spec.weight else [])]
     batches = load_batches(
         store,
         spec.dataset,
         split,
         plan,
-        columns,
+        spec.columns,
         shuffle_rows=spec.shuffle_rows,
         seed=spec.seed,
         epoch=0,
@@ -90,9 +89,15 @@ def scored(
             tensors: Sequence[Tensor] = outputs.tensors
             weight = torch.ones(batch.rows, device=device)
             if spec.weight is not None:
-                weight = tensor_column(batch, spec.weight).float()  # integers, where it is a feature, too
+                weight = weight_column(batch, spec.weight)
                 tensors, labels, weight = rows_that_count(tensors, labels, weight)
             yield outputs, tensors, labels, weight
+
+
+def fresh_metric(name: str, position: int, program: Program, loss: RowLoss) -> Metric:
+    """A metric of label number `position` that has seen no rows. ConfigurationError where it does not fit the loss."""
+    own = program.probabilities
+    return make_metric(name, own or loss.probabilities(position), own is None and loss.has_logits(position))
 
 
 class Validation:
@@ -177,11 +182,4 @@ class Validation:
         return values, warnings
 
     def _fresh_metrics(self) -> list[Metric]:
-        return [
-            make_metric(
-                metric,
-                self._program.probabilities or self._loss.probabilities(position),
-                self._program.probabilities is None and self._loss.has_logits(position),
-            )
-            for _, position, metric in self._names
-        ]
+        return [fresh_metric(metric, position, self._program, self._loss) for _, position, metric in self._names]

@@ -222,7 +222,7 @@ def test_a_failure_reaches_a_waiting_rank_at_once(server: RendezvousServer) -> N
     answers: list[tuple[bool, float]] = []
 
     def wait() -> None:
-        answers.append((client.must_stop(), time.monotonic()))
+        answers.append((client.stop_cause() is not None, time.monotonic()))
 
     waiting = threading.Thread(target=wait)
     waiting.start()
@@ -240,7 +240,7 @@ def test_closing_frees_the_port_and_releases_who_waits(server: RendezvousServer)
 
     def wait() -> None:
         try:
-            answers.append(client.must_stop())
+            answers.append(client.stop_cause() is not None)
         except OSError as error:
             answers.append(error)
 
@@ -252,7 +252,7 @@ def test_closing_frees_the_port_and_releases_who_waits(server: RendezvousServer)
     assert answers
     assert answers[0] is not True
     with pytest.raises(ConnectionRefusedError):
-        client.must_stop()
+        client.stop_cause()
 
 
 def test_a_victim_only_stops_the_gang_after_the_grace() -> None:
