@@ -113,7 +113,7 @@ REFUSED: list[Any] = [
     (FEATURES, "label", nn.Linear(3, 1), "cross_entropy", "one column for each class", "bce_with_logits"),
     (FEATURES, "class", nn.Linear(3, 3), "cross_entropy", r"\[0, 2\]", None),
     (FEATURES, "amount", nn.Linear(3, 1), "bce_with_logits", r"\[0, 1\]", "map the label"),
-    (FEATURES, "label", nn.Linear(3, 1), "bce", "between 0 and 1", "bce_with_logits"),
+    (FEATURES, "label", Applied(lambda y: y.abs() + 2), "bce", "between 0 and 1", "bce_with_logits"),
     (FEATURES, "label", Mean(), "mse", "one row for each of the 8", "first dimension"),
     (FEATURES, "label", Applied(lambda y: y.detach()), "mse", "does not depend on any trained", "detach"),
     (FEATURES, "label", Applied(lambda y: (y, y)), "mse", "one output for each of the 1 labels", "return a tuple"),
