@@ -13,6 +13,7 @@ from pyspark.sql.types import StructType
 from hvdspark.data.invalid import any_of, is_invalid
 from hvdspark.data.schema import SourceColumn, check_columns, quoted
 from hvdspark.errors import SchemaError
+from hvdspark.estimators.trained import as_integer, check_still_numbers
 from hvdspark.specs import ColumnSpec
 
 
@@ -27,7 +28,7 @@ def vectors_as_arrays(dataset: DataFrame, names: Sequence[str]) -> tuple[DataFra
     vectors = [
         field.name for field in dataset.schema.fields if field.name in wanted and isinstance(field.dataType, VectorUDT)
     ]
-    converted = {name: _vector_to_array(column(name)) for name in vectors}
+    converted = {name: _vector_to_array(column(name), "float32") for name in vectors}
     return (dataset.withColumns(converted) if converted else dataset), tuple(vectors)
 
 
@@ -59,6 +60,7 @@ def scoring_input(
     features: Sequence[ColumnSpec],
     handle_invalid: str,
     derived: Mapping[str, Column] | None = None,
+    trained: Mapping[str, str] | None = None,
 ) -> tuple[DataFrame, list[Column]]:
     """The rows to score and the feature columns in the types that the model was trained on.
 
@@ -68,51 +70,62 @@ def scoring_input(
     Args:
         derived: what stands for a feature column, where that is not the column itself: of the dtype that the model was
             trained on, or an array of it.
+        trained: Spark's types of the feature columns in training, where they are known.
 
     Raises:
         SchemaError: a feature column is missing or has become something else since training.
     """
-    derived = derived or {}
+    derived, trained = derived or {}, trained or {}
     dtypes = {spec.name: spec.dtype for spec in features if spec.name in derived}
     vectors = {field.name for field in dataset.schema.fields if isinstance(field.dataType, VectorUDT)}
     types = [
-        (field.name, "array<float>" if field.name in vectors else field.dataType.simpleString().lower())
+        (field.name, "array<double>" if field.name in vectors else field.dataType.simpleString().lower())
         for field in dataset.schema.fields
     ]
+    check_still_numbers(dict(types), {name: was for name, was in trained.items() if name not in derived})
     types = [(name, _derived_type(kind, dtypes[name]) if name in dtypes else kind) for name, kind in types]
     found = check_columns(types, [spec.name for spec in features], [])
     type_of, columns, invalid = dict(types), [], []
     for spec, source in zip(features, found, strict=True):
-        _check_as_trained(spec, source, type_of[spec.name])
+        _check_layout(spec, source, type_of[spec.name])
         raw = derived.get(spec.name, column(spec.name))
-        trained = SourceColumn(spec.name, "feature", spec.dtype, source.is_array)
-        value = (_vector_to_array(raw) if spec.name in vectors else raw).cast(trained.spark_type)
+        as_trained = SourceColumn(spec.name, "feature", spec.dtype, source.is_array)
+        # As float32 a vector would lose integers.
+        value = (
+            _vector_to_array(raw, "float64" if spec.dtype == "int64" else "float32") if spec.name in vectors else raw
+        )
+        if spec.dtype == "int64" and source.dtype != "int64":
+            value = _as_integers(spec.name, value, type_of[spec.name], trained.get(spec.name, "integers"))
+        value = value.cast(as_trained.spark_type)
         columns.append(value)
         if handle_invalid == "skip":
             invalid.append(is_invalid(value, spec.dtype, source.is_array))
     return (dataset.filter(~any_of(invalid)) if invalid else dataset), columns
 
 
-def _check_as_trained(spec: ColumnSpec, source: SourceColumn, type_name: str) -> None:
+def _check_layout(spec: ColumnSpec, source: SourceColumn, type_name: str) -> None:
     if source.is_array == (spec.layout == "scalar"):
         raise SchemaError(
             f"the model was trained with {'a number' if spec.layout == 'scalar' else 'an array or vector'} here",
             value=type_name,
             where=spec.name,
         )
-    if spec.dtype == "int64" and source.dtype != "int64":  # the other way round, a cast loses nothing that was learned
-        raise SchemaError(
-            "the model was trained with integers here",
-            value=type_name,
-            where=spec.name,
-            hint="cast the column, if its numbers are whole ones",
-        )
+
+
+def _as_integers(name: str, value: Column, type_name: str, trained: str) -> Column:
+    """Fractions and booleans, or arrays of them, as bigint."""
+    element = type_name.removeprefix("array<").removesuffix(">")
+    if element == "boolean":
+        return value
+    if not type_name.startswith("array<"):
+        return as_integer(name, value, element, trained)
+    return F.transform(value, lambda some: as_integer(name, some, element, trained))
 
 
 def _derived_type(type_name: str, dtype: str) -> str:
     return SourceColumn("", "feature", dtype, type_name.startswith("array<")).spark_type
 
 
-def _vector_to_array(vector: Column) -> Column:
+def _vector_to_array(vector: Column, dtype: str) -> Column:
     # Spark's conversion fails on null without naming the column; that is left to whoever checks for nulls.
-    return F.when(vector.isNotNull(), vector_to_array(vector, "float32"))
+    return F.when(vector.isNotNull(), vector_to_array(vector, dtype))

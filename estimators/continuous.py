@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from pyspark.sql import Column
 from pyspark.sql import functions as F
-from pyspark.sql.types import ArrayType, BooleanType, DecimalType, LongType, NumericType, StringType, StructType
+from pyspark.sql.types import DecimalType, LongType, StructType
 
 from hvdspark.data.moments import Moments
 from hvdspark.data.schema import check_columns, quoted
 from hvdspark.errors import SchemaError
+from hvdspark.estimators.trained import NUMBERS, check_still_numbers, kind_of, types_of
 
 # The smallest double that becomes infinite as a float32.
 _BEYOND_FLOAT32 = 2.0**128 - 2.0**103
@@ -19,29 +20,41 @@ _BEYOND_FLOAT32 = 2.0**128 - 2.0**103
 _FEW_STEPS = 256
 
 
-def check_numbers(schema: StructType, names: Sequence[str]) -> None:
-    """Check that columns hold one number or boolean in a row.
+# What a user may mean who names such a column; each of these gives a number that check_numbers takes.
+_HINTS = {
+    "string": "use it in categoricalCols, or cast it to double where it holds numbers",
+    "date": "derive a number, such as unix_date() or dayofweek()",
+    "timestamp": "cast it to double, which counts seconds since 1970 in any time zone; or derive what matters, such as "
+    "hour() or dayofweek(), which are in the session's time zone",
+    "timestamp_ntz": "derive a number, such as hour() or dayofweek()",
+}
+
+
+def check_numbers(schema: StructType, names: Sequence[str], trained: Mapping[str, str] | None = None) -> None:
+    """Check that columns hold one number or boolean in a row: any is the same double as in training.
+
+    Args:
+        trained: at scoring, the types of training, where they are known.
 
     Raises:
         SchemaError: a column is missing, ambiguous or of another type.
     """
     if names:  # only whether the columns are there: what their values may be is said below
         check_columns([(field.name, "int") for field in schema.fields], names, [])
-    types = {field.name: field.dataType for field in schema.fields}
-    for name in names:
-        kind = types[name]
-        if not isinstance(kind, NumericType | BooleanType):
-            hint = "derive numbers from it"
-            if isinstance(kind, StringType):
-                hint = "use it in categoricalCols, or cast it to double where it holds numbers"
-            elif isinstance(kind, ArrayType):
-                hint = "take its elements into columns of their own; arrays of categories belong into categoricalCols"
-            raise SchemaError(
-                "a continuous column must hold one number in each row",
-                value=kind.simpleString(),
-                where=f"column {name!r}",
-                hint=hint,
+    check_still_numbers(types_of(schema, names), trained or {})
+    for name, kind in types_of(schema, names).items():
+        array = kind.startswith("array<") or kind == "vector"
+        if kind_of(kind) in NUMBERS and not array:
+            continue
+        hint = _HINTS.get(kind, "derive numbers from it")
+        if array:
+            hint = (
+                "take its elements into columns of their own, as with vector_to_array(); arrays of categories belong "
             )
+            hint += "into categoricalCols"
+        raise SchemaError(
+            "a continuous column must hold one number in each row", value=kind, where=f"column {name!r}", hint=hint
+        )
 
 
 def number(name: str) -> Column:

@@ -192,10 +192,13 @@ class CTRClassificationModel(_FittedModel, _CTRScoringParams, _CTRTrainingParams
         self.transformSchema(dataset.schema)
         handle_invalid = self.getOrDefault("handleInvalid")
         numbers, categories = _columns(self)
-        check_numbers(dataset.schema, numbers)
-        check_categories(dataset.schema, categories, scoring=True)
+        trained = self._state.types
+        check_numbers(dataset.schema, numbers, trained)
+        check_categories(dataset.schema, categories, trained)
         derived = {name: number(name) for name in numbers}
-        derived |= {name: category_key(dataset, name, ID_BITS, handle_invalid) for name in categories}
+        derived |= {
+            name: category_key(dataset, name, ID_BITS, handle_invalid, trained.get(name, "")) for name in categories
+        }
         rows, inputs = scoring_input(dataset, self._state.features, handle_invalid, derived)
         score = scorer(self._state.scoring_spec(handle_invalid), [DoubleType()])(*inputs)
         logit = F.col(SCORES)

@@ -22,6 +22,7 @@ from hvdspark.estimators.defaults import few_steps, set_value
 from hvdspark.estimators.fitted import FittedModule
 from hvdspark.estimators.params import _TrainingParams
 from hvdspark.estimators.paths import spark_store
+from hvdspark.estimators.trained import types_of
 from hvdspark.specs import DatasetSpec, RowGroup, RowGroups, TrainSpec, from_json, to_json
 from hvdspark.store import Store
 from hvdspark.train import architecture
@@ -152,6 +153,7 @@ def fit(
         skeleton=architecture.skeleton(program.module),
         features=tuple(columns[name] for name in features),
         result=result,
+        types=types_of((dataset if owner is None else owner).schema, features),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -38,6 +39,7 @@ class FittedModule:
         skeleton: the module without weights, pickled in memory; never written to disk as such.
         features: columns in the order of the module's arguments.
         result: of the training run.
+        types: Spark's types of the features in training, by name; empty where the model was saved without.
         fingerprint: of the weights; those at `model_path` when this object was made, unless it is given.
         saved: what this was loaded from. Kept, because a pipeline that is saved over the one that it was loaded from
             deletes that before it asks its stages what to write.
@@ -48,6 +50,7 @@ class FittedModule:
     skeleton: bytes
     features: tuple[ColumnSpec, ...]
     result: TrainResult
+    types: Mapping[str, str] = field(default_factory=dict)
     fingerprint: str = ""
     saved: Saved | None = field(default=None, repr=False, compare=False)
 
@@ -90,6 +93,7 @@ class FittedModule:
             "objects": objects,
             "features": [asdict(column) for column in self.features],
             "result": json.loads(to_json(self.result)),
+            "types": dict(self.types),
         }
         weights = store.read_bytes(f"{self.model_path}/{WEIGHTS}")
         tables_at = (self.store_uri, self.model_path)
@@ -106,6 +110,7 @@ class FittedModule:
             skeleton=architecture.skeleton(module),
             features=tuple(ColumnSpec(**column) for column in saved.state["features"]),
             result=replace(result, model_path=DATA),
+            types=saved.state.get("types", {}),
             fingerprint=fingerprint_of({"files": {WEIGHTS: checksum(saved.files[WEIGHTS])}, TABLES: saved.tables}),
             saved=saved,
         )

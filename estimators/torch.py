@@ -264,7 +264,7 @@ class TorchModel(_FittedModel, _TorchScoringParams, _TorchTrainingParams):
     def _transform(self, dataset: DataFrame) -> DataFrame:
         self.transformSchema(dataset.schema)
         handle_invalid = self.getOrDefault("handleInvalid")
-        rows, inputs = scoring_input(dataset, self._state.features, handle_invalid)
+        rows, inputs = scoring_input(dataset, self._state.features, handle_invalid, trained=self._state.types)
         outputs = self._state.outputs
         types = [ArrayType(DoubleType()) if output.is_vector else DoubleType() for output in outputs]
         scores = scorer(self._state.scoring_spec(handle_invalid), types)(*inputs)

@@ -68,8 +68,7 @@ def train(
     module = program.module.to(device)
     check_saveable(module)
     bind_tables(module, collective)
-    minimums = {column.name: column.minimum for column in spec.dataset.columns}
-    loss = RowLoss(program.loss, spec.labels, program.loss_weights, device, minimums)
+    loss = RowLoss(program.loss, spec.labels, program.loss_weights, device)
     check_loss(program.loss, module)
     check_layers(module)
     calibration = Calibration(loss, len(spec.labels))

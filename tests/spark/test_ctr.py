@@ -17,7 +17,6 @@ from pyspark.sql import functions as F
 
 from hvdspark.errors import CheckpointError, ConfigurationError, DataError, PersistenceError, SchemaError
 from hvdspark.estimators import CTRClassificationModel, CTRClassifier
-from hvdspark.estimators.categories import category_key, check_categories
 from hvdspark.estimators.columns import scoring_input
 from hvdspark.estimators.continuous import check_numbers, number
 from hvdspark.specs import ColumnSpec
@@ -122,6 +121,28 @@ def test_the_type_of_a_category_does_not_matter_to_its_key(spark: SparkSession, 
     data = clicks(spark).limit(200)
     as_text = data.withColumn("user", F.col("user").cast("string"))
     assert probabilities(fitted.transform(as_text)) == probabilities(fitted.transform(data))
+
+
+def test_a_saved_model_knows_the_types_of_training(
+    spark: SparkSession, fitted: CTRClassificationModel, tmp_path: Path
+) -> None:
+    data = clicks(spark, 200)
+    expected = probabilities(fitted.transform(data))
+    others = {"price": "float", "age": "decimal(20,0)", "user": "double", "tags": "array<varchar(9)>"}
+    fitted.write().save(str(tmp_path / "model"))
+    model = CTRClassificationModel.load(str(tmp_path / "model"))
+    found = probabilities(model.transform(data.withColumns({c: F.col(c).cast(kind) for c, kind in others.items()})))
+    assert {key: pytest.approx(value, abs=1e-6) for key, value in found.items()} == expected
+    as_numbers = data.withColumn("page", F.lit(7))
+    with pytest.raises(SchemaError, match="trained on string here: 'int'.*'page'.*Hint: cast it to string"):
+        model.transform(as_numbers)
+    manifest = tmp_path / "model" / "data" / "manifest.json"
+    content = json.loads(manifest.read_text())
+    del content["state"]["types"]  # as it was before types were saved
+    manifest.write_text(json.dumps(content))
+    (tmp_path / "model" / "data" / ".manifest.json.crc").unlink(missing_ok=True)
+    old = CTRClassificationModel.load(str(tmp_path / "model"))
+    assert len(probabilities(old.transform(as_numbers))) == 200
 
 
 def test_one_worker_or_two_give_the_same_model(spark: SparkSession, store_uri: str) -> None:
@@ -349,21 +370,3 @@ def test_names_that_differ_in_case_alone(spark: SparkSession, store_uri: str) ->
         assert BinaryClassificationEvaluator(labelCol="clicked").evaluate(scored) > 0.99
     finally:
         spark.conf.unset("spark.sql.caseSensitive")
-
-
-@pytest.mark.parametrize("kind", ["tinyint", "smallint", "bigint", "float", "double", "decimal(20,0)", "decimal(20,2)"])
-@pytest.mark.parametrize("handle_invalid", ["skip", "keep"])
-def test_an_id_is_the_same_category_in_every_type_that_holds_it(
-    spark: SparkSession, kind: str, handle_invalid: str
-) -> None:
-    ids = spark.createDataFrame([(0,), (7,), (-3,), (None,)], "id int")
-    both = ids.select("id", F.col("id").cast(kind).alias("other"), F.array(F.col("id").cast(kind)).alias("several"))
-    check_categories(both.schema, ["other", "several"], scoring=True)
-    keys = [category_key(both, name, 52, handle_invalid) for name in ("id", "other", "several")]
-    for one, other, several in both.select(*keys).collect():
-        assert one == other == several[0]
-    halves = spark.sql("SELECT CAST(1.5 AS DOUBLE) AS id, double('NaN') AS gap, CAST(1e300 AS DOUBLE) AS large")
-    found = halves.select(*(category_key(halves, name, 52, "skip") for name in halves.columns)).first()
-    assert found is not None
-    assert found[0] is not None
-    assert found[1] is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -165,8 +166,6 @@ def test_what_is_invalid_in_fit_and_transform(spark: SparkSession) -> None:
 @pytest.mark.parametrize(
     ("column", "expression", "message"),
     [
-        (ID, "CAST(id AS double)", "trained with integers here: 'double'.*in x.*Hint"),
-        (IDS, "array(CAST(id AS float))", "trained with integers here: 'array<float>'.*in x.*Hint"),
         (NUMBER, "CAST(id AS string)", "column type cannot be used: 'string'.*Hint.*StringIndexer"),
         (VECTOR, "array(CAST(id AS string))", "column type cannot be used: 'array<string>'.*Hint"),
         (NUMBER, "array(1.0)", r"trained with a number here: 'array<decimal\(2,1\)>'"),
@@ -178,6 +177,44 @@ def test_other_types_than_trained_are_refused(
 ) -> None:
     with pytest.raises(SchemaError, match=message):
         untrained(store_uri, [column]).transform(spark.range(2).selectExpr("id", f"{expression} AS x"))
+
+
+# Of a model of integers or numbers: type in training, what is scored, and as what, or the words of the error.
+SCORED_AS = [
+    (ID, "bigint", "7.0D", 7.0),
+    (ID, "bigint", "CAST(7 AS decimal(20,0))", 7.0),
+    (ID, "bigint", "true", 1.0),
+    (ID, "int", "7.5D", "trained on int in column 'x', and a double is no integer.*Hint.*Got: 7.5"),
+    (ID, "int", "9007199254740993D", "so large that it may once have been another"),
+    (ID, "int", "double('NaN')", "null in feature column 'x'"),
+    (ID, "int", "'7'", "trained on int here: 'string'.*'x'.*Hint: cast it to int"),
+    (ID, "int", "current_date()", "trained on int here: 'date'.*'x'"),
+    (IDS, "array<bigint>", "array(7.0D, 7.0D)", 14.0),
+    (IDS, "array<bigint>", "array_to_vector(array(16777217D, 0D))", 217.0),
+    (IDS, "array<bigint>", "array(7.5F)", "a float is no integer"),
+    (NUMBER, "double", "7BD", 7.0),
+    (NUMBER, "boolean", "'true'", "trained on boolean here: 'string'.*Hint: cast it to boolean"),
+    (VECTOR, "vector", "array(7, 7)", 14.0),
+    (VECTOR, "vector", "array('7', '7')", "trained on vector here: 'array<string>'"),
+    (VECTOR, "array<int>", "array_to_vector(array(7D, 7D))", 14.0),
+]
+
+
+@pytest.mark.parametrize(("column", "trained", "expression", "expected"), SCORED_AS)
+def test_what_was_trained_on_is_scored_in_every_type_that_holds_it(
+    spark: SparkSession, store_uri: str, column: ColumnSpec, trained: str, expression: str, expected: float | str
+) -> None:
+    model = untrained(store_uri, [column])
+    model._fitted = replace(model._state, types={"x": trained})
+    inner = expression.removeprefix("array_to_vector(")
+    data = spark.range(1).selectExpr("id", f"{inner.removesuffix(')') if inner != expression else inner} AS x")
+    if inner != expression:
+        data = data.withColumn("x", array_to_vector("x"))
+    if isinstance(expected, str):
+        with pytest.raises(Exception, match=expected):
+            model.transform(data).collect()
+    else:
+        assert scores(model.transform(data)) == {0: expected}
 
 
 def _through_a_view(frame: DataFrame) -> DataFrame:
