@@ -8,6 +8,8 @@ SOURCES := hvdspark estimators tests examples benchmarks
 # Another Spark or another Python's packages in the caller's environment must not mix with those of .venv,
 # and Spark starts its Python workers with `python3` from PATH unless it is told otherwise.
 unexport SPARK_HOME PYTHONPATH PYTHONHOME
+# Every process would compile this checkout's sources again: a third of a second of CPU for each of hundreds of ranks.
+unexport PYTHONDONTWRITEBYTECODE
 export PYSPARK_PYTHON := $(CURDIR)/$(PYTHON)
 export PYSPARK_DRIVER_PYTHON := $(PYSPARK_PYTHON)
 # Every session here runs on this machine, whose name may not resolve.

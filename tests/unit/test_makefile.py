@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -22,3 +23,13 @@ def test_what_needs_no_horovod_does_not_build_it(tmp_path: Path, target: str, bu
     assert done.returncode == 0, done.stderr
     assert "pip install" in done.stdout
     assert ("install-horovod" in done.stdout) == builds
+
+
+@pytest.mark.parametrize("name", ["SPARK_HOME", "PYTHONPATH", "PYTHONHOME", "PYTHONDONTWRITEBYTECODE"])
+def test_the_callers_environment_does_not_reach_what_is_run(name: str) -> None:
+    command = ["make", "--silent", "--directory", str(ROOT), "--eval", "shown: ; @env", "shown"]
+    environment = {**os.environ, name: "/of/the/caller"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert "SPARK_LOCAL_IP=127.0.0.1" in done.stdout.splitlines()
+    assert not [line for line in done.stdout.splitlines() if line.startswith(f"{name}=")]
