@@ -85,7 +85,8 @@ def fit(
     run_id = f"{estimator.uid}-{uuid.uuid4().hex[:12]}"
     some_rows = RowGroups.of([RowGroup("", 0, 1)])
     unwritten = DatasetSpec("", (), some_rows, some_rows if validation is not None else RowGroups.of())
-    check_program(_train_spec(estimator, program, run_id, store, unwritten, features, labels, weight), program)
+    unwritten_spec = _train_spec(estimator, program, run_id, store, unwritten, features, labels, weight)
+    check_program(unwritten_spec, program, ranks=value("numWorkers"))
     launch.check_session(spark, value("numWorkers"), value("device"))
     _check_memory(estimator, spark, program)
     check_place(store)

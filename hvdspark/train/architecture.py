@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import io
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import cloudpickle
@@ -104,11 +104,18 @@ def skeleton(module: nn.Module, whole: Any = None) -> bytes:
 
 
 def pickled(whole: Any, weights: Mapping[str, Tensor]) -> bytes:
-    """Objects cloudpickled without the values of these tensors. To be stored only where the user opted in to that."""
+    """Objects cloudpickled without the values of these tensors. To be stored only where the user opted in to that.
+
+    What is a part of one of these tensors, such as `parameter.data[0]`, stays a part of it.
+    """
     stored = {id(tensor) for tensor in weights.values()}
+    wholes = _wholes(weights.values())
 
     class Pickler(cloudpickle.Pickler):
         def reducer_override(self, value: Any) -> Any:
+            if isinstance(value, Tensor) and (whole := _whole_of(value, wholes)) is not None:
+                layout = value.size(), value.stride(), value.storage_offset() - whole.storage_offset()
+                return _part, (whole, *layout, isinstance(value, nn.Parameter), value.requires_grad, vars(value))
             if id(value) in stored:
                 is_parameter = isinstance(value, nn.Parameter)
                 return _empty, (tuple(value.shape), value.dtype, is_parameter, value.requires_grad, vars(value))
@@ -124,6 +131,27 @@ def pickled(whole: Any, weights: Mapping[str, Tensor]) -> bytes:
     return buffer.getvalue()
 
 
+def _wholes(tensors: Iterable[Tensor]) -> dict[int, Tensor]:
+    """The largest tensor of each storage, where that is in one piece."""
+    found: dict[int, Tensor] = {}
+    for tensor in sorted(tensors, key=Tensor.numel):
+        if tensor.layout == torch.strided and tensor.is_contiguous() and tensor.numel():
+            found[tensor.untyped_storage().data_ptr()] = tensor
+    return found
+
+
+def _whole_of(tensor: Tensor, wholes: Mapping[int, Tensor]) -> Tensor | None:
+    """The tensor that this one is a part of, none of its own."""
+    if type(tensor) not in (Tensor, nn.Parameter) or tensor.layout != torch.strided or not tensor.numel():
+        return None
+    whole = wholes.get(tensor.untyped_storage().data_ptr())
+    if whole is None or whole is tensor or whole.dtype != tensor.dtype:
+        return None
+    first = tensor.storage_offset() - whole.storage_offset()
+    last = first + sum((size - 1) * step for size, step in zip(tensor.size(), tensor.stride(), strict=True))
+    return whole if first >= 0 and last < whole.numel() else None
+
+
 def weights_of(module: nn.Module) -> dict[str, Tensor]:
     """The tensors of a module's state dict themselves."""
     state = module.state_dict(keep_vars=True)
@@ -135,6 +163,21 @@ def _empty(
 ) -> Tensor:
     tensor = torch.empty(shape, dtype=dtype)
     tensor = nn.Parameter(tensor, requires_grad=requires_grad) if is_parameter else tensor
+    vars(tensor).update(attributes)
+    return tensor
+
+
+def _part(
+    whole: Tensor,
+    size: tuple[int, ...],
+    stride: tuple[int, ...],
+    offset: int,
+    is_parameter: bool,
+    requires_grad: bool,
+    attributes: dict[str, Any],
+) -> Tensor:
+    tensor = whole.detach().as_strided(size, stride, whole.storage_offset() + offset)
+    tensor = nn.Parameter(tensor, requires_grad) if is_parameter else tensor.requires_grad_(requires_grad)
     vars(tensor).update(attributes)
     return tensor
 

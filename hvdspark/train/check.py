@@ -23,13 +23,14 @@ from hvdspark.train.validate import Validation
 from hvdspark.train.weights import check_saveable
 
 
-def check_program(spec: TrainSpec, program: Program) -> None:
+def check_program(spec: TrainSpec, program: Program, ranks: int = 1) -> None:
     """Raise the ConfigurationError that the ranks would raise for the module, loss, optimizer, metrics and so on.
 
     What depends on the rows is for `rehearsal` to find, once they are written.
 
     Args:
         spec: as the ranks will get it, but only whether it has validation rows is asked of its dataset.
+        ranks: how many there will be.
     """
     check_saveable(program.module)
     _check_sendable(program)
@@ -40,6 +41,8 @@ def check_program(spec: TrainSpec, program: Program) -> None:
     loss = RowLoss(program.loss, spec.labels, program.loss_weights, "cpu")
     check_loss(program.loss, program.module)
     check_layers(program.module)
+    if ranks > 1:
+        _check_same_for_parts(program.module)
     keys = Validation(spec, program, loss, LocalCollective(), "cpu").keys
     resolve_monitor(spec.monitor, spec.patience, ("train_loss", *keys), bool(keys))
 
@@ -64,6 +67,24 @@ def _check_sendable(program: Program) -> None:
             hint="locks, generators, open files and sessions cannot travel: make them in forward, when they are first "
             "needed",
         ) from error
+
+
+def _check_same_for_parts(module: nn.Module) -> None:
+    """ConfigurationError where a layer does something else with a part of a batch than with the whole."""
+    for name, layer in module.named_modules():
+        if not isinstance(layer, nn.Embedding | nn.EmbeddingBag):
+            continue
+        for option, hint in (
+            ("max_norm", "normalise what it returns (torch.nn.functional.normalize)"),
+            ("scale_grad_by_freq", "weigh the rows (weightCol)"),
+        ):
+            if getattr(layer, option):
+                raise ConfigurationError(
+                    f"{option} changes rows by the batch they are in, and each rank sees a part of it",
+                    value=name,
+                    where=type(module).__name__,
+                    hint=f"set numWorkers=1, or {hint} instead",
+                )
 
 
 def _check_arguments(module: nn.Module, features: Sequence[str]) -> None:

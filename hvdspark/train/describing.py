@@ -68,6 +68,7 @@ class Describer:
         self.tensors: dict[str, Tensor] = {}
         self.constructed: dict[int, nn.Module] = {}
         self._weights = {id(tensor): name for name, tensor in (weights or {}).items()}
+        self._overlapping = _overlapping(weights or {})
         self._numbers: dict[int, int] = {}
         self._storages: dict[int, str] = {}
         self._kept: list[Any] = list((weights or {}).values())  # an id is of one object as long as that lives
@@ -187,6 +188,10 @@ class Describer:
         name = self._weights.get(id(tensor))
         if name is None:
             self._own(tensor, where)
+        elif name in self._overlapping:
+            raise _refused(
+                f"it shares memory with {self._overlapping[name]}", where, "tie them as one: b.weight = a.weight"
+            )
         number = self._number(tensor)
         if name is None:
             self.tensors[str(number)] = tensor.detach().cpu().clone()
@@ -313,6 +318,22 @@ def _state_of(value: Any, where: str) -> dict[str, Any]:
         if (state is None or isinstance(state, dict)) and not any(reduced[3:]):
             return dict(state or {})
     raise _refused(f"a {cls.__name__} is more than its attributes", where)
+
+
+def _overlapping(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """Of two tensors that are not one object and lie in the same memory: the name of one by that of the other."""
+    found: dict[str, str] = {}
+    ends: dict[int, tuple[int, str, int]] = {}  # by storage: where the tensors so far end, and the last of them
+    strided = [(name, t) for name, t in tensors.items() if t.layout == torch.strided and t.numel()]
+    for name, tensor in sorted(strided, key=lambda item: item[1].storage_offset()):
+        first = tensor.storage_offset()
+        end = 1 + int(first) + sum((size - 1) * step for size, step in zip(tensor.size(), tensor.stride(), strict=True))
+        place = _storage(tensor)
+        before, other, number = ends.get(place, (0, "", 0))
+        if first < before and number != id(tensor):
+            found[name] = other
+        ends[place] = max((before, other, number), (end, name, id(tensor)))
+    return found
 
 
 def _storage(tensor: Tensor) -> int:

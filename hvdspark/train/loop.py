@@ -27,7 +27,7 @@ from hvdspark.train.loss import RowLoss
 from hvdspark.train.optimizer import make_optimizer, sparse_parameters
 from hvdspark.train.precision import resolve_precision
 from hvdspark.train.program import OutputSpec, Program, TrainResult
-from hvdspark.train.replicas import agree_on_buffers, kept_in_evaluation, make_contiguous, seed_generators
+from hvdspark.train.replicas import agree_on_buffers, check_alike, kept_in_evaluation, make_contiguous, seed_generators
 from hvdspark.train.schedule import make_schedule
 from hvdspark.train.step import GradientStep
 from hvdspark.train.tables import begin_epoch, bind_tables
@@ -130,6 +130,7 @@ def train(
             layer.training = False
         sums = _train_epoch(spec, callbacks, collective, step, loss, store, state, clock, reporter, calibration)
         step.check_weights(epoch, steps)
+        check_alike(module, collective, f"epoch {epoch}")
         agree_on_buffers(module, collective)
         trained = time.perf_counter() - started
         loss.agree_on_call(collective)

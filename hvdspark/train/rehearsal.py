@@ -27,7 +27,7 @@ from hvdspark.data.sample import first_rows
 from hvdspark.errors import ConfigurationError, HvdSparkError
 from hvdspark.specs import TrainSpec
 from hvdspark.store import Store
-from hvdspark.train.architecture import skeleton
+from hvdspark.train.architecture import skeleton, weights_of
 from hvdspark.train.diagnosis import Watch, is_about_the_driver, what_failed
 from hvdspark.train.forward import Outputs, forward, inputs_of
 from hvdspark.train.last_layer import warnings_about
@@ -143,6 +143,7 @@ def _rehearsed(spec: TrainSpec, program: Program, batch: Batch) -> FirstRows:
     # Normalisation by batch refuses a single row while it trains, which only happens here, where there is one row.
     copy.module.train(batch.rows > 1)
     outputs = _call(copy.module, spec, batch)
+    _check_state(program.module, copy.module)
     loss = RowLoss(copy.loss, spec.labels, copy.loss_weights, "cpu")
     labels = [tensor_column(batch, name) for name in spec.labels]
     try:
@@ -160,6 +161,29 @@ def _rehearsed(spec: TrainSpec, program: Program, batch: Batch) -> FirstRows:
     warnings = tuple(warnings_about(loss, outputs.tensors, spec.labels))
     unsuited = _unsuited_metrics(spec, program, loss, scored, labels) if spec.dataset.validation_rows else {}
     return FirstRows(program, warnings, scored.describe(), unsuited)
+
+
+def _check_state(module: nn.Module, called: nn.Module) -> None:
+    """ConfigurationError where a call leaves the module with other weights or shapes than it had.
+
+    A parameter that is made in a call is no optimizer's, and differs from rank to rank; what training leaves in another
+    shape fits no copy of the module.
+    """
+    before, after = weights_of(module), weights_of(called)
+    for name in before.keys() | after.keys():
+        if name not in before or name not in after:
+            what = "makes a parameter or buffer" if name in after else "loses a parameter or buffer"
+        elif before[name].shape != after[name].shape:
+            what = "changes the shape of a parameter or buffer"
+        else:
+            continue
+        raise ConfigurationError(
+            f"the module {what} when it is called",
+            value=name,
+            where=type(module).__name__,
+            hint="make all of them in __init__, in the size that they keep, or call the module once before fit; "
+            "nn.LazyLinear and its kind find their width by themselves",
+        )
 
 
 def _unsuited_metrics(

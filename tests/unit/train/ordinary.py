@@ -287,6 +287,10 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "hook that is a closure": (lambda: changed(nn.Linear(WIDTH, 1), add_closure), "_forward_hooks"),
     "slots": (Slotted, "Slotted is more than its attributes"),
     "part of a weight": (Viewing, "shares memory with.*first"),
+    "weights of one memory": (
+        lambda: changed(Tied(), untie),
+        r"shares memory with outer\.weight.*inner\.weight",
+    ),
     "restores something else": (Changing, "something else than was trained.*scale is 1.0 instead of 3.0"),
     "deque": (lambda: Scaled(collections.deque([1])), "a deque is more than its attributes.*scale"),
     "combined flags": (lambda: Scaled(re.IGNORECASE | re.DOTALL), "cannot be described"),
@@ -297,6 +301,10 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "sparse tensor": (lambda: Scaled(torch.eye(2).to_sparse()), "Tensor of this kind.*scale"),
     "class of a function": (lambda: local_class(), "no import path"),
 }
+
+
+def untie(module: Any) -> None:
+    module.outer.weight = nn.Parameter(module.inner.weight.data)
 
 
 def local_class() -> nn.Module:

@@ -146,3 +146,26 @@ def test_a_skeleton_keeps_what_is_noted_on_a_parameter() -> None:
     module = nn.Linear(2, 2)
     module.weight.no_decay = True  # type: ignore[attr-defined]
     assert cloudpickle.loads(skeleton(module)).weight.no_decay
+
+
+class Sharing(nn.Module):
+    """A weight made of another one's memory, and a part of it under a name of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.outer, self.row = nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 1)
+        self.outer.weight.data = self.inner.weight.data
+        self.row.weight = nn.Parameter(self.inner.weight.data[1:2])
+        self.column = self.inner.weight.detach()[:, 2]
+
+
+def test_what_is_a_part_of_a_weight_stays_one_on_its_way_to_ranks() -> None:
+    module = Sharing()
+    copy = cloudpickle.loads(skeleton(module))
+    copy.load_state_dict(module.state_dict())
+    with torch.no_grad():
+        copy.inner.weight.copy_(torch.arange(9.0).reshape(3, 3))
+    assert torch.equal(copy.outer.weight, copy.inner.weight)
+    assert copy.row.weight.tolist() == [[3.0, 4.0, 5.0]]
+    assert copy.column.tolist() == [2.0, 5.0, 8.0]
+    assert [parameter.is_leaf for parameter in copy.parameters()] == [True] * 6

@@ -45,6 +45,22 @@ def test_what_cannot_work_is_refused(settings: dict[str, Any], message: str) -> 
         check(**settings)
 
 
+@pytest.mark.parametrize(
+    ("layer", "words"),
+    [
+        (nn.Embedding(3, 2, max_norm=1.0), "max_norm.*'1'.*numWorkers=1"),
+        (nn.EmbeddingBag(3, 2, max_norm=1.0), "max_norm"),
+        (nn.Embedding(3, 2, scale_grad_by_freq=True), "scale_grad_by_freq"),
+    ],
+)
+def test_what_is_another_thing_for_a_part_of_a_batch_needs_one_rank(layer: nn.Module, words: str) -> None:
+    program = Program(nn.Sequential(nn.Identity(), layer), "mse")
+    spec = TrainSpec("r", "file:///tmp", DatasetSpec("", (), _SOME_ROWS), ("x",), ("y",))
+    check_program(spec, program, ranks=1)
+    with pytest.raises(ConfigurationError, match=words):
+        check_program(spec, program, ranks=2)
+
+
 def test_an_optimizer_of_another_module_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="optimizer"):
         check(optimizer=torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=1.0))

@@ -86,6 +86,31 @@ class Mean(nn.Module):
         return self.layer(x).mean()
 
 
+class Grown(nn.Module):
+    """Has something else after it was called."""
+
+    def __init__(self, grow: Any) -> None:
+        super().__init__()
+        self.grow, self.layer = grow, nn.Linear(3, 1)
+        self.register_buffer("seen", torch.zeros(0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.grow(self, x)
+        return self.layer(x)
+
+
+def grow_layer(module: Any, x: Tensor) -> None:
+    module.late = nn.Linear(1, 1)
+
+
+def grow_statistics(module: Any, x: Tensor) -> None:
+    module.register_buffer("mean", x.mean(dim=0))
+
+
+def grow_memory(module: Any, x: Tensor) -> None:
+    module.seen = torch.cat([module.seen, x[:, 0]])
+
+
 # (features, labels, module, loss, what the error says, what its hint says)
 REFUSED: list[Any] = [
     (("hour", "price", "age"), "label", nn.Sequential(nn.Linear(3, 1)), "mse", r"takes 1 argument", "VectorAssembler"),
@@ -120,6 +145,9 @@ REFUSED: list[Any] = [
     (FEATURES, "label", Applied(lambda y: "text"), "mse", "must return a tensor", None),
     (FEATURES, "label", Applied(lambda y: y.no_such_thing), "mse", "AttributeError", r"module\(torch.zeros\(8, 3\)\)"),
     (FEATURES, "label", Applied(n for n in []), "mse", "cannot be pickled", "cannot travel"),
+    (FEATURES, "label", Grown(grow_layer), "mse", "makes a parameter or buffer.*late", "in __init__"),
+    (FEATURES, "label", Grown(grow_statistics), "mse", "makes a parameter or buffer.*mean", "in __init__"),
+    (FEATURES, "label", Grown(grow_memory), "mse", "changes the shape of.*seen", "in __init__"),
 ]
 
 
