@@ -195,7 +195,7 @@ class Describer:
         number = self._number(tensor)
         if name is None:
             self.tensors[str(number)] = tensor.detach().cpu().clone()
-        return {
+        described = {
             "tensor": number,
             "shape": list(tensor.shape),
             "dtype": str(tensor.dtype).removeprefix("torch."),
@@ -203,6 +203,7 @@ class Describer:
             "requires_grad": tensor.requires_grad and tensor.is_leaf,
             "weights": name,
         }
+        return {**described, "attributes": self._pairs(vars(tensor), where)} if vars(tensor) else described
 
     def _own(self, tensor: Tensor, where: str) -> None:
         """Refuses a part of another tensor: it would become a copy, which does not follow that one any more."""

@@ -107,6 +107,7 @@ class Rebuilder:
             if item["weights"] is not None:
                 self.weights[item["weights"]] = tensor
             self.known[number] = tensor
+            vars(tensor).update(dict(self._pairs(item.get("attributes", []))))
         known = self.known[number]
         assert isinstance(known, Tensor)
         return known
