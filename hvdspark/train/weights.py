@@ -24,6 +24,7 @@ from hvdspark.store import Store
 
 WEIGHTS = "weights.safetensors"
 FORMAT = 1
+_MAPPINGS = ("files", "aliases", "state")  # of a manifest
 _CHUNK_BYTES = 1 << 22
 _AS_BYTES = "::"
 # Those that every version of safetensors knows.
@@ -147,6 +148,12 @@ def read_manifest(store: Store, directory: str) -> dict[str, Any]:
             "there is no complete model or checkpoint here",
             value=store.spark_uri(directory),
             hint="a directory without manifest.json was never finished",
+        )
+    if not isinstance(manifest, dict) or not all(isinstance(manifest.get(key, {}), dict) for key in _MAPPINGS):
+        raise CheckpointError(
+            "the manifest is damaged",
+            value=store.spark_uri(directory),
+            hint="it is not what hvdspark writes: save or train again, or restore it from a copy",
         )
     if manifest.get("format", FORMAT + 1) > FORMAT:
         raise CheckpointError(

@@ -132,6 +132,8 @@ def test_a_damaged_file_is_found(how: str, words: str, tmp_path: Path) -> None:
         ("{", "manifest cannot be read"),
         ('{"format": 2}', "newer format"),
         ("{}", "newer format"),
+        ("[]", "is damaged"),
+        ('{"format": 1, "files": {}, "state": 5}', "is damaged"),
     ],
 )
 def test_a_manifest_must_be_there_and_of_our_format(manifest: str | None, words: str, tmp_path: Path) -> None:
