@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from hvdspark.errors import ConfigurationError
 from hvdspark.specs import TrainSpec, from_json, to_json
 from hvdspark.store import Store
-from hvdspark.train.callbacks import Callback, TrainState
 from hvdspark.train.program import OutputSpec, Program, TrainResult
 from hvdspark.train.weights import load_weights
 from tests.unit.train.datasets import click_columns, train_spec, write_dataset
@@ -384,42 +383,3 @@ def test_parameters_that_are_not_contiguous(store: Store, tmp_path: Path) -> Non
     programs, _ = train_on_threads(train_spec(store, write_dataset(store, columns)), program, 2)
     expected = plain_torch(columns, torch.optim.Adam, batch_size=16, epochs=1)
     assert largest_difference(weights_of(programs[0]), expected) < 1e-5
-
-
-class Renormed(ClickNet):
-    """Scales the rows that it looks up down in its table: on each rank others."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.embedding.max_norm = 0.5
-
-
-class Noisy(ClickNet):
-    def forward(self, dense: Tensor, id: Tensor) -> Tensor:
-        with torch.no_grad():
-            self.hidden.weight.add_(torch.randn_like(self.hidden.weight))
-        return super().forward(dense, id)
-
-
-class OnOneRank(Callback):
-    def on_batch_end(self, state: TrainState) -> None:
-        if state.rank == 1:
-            with torch.no_grad():
-                state.module.out.weight.clamp_(-0.01, 0.01)  # type: ignore[union-attr, operator]
-
-
-@pytest.mark.parametrize(
-    ("changes", "name"),
-    [
-        ({"module": Renormed}, "embedding.weight"),
-        ({"module": Noisy}, "hidden.weight"),
-        ({"callbacks": lambda: [OnOneRank()]}, "out.weight"),
-    ],
-)
-def test_ranks_whose_weights_drift_apart_say_so(
-    tmp_path: Path, changes: dict[str, Callable[[], Any]], name: str
-) -> None:
-    store = Store(tmp_path.as_uri())
-    spec = train_spec(store, write_dataset(store, click_columns(ROWS)))
-    with pytest.raises(ConfigurationError, match=f"drifted apart: '{name}'.*rank 1.*Hint"):
-        train_on_threads(spec, lambda: click_program(**{key: make() for key, make in changes.items()}), 2)

@@ -1,13 +1,22 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hvdspark.collectives import ThreadedCollective, run_threaded
+from hvdspark.errors import ConfigurationError
+from hvdspark.store import Store
+from hvdspark.train.callbacks import Callback, TrainState
 from hvdspark.train.replicas import agree_on_buffers, make_contiguous, seed_generators
+from tests.unit.train.datasets import click_columns, train_spec, write_dataset
+from tests.unit.train.toys import ClickNet, click_program, train_on_threads
 
 
 def draws(seed: int, epoch: int, rank: int) -> tuple[float, float, float]:
@@ -49,3 +58,42 @@ def test_contiguous_keeps_values_and_identity() -> None:
     assert module.weight is weight
     assert weight.is_contiguous()
     assert torch.equal(weight, before)
+
+
+class Renormed(ClickNet):
+    """Scales the rows that it looks up down in its table: on each rank others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding.max_norm = 0.5
+
+
+class Noisy(ClickNet):
+    def forward(self, dense: Tensor, id: Tensor) -> Tensor:
+        with torch.no_grad():
+            self.hidden.weight.add_(torch.randn_like(self.hidden.weight))
+        return super().forward(dense, id)
+
+
+class OnOneRank(Callback):
+    def on_batch_end(self, state: TrainState) -> None:
+        if state.rank == 1:
+            with torch.no_grad():
+                state.module.out.weight.clamp_(-0.01, 0.01)  # type: ignore[union-attr, operator]
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({"module": Renormed}, "embedding.weight"),
+        ({"module": Noisy}, "hidden.weight"),
+        ({"callbacks": lambda: [OnOneRank()]}, "out.weight"),
+    ],
+)
+def test_ranks_whose_weights_drift_apart_say_so(
+    tmp_path: Path, changes: dict[str, Callable[[], Any]], name: str
+) -> None:
+    store = Store(tmp_path.as_uri())
+    spec = train_spec(store, write_dataset(store, click_columns(60)))
+    with pytest.raises(ConfigurationError, match=f"drifted apart: '{name}'.*rank 1.*Hint"):
+        train_on_threads(spec, lambda: click_program(**{key: make() for key, make in changes.items()}), 2)
