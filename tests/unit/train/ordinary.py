@@ -262,7 +262,9 @@ MODULES: dict[str, Callable[[], nn.Module]] = {
         in_turn, nn.ModuleDict({"b": nn.Linear(2, 2), "a": nn.ModuleList([nn.Tanh(), nn.Linear(2, 1)])})
     ),
     "parameter containers": lambda: use_in(parameters, nn.ParameterDict({"a": nn.Parameter(torch.tensor(3.0))})),
-    "attributes of a weight": lambda: use_in(by_its_unit, changed(nn.Linear(2, 1), set_unit)),
+    "attributes of a weight": lambda: use_in(
+        by_its_unit, changed(nn.Linear(2, 1), lambda m: setattr(m.weight, "unit", 5.0))
+    ),
     "from_pretrained": lambda: use_in(embedded, nn.Embedding.from_pretrained(torch.randn(5, 2))),
     "own hooks": Hooked,
     "frozen": lambda: changed(Scaled(2.0), freeze),
@@ -379,12 +381,8 @@ def parameters(scale: Any, x: Tensor) -> Tensor:
     return x * scale["a"]
 
 
-def set_unit(module: Any) -> None:
-    module.weight.unit = {"scale": torch.tensor(5.0), "name": "m"}
-
-
 def by_its_unit(scale: Any, x: Tensor) -> Tensor:
-    return scale(x) * getattr(scale.weight, "unit", {"scale": 1.0})["scale"]
+    return scale(x) * getattr(scale.weight, "unit", 1.0)
 
 
 def embedded(scale: nn.Module, x: Tensor) -> Tensor:
