@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 
 from hvdspark.launch.channel import ChannelListener, ChannelSender, sign
-from hvdspark.launch.door import Strangers
 from tests.unit.launch.network import Relay
 
 SECRET = "s3cret"
@@ -78,25 +77,6 @@ def test_strangers_are_hung_up_on(driver: Driver, line: bytes) -> None:
         threading.excepthook = before
     assert driver.events.empty()
     assert failures.empty(), failures.get().exc_value
-
-
-def test_strangers_are_few_and_have_little_time() -> None:
-    pairs = [socket.socketpair() for _ in range(4)]
-    few, patient = Strangers(most=2, patience_s=60), Strangers(patience_s=0)
-    for near, _ in pairs[:3]:
-        few.admit(near)
-    assert pairs[0][1].recv(1) == b"", "the oldest goes first"
-    few.forget(pairs[1][0])  # has shown the secret
-    few.close()
-    assert pairs[2][1].recv(1) == b""
-    patient.admit(pairs[3][0])
-    patient.sweep()
-    assert pairs[3][1].recv(1) == b""
-    pairs[1][0].sendall(b"still here")
-    assert pairs[1][1].recv(10) == b"still here"
-    for pair in pairs:
-        for end in pair:
-            end.close()
 
 
 def test_a_cut_connection_is_made_again_and_is_no_end(driver: Driver) -> None:

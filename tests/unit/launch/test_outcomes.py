@@ -1,0 +1,55 @@
+"""When a gang must stop, and who is to blame."""
+
+from __future__ import annotations
+
+import time
+
+from hvdspark.launch.outcomes import Outcomes
+
+OWN_FAULT = {"status": "failed", "kind": "exception"}
+PEER_LOST = {"status": "failed", "kind": "peer_lost"}
+
+
+def test_ranks_that_are_never_ready_are_named() -> None:
+    outcomes = Outcomes(size=3, start_timeout_s=0.2)
+    outcomes.ready(1)
+    cause = outcomes.stop_cause(wait_s=10)
+    assert cause is not None
+    assert cause["kind"] == "start_timeout"
+    assert "ranks [0, 2] were not ready" in cause["cause"]
+    started = Outcomes(size=1, start_timeout_s=0.0)
+    started.ready(0)
+    assert not started.must_stop(wait_s=0.1), "once all are ready, training takes as long as it takes"
+
+
+def test_the_rest_is_silent() -> None:
+    outcomes = Outcomes(size=2)
+    outcomes.record(0, {"status": "ok", "kind": ""})
+    assert not outcomes.rest_is_silent(silent_s=60)
+    assert outcomes.rest_is_silent(silent_s=0)
+
+
+def test_a_victim_only_stops_the_gang_after_the_grace() -> None:
+    outcomes = Outcomes(size=2, grace_s=0.3)
+    started = time.monotonic()
+    outcomes.record(0, PEER_LOST)
+    assert not outcomes.must_stop(wait_s=0)
+    assert outcomes.must_stop(wait_s=10)
+    assert 0.25 <= time.monotonic() - started < 5
+
+
+def test_the_culprit_stops_the_gang_within_the_grace() -> None:
+    outcomes = Outcomes(size=3, grace_s=60)
+    outcomes.record(0, PEER_LOST)
+    outcomes.record(1, OWN_FAULT)
+    assert outcomes.must_stop(wait_s=0)
+
+
+def test_all_reported() -> None:
+    outcomes = Outcomes(size=2)
+    outcomes.record(0, {"status": "ok", "kind": ""})
+    outcomes.record(0, OWN_FAULT)  # only the first report of a rank counts
+    assert not outcomes.wait_all(wait_s=0.01)
+    assert not outcomes.must_stop(wait_s=0)
+    outcomes.record(1, {"status": "ok", "kind": ""})
+    assert outcomes.wait_all(wait_s=0)
