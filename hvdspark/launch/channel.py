@@ -53,7 +53,8 @@ def _text(secret: str, line: bytes) -> str | None:
 
 
 class ChannelListener:
-    """Driver side. Calls `on_event(event)` in a thread for each event; an exception there is dropped with its line.
+    """Driver side. Calls `on_event(event)` in a thread for each event, one call at a time for all tasks together; an
+    exception there is dropped with its line.
 
     `on_lost(hello)` is called with a task's first event when its connection ends without a last event
     `{"event": "bye"}`: the connection was cut, and the task will come back with the same event, or it died.
@@ -72,7 +73,7 @@ class ChannelListener:
         listener = listen_from(host, first_port)
         self.port: int = listener.getsockname()[1]
         self._tasks: set[socket.socket] = set()
-        self._lock = threading.Lock()
+        self._lock, self._calling = threading.Lock(), threading.Lock()
         self._closed = False
         self._door = Door(listener, self._serve, "hvdspark-channel")
 
@@ -105,7 +106,8 @@ class ChannelListener:
                         self._admit(connection)
                     said_bye = event.get("event") == "bye"
                     if event != _HEARTBEAT:
-                        with contextlib.suppress(Exception):  # a progress bar must never end a training run
+                        # A progress bar must never end a training run.
+                        with self._calling, contextlib.suppress(Exception):
                             self._on_event(event)
         finally:
             with self._lock:

@@ -61,6 +61,7 @@ def test_a_dead_task_is_reported_with_its_first_event(driver: Driver) -> None:
         f"{sign('other', '{}')} {{}}\n".encode(),
         b"\n",
         b"\xff\xfe \x80\n",
+        "\N{LATIN SMALL LETTER E WITH ACUTE} {}\n".encode(),
         b"x" * 5000,  # more than a first line may have, and no end of it
     ],
 )
@@ -153,6 +154,28 @@ def test_an_exception_in_the_listener_does_not_end_the_channel() -> None:
     sender.send({"number": 2})
     assert [seen.get(timeout=5), seen.get(timeout=5)] == [1, 2]
     sender.close()
+    listener.close()
+
+
+def test_events_of_several_tasks_are_handed_on_one_at_a_time() -> None:
+    inside, overlapped, ended = threading.Semaphore(1), [], threading.Semaphore(0)
+
+    def on_event(event: dict[str, Any]) -> None:
+        if not inside.acquire(blocking=False):
+            overlapped.append(event)
+            return
+        threading.Event().wait(0.05)  # long enough for the others to come
+        inside.release()
+        ended.release()
+
+    listener = ChannelListener("127.0.0.1", SECRET, on_event, lambda event: None)
+    senders = [ChannelSender(("127.0.0.1", listener.port), SECRET, on_closed=lambda: None) for _ in range(4)]
+    for sender in senders:
+        sender.send({"event": "started"})
+    assert all(ended.acquire(timeout=5) for _ in senders)
+    assert not overlapped
+    for sender in senders:
+        sender.close()
     listener.close()
 
 
