@@ -6,8 +6,11 @@ imported, so a broken one can still be reported.
 
 from __future__ import annotations
 
+import importlib.util
+import pkgutil
 import platform
 import re
+import sys
 from dataclasses import dataclass
 from importlib import metadata
 
@@ -74,13 +77,32 @@ def require(*names: str) -> None:
 
 
 def installed(name: str) -> str | None:
-    """The version of Python or of an installed distribution; None where there is none."""
+    """The version of Python, or of a package that can be imported; None where there is none.
+
+    That of a package is what the module itself says if it is loaded already, else what its distribution says. Spark's
+    own copy of pyspark (SPARK_HOME/python, or a zip file of YARN) has no distribution, but a file version.py.
+    """
     if name == "Python":
         return platform.python_version()
+    loaded = getattr(sys.modules.get(name), "__version__", None)
+    if isinstance(loaded, str):
+        return loaded
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
-        return None
+        return _version_file(name)
+
+
+def _version_file(name: str) -> str | None:
+    """`__version__` in the package's version.py, without importing it."""
+    spec = importlib.util.find_spec(name)
+    for folder in spec.submodule_search_locations or () if spec is not None else ():
+        finder = pkgutil.get_importer(folder)
+        found = finder.find_spec("version") if finder is not None else None
+        source = getattr(found.loader, "get_source", lambda name: None)("version") if found is not None else None
+        if match := re.search(r"""^__version__\b[^=]*=\s*["']([^"']+)""", source or "", re.MULTILINE):
+            return match[1]
+    return None
 
 
 def parse(version: str) -> tuple[int, ...]:

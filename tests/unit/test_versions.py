@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+import sys
+import zipfile
+from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -93,3 +97,41 @@ def test_the_lock_is_inside_the_supported_ranges() -> None:
     for name in versions.PACKAGES:
         if name != "horovod":
             assert versions.problem(name, pins[name]) is None, name
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_package_without_a_distribution_says_its_version_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, packed: bool
+) -> None:
+    # As Spark ships pyspark: in SPARK_HOME/python, or as a zip file in the search path of a YARN container.
+    files = {"sparkish/__init__.py": "raise ImportError('never imported')", "sparkish/version.py": _VERSION_FILE}
+    if packed:
+        with zipfile.ZipFile(tmp_path / "sparkish.zip", "w") as archive:
+            for name, content in files.items():
+                archive.writestr(name, content)
+        monkeypatch.syspath_prepend(str(tmp_path / "sparkish.zip"))
+    else:
+        (tmp_path / "sparkish").mkdir()
+        for name, content in files.items():
+            (tmp_path / name).write_text(content)
+        monkeypatch.syspath_prepend(str(tmp_path))
+    assert versions.installed("sparkish") == "4.0.5"
+    assert versions.installed("no_such_package") is None
+
+
+_VERSION_FILE = '# licence\n\n__version__: str = "4.0.5"\n'
+
+
+def test_what_is_loaded_counts_and_not_what_pip_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    # SPARK_HOME/python comes before site-packages under spark-submit.
+    monkeypatch.setitem(sys.modules, "pyspark", SimpleNamespace(__version__="3.5.3"))
+    assert versions.installed("pyspark") == "3.5.3"
+
+
+def test_spark_s_own_pyspark_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nothing(name: str) -> str:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", nothing)
+    monkeypatch.delitem(sys.modules, "pyspark", raising=False)
+    versions.require("pyspark")
