@@ -87,30 +87,34 @@ def fit(
     unwritten = DatasetSpec("", (), some_rows, some_rows if validation is not None else RowGroups.of())
     unwritten_spec = _train_spec(estimator, program, run_id, store, unwritten, features, labels, weight)
     check_program(unwritten_spec, program, ranks=value("numWorkers"))
-    launch.check_session(spark, value("numWorkers"), value("device"))
+    launch.check_spark(spark, value("numWorkers"), value("device"), value("startTimeout"))
     _check_memory(estimator, spark, program)
     check_place(store)
     store.check_writable()
 
-    with (
-        materialize(
-            arrays,
-            features,
-            labels,
-            weight,
-            store,
-            validation=validation,
-            group=group,
-            num_workers=value("numWorkers"),
-            seed=value("seed"),
-            handle_invalid=handle_invalid,
-            fixed=vectors,
-            wide=wide,
-            owner=dataset if owner is None else owner,
-        ) as data,
-        progress(_monitor(estimator, data)) as shown,
-    ):
-        warnings = list(prepare(data, store)) if prepare is not None else []
+    written = materialize(
+        arrays,
+        features,
+        labels,
+        weight,
+        store,
+        validation=validation,
+        group=group,
+        num_workers=value("numWorkers"),
+        seed=value("seed"),
+        handle_invalid=handle_invalid,
+        fixed=vectors,
+        wide=wide,
+        owner=dataset if owner is None else owner,
+    )
+    with contextlib.ExitStack() as stack:
+
+        def write() -> tuple[DatasetSpec, list[str]]:
+            data = stack.enter_context(written)
+            return data, list(prepare(data, store)) if prepare is not None else []
+
+        data, warnings = launch.interruptible(spark, write, launch.new_tag())
+        shown = stack.enter_context(progress(_monitor(estimator, data)))
         spec = _train_spec(estimator, program, run_id, store, data, features, labels, weight)
         tried = try_out(spec, program, saving=not value("allowPickle"))
         program = tried.program

@@ -1,8 +1,19 @@
 """Start a gang of ranks on a Spark cluster and see it to its end."""
 
 from hvdspark.launch.context import RankContext, context
+from hvdspark.launch.environment import check_environment
+from hvdspark.launch.interrupt import interruptible, new_tag
 from hvdspark.launch.memory import MemoryBudget, rank_memory
-from hvdspark.launch.session import check_session
-from hvdspark.launch.supervisor import run
+from hvdspark.launch.supervisor import check_spark, run
 
-__all__ = ["MemoryBudget", "RankContext", "check_session", "context", "rank_memory", "run"]
+__all__ = [
+    "MemoryBudget",
+    "RankContext",
+    "check_environment",
+    "check_spark",
+    "context",
+    "interruptible",
+    "new_tag",
+    "rank_memory",
+    "run",
+]

@@ -113,6 +113,7 @@ def run_task(spec: LaunchSpec) -> Iterator[pa.RecordBatch]:
                 "generation": spec.generation,
                 "store_uri": spec.store_uri,
                 "files": SparkFiles.getRootDirectory(),
+                "has_files": bool(os.listdir(SparkFiles.getRootDirectory())),
                 "broadcasts": {key: variable._path for key, variable in spec.broadcasts.items()},
             },
             prefix=f"[rank {world.rank} {world.hostname}] ",

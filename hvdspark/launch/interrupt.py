@@ -40,21 +40,25 @@ def interruptible(spark: SparkSession, body: Callable[[], T], tag: str) -> T:
 
     results: list[T] = []
     errors: list[BaseException] = []
+    done = threading.Event()  # Thread.join takes a thread for ended when it is interrupted (Python 3.11)
 
     def target() -> None:
         try:
             results.append(_tagged(spark, body, tag))
         except BaseException as error:
             errors.append(error)
+        finally:
+            done.set()
 
     thread = InheritableThread(target, session=spark, name="hvdspark-job", daemon=True)
     thread.start()
     try:
-        thread.join()
+        done.wait()
     except BaseException:
         cancel(spark, tag)
-        thread.join(timeout=_END_S)
+        done.wait(timeout=_END_S)
         raise
+    thread.join()
     if errors:
         raise errors[0]
     return results[0]

@@ -5,6 +5,7 @@ Sizes of Spark's settings are in MiB unless they say otherwise; everything here 
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 
-from hvdspark.errors import ConfigurationError
+from hvdspark.errors import ClusterError, ConfigurationError
 from hvdspark.launch.session import conf_value, is_local
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ _GIB = 1 << 30
 _RANK_BYTES = int(0.7 * _GIB)
 # The same rank's address space: 1.6 GiB, because of mapped libraries and what malloc reserves for each thread.
 _RANK_ADDRESS_BYTES = int(1.75 * _GIB)
+# Without what malloc reserves (MALLOC_ARENA_MAX=1) and with few threads, libraries and a small module need 1.2 to 1.3.
+_LEAST_ADDRESS_BYTES = int(1.5 * _GIB)
 _OVERHEAD = "spark.executor.memoryOverhead"
 _PYSPARK_MEMORY = "spark.executor.pyspark.memory"
 _KEYS = (
@@ -99,6 +102,27 @@ def memory_budget(conf: Mapping[str, str], num_workers: int, machine: MemoryBudg
         limit = int(_size(conf, _PYSPARK_MEMORY, "") / _number(conf, "spark.executor.cores"))
         limits.append(MemoryBudget(max(0, limit - _RANK_ADDRESS_BYTES), _PYSPARK_MEMORY))
     return min(limits, key=_bytes) if limits else None
+
+
+def check_address_space(spark: SparkSession) -> None:
+    """Raise ClusterError where Spark limits the address space of Python workers to less than any rank needs.
+
+    Such a rank would end in a crash of native code that cannot start a thread or map a library.
+    """
+    conf = {key: value for key in (_PYSPARK_MEMORY, "spark.executor.cores") if (value := conf_value(spark, key))}
+    if _PYSPARK_MEMORY not in conf:
+        return
+    cores = _number(conf, "spark.executor.cores")
+    limit = int(_size(conf, _PYSPARK_MEMORY, "") / cores)
+    if limit < _LEAST_ADDRESS_BYTES:
+        raise ClusterError(
+            f"Spark limits the address space of each Python worker to {limit / _GIB:.2g} GiB, and a rank needs "
+            f"{_LEAST_ADDRESS_BYTES / _GIB:.2g} GiB at least, most of it for the libraries of torch",
+            value=conf[_PYSPARK_MEMORY],
+            where=_PYSPARK_MEMORY,
+            hint=f"unset it, or set it to {math.ceil(cores * 2 * _RANK_ADDRESS_BYTES / _GIB)}g (it is divided by "
+            "spark.executor.cores); with GPUs unset it, because CUDA reserves address space by the size of the memory",
+        )
 
 
 def machine_memory(root: Path = Path("/")) -> MemoryBudget:

@@ -60,17 +60,14 @@ def _run(inbox: BinaryIO, outbox: _Outbox) -> bytes:
     import cloudpickle
     import horovod.torch as hvd
     import torch
-    from pyspark import Broadcast, SparkFiles
 
     # The slow imports above overlap with the rendezvous of the tasks; user code is unpickled only after the device
     # is decided, because unpickling a CUDA tensor initialises CUDA.
     program = _expect(inbox, frames.PROGRAM)
     assignment = json.loads(_expect(inbox, frames.ASSIGNMENT))
     os.environ.update(assignment["environment"])
-    # What a Python worker of Spark gets from the JVM, this process gets from its task.
-    SparkFiles._root_directory, SparkFiles._is_running_on_worker = assignment["files"], True
-    broadcasts = sys.modules[Broadcast.__module__]._broadcastRegistry  # in pyspark.core since 4.0
-    broadcasts.update({int(key): Broadcast(path=path) for key, path in assignment["broadcasts"].items()})
+    if assignment["has_files"] or assignment["broadcasts"]:  # importing pyspark takes 0.1 s
+        _receive_from_spark(assignment["files"], assignment["broadcasts"])
 
     from hvdspark.launch.context import RankContext, enter
     from hvdspark.launch.devices import choose_device
@@ -100,6 +97,15 @@ def _run(inbox: BinaryIO, outbox: _Outbox) -> bytes:
     result: bytes = cloudpickle.dumps(fn(*args, **kwargs))
     hvd.shutdown()
     return result
+
+
+def _receive_from_spark(files: str, broadcasts: dict[str, str]) -> None:
+    """What a Python worker of Spark gets from the JVM, this process gets from its task."""
+    from pyspark import Broadcast, SparkFiles
+
+    SparkFiles._root_directory, SparkFiles._is_running_on_worker = files, True
+    registry = sys.modules[Broadcast.__module__]._broadcastRegistry  # in pyspark.core since 4.0
+    registry.update({int(key): Broadcast(path=path) for key, path in broadcasts.items()})
 
 
 def _unpickle(program: bytes) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import shutil
 import subprocess
 import sys
@@ -12,13 +13,23 @@ from typing import TYPE_CHECKING, Any
 
 from hvdspark.errors import ClusterError, ConfigurationError, DependencyError, NotEnoughSlotsError
 from hvdspark.launch.addresses import LOOPBACK, unbracketed
+from hvdspark.launch.environment import RESERVED
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
+logger = logging.getLogger(__name__)
+
 # Executors of a cluster register one after the other when an application starts.
 _EXECUTORS_REGISTER_S = 30.0
 IGNORE_SSL = "spark.hvdspark.ignoreSsl"
+# Settings by which an application asks for encrypted connections between its hosts.
+_ENCRYPTION = (
+    "spark.ssl.enabled",
+    "spark.ssl.rpc.enabled",
+    "spark.network.crypto.enabled",
+    "spark.authenticate.enableSaslEncryption",
+)
 DRIVER_PORT = "spark.hvdspark.driver.port"
 
 
@@ -62,7 +73,7 @@ def check_session(spark: SparkSession, num_workers: int, device: str) -> None:
     Raises:
         ConfigurationError: `num_workers` is not a positive integer.
         DependencyError: in local mode, Spark would start its Python workers with a Python that has no hvdspark.
-        ClusterError: dynamic allocation is on (SPARK-24942); TLS is demanded (Gloo traffic is not encrypted); or
+        ClusterError: dynamic allocation is on (SPARK-24942); encryption is demanded (Gloo traffic is not encrypted); or
             device="cuda" and Spark schedules no GPU.
         NotEnoughSlotsError: fewer slots than ranks. Spark itself would wait ten minutes in silence
             (spark.scheduler.barrier.maxConcurrentTasksCheck).
@@ -78,12 +89,15 @@ def check_session(spark: SparkSession, num_workers: int, device: str) -> None:
             where="spark.dynamicAllocation.enabled",
             hint="set it to false and give the number of executors with spark.executor.instances",
         )
-    if _flag(spark, "spark.ssl.enabled") and not _flag(spark, IGNORE_SSL):
-        raise ClusterError(
-            "the session demands TLS, and the traffic between ranks (Gloo, NCCL) is not encrypted",
-            where="spark.ssl.enabled",
-            hint=f"if the network between executors is trusted, set {IGNORE_SSL}=true",
-        )
+    for key in _ENCRYPTION:
+        if _flag(spark, key) and not _flag(spark, IGNORE_SSL):
+            raise ClusterError(
+                "the session demands encryption, and the traffic between ranks (Gloo, NCCL) is not encrypted",
+                where=key,
+                hint=f"if the network between executors is trusted, set {IGNORE_SSL}=true",
+            )
+    for key in (name for name in RESERVED if conf_value(spark, f"spark.executorEnv.{name}")):
+        logger.warning("spark.executorEnv.%s has no effect: every rank has its own value", key)
     if device == "cuda" and not is_local(spark) and not conf_value(spark, "spark.task.resource.gpu.amount"):
         raise ClusterError(
             "device='cuda' but Spark assigns no GPU to tasks",
@@ -105,7 +119,7 @@ def check_worker_python(command: str) -> None:
     if python == sys.executable:
         return
     code = "import importlib.util as u, sys; print([n for n in sys.argv[1:] if u.find_spec(n) is None])"
-    needed = ("hvdspark", "horovod", "torch", "pyspark", "pyarrow")
+    needed = ("hvdspark", "horovod", "torch", "pyarrow")  # pyspark itself is Spark's to find
     missing = "it cannot be started"
     if python is not None:
         done = subprocess.run([python, "-c", code, *needed], capture_output=True, text=True, timeout=60)

@@ -21,7 +21,9 @@ from hvdspark.launch.channel import ChannelListener
 from hvdspark.launch.devices import check_device
 from hvdspark.launch.environment import check_environment
 from hvdspark.launch.interrupt import cancel, interruptible, new_tag
+from hvdspark.launch.memory import check_address_space
 from hvdspark.launch.start_watch import SLOW, StartWatch, start_timeout
+from hvdspark.launch.workers import check_workers
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -67,7 +69,8 @@ def run(
             for all ranks to have imported what they need. No other limit applies to the start.
         max_restarts: how often the gang is started again after a killed rank or a lost executor. An exception
             in `fn` is never retried.
-        on_event: called on the driver, in a thread, with what ranks give to `context().report`. Not on Connect.
+        on_event: called on the driver, in a thread, with what ranks give to `context().report`; one call at a time.
+            Not on Connect.
 
     Returns:
         What `fn` returned, by rank.
@@ -89,7 +92,7 @@ def run(
         )
     environment = check_environment(env or {})
     spark = session.active_session(spark)
-    session.check_session(spark, num_workers, device)
+    check_spark(spark, num_workers, device, start_timeout_s)
     program = cloudpickle.dumps((fn, tuple(args), dict(kwargs or {})))
     broadcasts = session.pickled_broadcasts(spark)
     for generation in range(max_restarts + 1):
@@ -114,6 +117,18 @@ def run(
             logger.warning("generation %d failed, starting again: %s", generation, error.cause)
             session.wait_for_slots(spark, num_workers, start_timeout_s)
     raise AssertionError("unreachable: the last generation returns or raises")
+
+
+def check_spark(spark: SparkSession, num_workers: int, device: str, start_timeout_s: float) -> None:
+    """Refuse a session in which `num_workers` ranks cannot run.
+
+    Raises:
+        What `session.check_session`, `memory.check_address_space` and, in clusters, `workers.check_workers` raise.
+    """
+    session.check_session(spark, num_workers, device)
+    check_address_space(spark)
+    if not session.is_local(spark):
+        check_workers(spark, num_workers, start_timeout_s)
 
 
 def _run_generation(

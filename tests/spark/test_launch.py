@@ -165,25 +165,27 @@ def test_context_outside_of_a_rank() -> None:
 
 
 _REFUSED = """
-import sys
+import os
 from pyspark.sql import SparkSession
 import hvdspark
 from hvdspark.errors import ClusterError
 
 def attempt(**settings):
     builder = SparkSession.builder.master("local[2]").config("spark.ui.enabled", "false")
-    for key, value in settings.items():
-        builder = builder.config("spark." + key.replace("_", "."), value)
+    for key, value in {"dynamicAllocation_enabled": "false", **settings}.items():
+        builder = builder.config("spark." + key.replace("__", "-").replace("_", ".").replace("-", "_"), value)
     spark = builder.getOrCreate()
     try:
-        print(hvdspark.run(lambda: "ran", num_workers=1, spark=spark))
+        print(hvdspark.run(lambda: "ran " + os.environ["HOROVOD_FUSION"], num_workers=1, spark=spark))
     except ClusterError as error:
         print("refused:", error)
     spark.stop()
 
 attempt(dynamicAllocation_enabled="true")
-attempt(dynamicAllocation_enabled="false", ssl_enabled="true")
-attempt(dynamicAllocation_enabled="false", ssl_enabled="true", hvdspark_ignoreSsl="true")
+attempt(ssl_enabled="true")
+attempt(ssl_enabled="false", network_crypto_enabled="true", authenticate="true", authenticate_secret="s")
+attempt(ssl_enabled="false", network_crypto_enabled="false", authenticate="false", executor_pyspark_memory="1g")
+attempt(executor_pyspark_memory="2g", ssl_enabled="true", hvdspark_ignoreSsl="true", executorEnv_HOROVOD__FUSION="7")
 """
 
 
@@ -194,4 +196,6 @@ def test_sessions_that_cannot_work_are_refused(spark_home: Any) -> None:
     assert "spark.executor.instances" in lines[0]
     assert "not encrypted" in lines[1]
     assert "spark.hvdspark.ignoreSsl=true" in lines[1]
-    assert lines[2] == "['ran']"
+    assert "spark.network.crypto.enabled" in lines[2]
+    assert "spark.executor.pyspark.memory" in lines[3]
+    assert lines[4] == "['ran 7']"

@@ -16,7 +16,8 @@ import pytest
 from pyspark.sql import SparkSession
 
 import hvdspark
-from hvdspark.errors import RankFailedError
+from hvdspark.errors import DependencyError, RankFailedError
+from hvdspark.launch import workers
 
 pytestmark = pytest.mark.spark
 
@@ -32,6 +33,17 @@ def place() -> tuple[int, int, int, float]:
 
 def test_executors_of_one_machine_form_one_host(local_cluster: SparkSession, nothing_left_behind: None) -> None:
     assert hvdspark.run(place, num_workers=2, spark=local_cluster) == [(0, 0, 2, 2.0), (1, 1, 2, 2.0)]
+
+
+def test_a_python_that_executors_do_not_have_is_named_before_anything_starts(
+    local_cluster: SparkSession, nothing_left_behind: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "_asked", set())
+    monkeypatch.setattr(local_cluster.sparkContext, "pythonExec", "/no/such/python")
+    started = time.monotonic()
+    with pytest.raises(DependencyError, match=r"cannot be started: '/no/such/python' \(in PYSPARK_PYTHON\).*Hint"):
+        hvdspark.run(place, num_workers=2, spark=local_cluster)
+    assert time.monotonic() - started < 15
 
 
 def kill_executor_of(rank: int, generation: int, marker: Path) -> int:

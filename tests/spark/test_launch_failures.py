@@ -11,6 +11,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +21,7 @@ import pytest
 from pyspark.sql import SparkSession
 
 import hvdspark
-from hvdspark.errors import (
-    DataError,
-    DependencyError,
-    RankFailedError,
-)
+from hvdspark.errors import DataError, DependencyError, HvdSparkError, RankFailedError
 
 pytestmark = pytest.mark.spark
 
@@ -83,17 +81,6 @@ def test_a_failure_is_named(
         assert "in die" in error.traceback_text
 
 
-def hvdspark_rank() -> int:
-    return hvdspark.context().rank
-
-
-def test_the_next_run_in_the_session_works(spark: SparkSession, nothing_left_behind: None, tmp_path: Path) -> None:
-    with pytest.raises(RankFailedError):
-        hvdspark.run(die, ("kill", 1, tmp_path / "died"), num_workers=2, spark=spark)
-    results = hvdspark.run(hvdspark_rank, num_workers=2, spark=spark)
-    assert results == [0, 1]
-
-
 def fork_and_die(marker: Path) -> None:
     # A process that the rank forks holds its pipes open; it must neither delay the error nor survive.
     if os.fork() == 0:
@@ -116,16 +103,17 @@ def start_a_session_of_its_own(marker: Path, fatal: bool) -> int:
     return started.pid
 
 
-def test_not_even_what_left_its_process_group_stays(
+def test_not_even_what_left_its_process_group_stays_and_the_next_run_works(
     spark: SparkSession, nothing_left_behind: None, tmp_path: Path
 ) -> None:
     marker = tmp_path / "ended"
-    pids = hvdspark.run(start_a_session_of_its_own, (marker, False), num_workers=2, spark=spark)
-    assert seconds_since(marker) < ERROR_WITHIN_S
-    assert not any(psutil.pid_exists(pid) for pid in pids)
     with pytest.raises(RankFailedError, match="SIGKILL"):
         hvdspark.run(start_a_session_of_its_own, (marker, True), num_workers=2, spark=spark)
     assert seconds_since(marker) < ERROR_WITHIN_S
+    pids = hvdspark.run(start_a_session_of_its_own, (marker, False), num_workers=2, spark=spark)
+    assert seconds_since(marker) < ERROR_WITHIN_S
+    assert len(pids) == 2
+    assert not any(psutil.pid_exists(pid) for pid in pids)
 
 
 class UnpicklableError(DataError):
@@ -137,19 +125,49 @@ def raise_unpicklable_error() -> None:
     raise UnpicklableError("still readable")
 
 
-def test_an_error_that_cannot_be_pickled_is_still_readable(spark: SparkSession) -> None:
-    with pytest.raises(RankFailedError, match="still readable"):
-        hvdspark.run(raise_unpicklable_error, num_workers=1, spark=spark)
+def raise_own_error() -> None:
+    raise DataError("labels are odd", value=3, where="label", hint="make them even")
 
 
-def test_code_that_the_executors_do_not_have(
-    spark: SparkSession, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def return_what_cannot_be_pickled() -> Any:
+    return threading.Lock()
+
+
+def raise_after_counting(calls: Path) -> None:
+    with calls.open("a") as file:
+        file.write("x")
+    raise ValueError("always")
+
+
+def test_errors_of_the_function(spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One rank each, started side by side."""
     (tmp_path / "only_here.py").write_text("def fn():\n    return 1\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    only_here = importlib.import_module("only_here")
-    with pytest.raises(DependencyError, match="cannot be imported on the executors.*only_here.*Hint.*addPyFile"):
-        hvdspark.run(only_here.fn, num_workers=1, spark=spark)
+    calls = tmp_path / "calls"
+    cases: list[tuple[Callable[..., Any], tuple[Any, ...], type[HvdSparkError], str]] = [
+        (raise_unpicklable_error, (), RankFailedError, "still readable"),
+        (raise_own_error, (), DataError, "labels are odd: 3 .in label.*Hint: make them even"),
+        (return_what_cannot_be_pickled, (), RankFailedError, "pickle"),
+        (raise_after_counting, (calls,), RankFailedError, "always"),
+        (
+            importlib.import_module("only_here").fn,
+            (),
+            DependencyError,
+            "cannot be imported on the executors.*only_here.*Hint.*addPyFile",
+        ),
+    ]
+
+    def run(case: tuple[Callable[..., Any], tuple[Any, ...], type[HvdSparkError], str]) -> None:
+        function, arguments, kind, message = case
+        with pytest.raises(kind, match=message) as caught:
+            hvdspark.run(function, arguments, num_workers=1, spark=spark, max_restarts=3)
+        if kind is not RankFailedError:
+            assert isinstance(caught.value.__cause__, RankFailedError)
+            assert caught.value.__cause__.rank == 0
+
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(run, cases))
+    assert calls.read_text() == "x", "exceptions are not retried"
 
 
 def return_early_or_wait(first: int) -> None:
@@ -163,26 +181,6 @@ def return_early_or_wait(first: int) -> None:
 def test_a_rank_that_returned_early_is_named(spark: SparkSession) -> None:
     with pytest.raises(RankFailedError, match=r"rank 1 .* lost the others: ranks \[0\] had already returned"):
         hvdspark.run(return_early_or_wait, (0,), num_workers=2, spark=spark)
-
-
-def raise_own_error() -> None:
-    raise DataError("labels are odd", value=3, where="label", hint="make them even")
-
-
-def test_an_error_of_ours_arrives_as_itself(spark: SparkSession) -> None:
-    with pytest.raises(DataError, match="labels are odd: 3 .in label.*Hint: make them even") as caught:
-        hvdspark.run(raise_own_error, num_workers=1, spark=spark)
-    assert isinstance(caught.value.__cause__, RankFailedError)
-    assert caught.value.__cause__.rank == 0
-
-
-def unpicklable() -> Any:
-    return threading.Lock()
-
-
-def test_a_result_that_cannot_be_pickled_is_an_error(spark: SparkSession) -> None:
-    with pytest.raises(RankFailedError, match="pickle"):
-        hvdspark.run(unpicklable, num_workers=1, spark=spark)
 
 
 def kill_my_parent_and_wait(marker: Path) -> None:
@@ -213,49 +211,3 @@ def test_restarts_are_bounded_and_counted(spark: SparkSession, nothing_left_behi
     assert hvdspark.run(die_in_generation, (1,), num_workers=2, spark=spark, max_restarts=2) == [1, 1]
     with pytest.raises(RankFailedError, match="SIGKILL"):
         hvdspark.run(die_in_generation, (9,), num_workers=2, spark=spark, max_restarts=1)
-
-
-def test_an_exception_is_not_retried(spark: SparkSession, tmp_path: Any) -> None:
-    def count() -> None:
-        with open(tmp_path / "calls", "a") as calls:
-            calls.write("x")
-        raise ValueError("always")
-
-    with pytest.raises(RankFailedError, match="always"):
-        hvdspark.run(count, num_workers=1, spark=spark, max_restarts=3)
-    assert (tmp_path / "calls").read_text() == "x"
-
-
-_KILLED_DRIVER = """
-import os, signal, sys, threading, time
-from pyspark.sql import SparkSession
-import hvdspark
-
-spark = SparkSession.builder.master("local[2]").config("spark.ui.enabled", "false").getOrCreate()
-
-def wait():
-    context = hvdspark.context()
-    context.report({"event": "pid", "pid": os.getpid()})
-    time.sleep(600)
-
-def tell(event):
-    print("rank", event["pid"], flush=True)
-
-hvdspark.run(wait, num_workers=2, spark=spark, on_event=tell)
-"""
-
-
-def test_ranks_do_not_outlive_a_killed_driver(spark_home: Any) -> None:
-    driver = subprocess.Popen([sys.executable, "-c", _KILLED_DRIVER], stdout=subprocess.PIPE, text=True)
-    assert driver.stdout is not None
-    pids = []
-    for line in driver.stdout:
-        if line.startswith("rank"):
-            pids.append(int(line.split()[1]))
-        if len(pids) == 2:
-            break
-    ranks = [psutil.Process(pid) for pid in pids]
-    driver.kill()
-    driver.wait(timeout=10)
-    _, alive = psutil.wait_procs(ranks, timeout=10)
-    assert not alive

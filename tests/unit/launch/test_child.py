@@ -15,11 +15,11 @@ from hvdspark.launch.child import RankProcess, describe_signal
 from hvdspark.launch.rank import _caused_by_peer
 
 
-def process_that(monkeypatch: pytest.MonkeyPatch, does: str) -> RankProcess:
+def process_that(monkeypatch: pytest.MonkeyPatch, does: str, **more: Any) -> RankProcess:
     """A process of the same kind as a rank that does not take the time to import torch."""
     start = "import os, sys, time; path, out, parent = {path!r}, {result_fd}, {parent_pid}; "
     monkeypatch.setattr(child, "_BOOTSTRAP", start + does)
-    return RankProcess(dict(os.environ), on_event=lambda event: None, search_path=["/first"])
+    return RankProcess(dict(os.environ), on_event=lambda event: None, **more)
 
 
 def test_a_rank_that_reads_nothing_keeps_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,7 +51,7 @@ def test_progress_without_lines_does_not_fill_the_task(monkeypatch: pytest.Monke
 
 
 def test_the_search_path_of_a_rank(monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
-    process = process_that(monkeypatch, "print(path[0], path[1:] == {path!r}[1:])")
+    process = process_that(monkeypatch, "print(path[0], path[1:] == {path!r}[1:])", search_path=["/first"])
     process.wait()
     assert capfd.readouterr().err == "/first True\n"
 

@@ -7,8 +7,8 @@ from typing import Any
 import psutil
 import pytest
 
-from hvdspark.errors import ConfigurationError
-from hvdspark.launch.memory import MemoryBudget, machine_memory, memory_budget, rank_memory
+from hvdspark.errors import ClusterError, ConfigurationError
+from hvdspark.launch.memory import MemoryBudget, check_address_space, machine_memory, memory_budget, rank_memory
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -188,3 +188,23 @@ def test_machine_memory(groups: str | None, files: dict[str, str], limit: int, t
         path.write_text(text)
     setting = "this machine's memory" if limit == 64 else "the cgroup's memory limit"
     assert machine_memory(tmp_path) == MemoryBudget(limit * GIB, setting)
+
+
+@pytest.mark.parametrize(
+    ("settings", "hint"),
+    [
+        ({}, None),
+        ({PYSPARK: "1g"}, "4g"),
+        ({PYSPARK: "1535m"}, "4g"),
+        ({PYSPARK: "1536m"}, None),
+        ({PYSPARK: "4g", "spark.executor.cores": "4"}, "14g"),
+        ({PYSPARK: "6g", "spark.executor.cores": "4"}, None),
+    ],
+)
+def test_an_address_space_in_which_no_rank_can_live_is_refused(settings: dict[str, str], hint: str | None) -> None:
+    session: Any = Session({**STANDALONE, **settings})
+    if hint is None:
+        check_address_space(session)
+    else:
+        with pytest.raises(ClusterError, match=rf"at least.*\(in {PYSPARK}\).*Hint: unset it, or set it to {hint} "):
+            check_address_space(session)

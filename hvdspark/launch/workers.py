@@ -1,0 +1,82 @@
+"""Whether executors can run Python code of ours, asked before anything is written or started."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from hvdspark.errors import DependencyError
+from hvdspark.launch.interrupt import cancel, interruptible, new_tag
+from hvdspark.launch.session import is_connect, tasks_run
+from hvdspark.launch.start_watch import StartWatch
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+_NEEDED = ("hvdspark", "horovod", "torch", "pyarrow")
+# Applications whose executors were asked. Their Python does not change while they live.
+_asked: set[str] = set()
+
+
+def check_workers(spark: SparkSession, num_workers: int, start_timeout_s: float) -> None:
+    """Ask the Python workers of a cluster, once for each application.
+
+    A stage of a few Python tasks: about a second, most of which is the start of workers that the ranks need anyway.
+
+    Raises:
+        DependencyError: they cannot be started, or lack a package.
+        StartTimeoutError: no task got a slot within `start_timeout_s` seconds (not enforced on Spark Connect).
+    """
+    session: Any = spark
+    application = session.session_id if is_connect(spark) else session.sparkContext.applicationId
+    if application in _asked:
+        return
+    asked = spark.range(0, num_workers, 1, num_workers).mapInArrow(_missing, "host string, missing string")
+    watch, tag = StartWatch(num_workers, lambda event: None), new_tag()
+    if not is_connect(spark):
+        watch.begin(start_timeout_s, lambda: tasks_run(spark, tag), lambda: cancel(spark, tag))
+    try:
+        rows = interruptible(spark, asked.collect, tag)
+    except Exception as error:
+        raise _explained(error) or watch.explain(error) from error
+    finally:
+        watch.end()
+    for row in rows:
+        if row["missing"]:
+            raise _wrong_python(f"which lacks {row['missing']}", row["host"])
+    _asked.add(application)
+
+
+def _missing(batches: Iterable[Any]) -> Iterator[Any]:
+    import importlib.util
+    import socket
+
+    import pyarrow as pa
+
+    for _ in batches:
+        missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
+        row = {"host": [socket.gethostname()], "missing": [", ".join(missing)]}
+        yield pa.RecordBatch.from_pydict(row)
+
+
+def _explained(error: Exception) -> DependencyError | None:
+    """What an error of Spark says about the executors' Python, if it does."""
+    text = str(error)
+    if found := re.search(r'Cannot run program "([^"]*)"', text):
+        return _wrong_python("and it cannot be started", found[1])
+    if found := re.search(r"No module named '([^']*)'", text):
+        return _wrong_python(f"which lacks {found[1]}", None)
+    if "PYTHON_VERSION_MISMATCH" in text:
+        return _wrong_python("of another version than the driver's", None)
+    return None
+
+
+def _wrong_python(why: str, where: str | None) -> DependencyError:
+    return DependencyError(
+        f"the executors start another Python for Spark, {why}",
+        value=where,
+        where="PYSPARK_PYTHON",
+        hint="every executor needs the driver's packages: set PYSPARK_PYTHON or spark.pyspark.python before the "
+        "session starts, or ship an environment (docs/troubleshooting.md, Starting a session)",
+    )
