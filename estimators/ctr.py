@@ -102,6 +102,7 @@ class CTRClassifier(
         monitor: str | None = None,
         earlyStoppingPatience: int = 0,
         maxRestarts: int = 0,
+        env: dict[str, str] | None = None,
         startTimeout: float = 600.0,
         allowPickle: bool = False,
     ) -> None:

@@ -133,6 +133,7 @@ def fit(
                     spark=spark,
                     device=value("device"),
                     store_uri=store.uri,
+                    env=value("env"),
                     start_timeout_s=value("startTimeout"),
                     max_restarts=value("maxRestarts"),
                     on_event=shown.on_event,

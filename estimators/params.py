@@ -27,6 +27,7 @@ from pyspark.ml.param.shared import (
 from hvdspark.errors import ConfigurationError
 from hvdspark.estimators.default_store import default_uri
 from hvdspark.estimators.defaults import Pace
+from hvdspark.launch import check_environment
 from hvdspark.train.schedule import SCHEDULES
 
 C = TypeVar("C", bound=type)
@@ -118,6 +119,12 @@ def _numbers_by_name(value: Any) -> dict[str, float]:
     if not isinstance(value, dict):
         raise TypeError(f"Could not convert {value!r} to a dict of numbers")
     return {TypeConverters.toString(key): float(TypeConverters.toFloat(item)) for key, item in value.items()}
+
+
+def _environment(value: Any) -> dict[str, str]:
+    if not isinstance(value, dict):
+        raise TypeError(f"Could not convert {value!r} to a dict of strings")
+    return check_environment(value)
 
 
 def param(name: str, doc: str, convert: Converter) -> Any:
@@ -285,9 +292,15 @@ class _TrainingParams(HasLabelCol, HasWeightCol, HasValidationIndicatorCol, HasS
         "how often the ranks are started again, from the newest checkpoint, after a killed rank or a lost executor",
         in_range("maxRestarts", TypeConverters.toInt, 0),
     )
+    env = param(
+        "env",
+        "environment variables of the ranks by name, such as HOROVOD_TIMELINE or NCCL_SOCKET_IFNAME; they win over "
+        "spark.executorEnv. Saved with the estimator: no place for secrets",
+        _environment,
+    )
     startTimeout = param(
         "startTimeout",
-        "seconds within which all ranks must have started (above 0)",
+        "seconds within which the ranks must get their task slots, and then once more be ready to train (above 0)",
         in_range("startTimeout", TypeConverters.toFloat, 0, open_low=True),
     )
     allowPickle = param(
@@ -318,6 +331,7 @@ class _TrainingParams(HasLabelCol, HasWeightCol, HasValidationIndicatorCol, HasS
             gradientCompression="none",
             earlyStoppingPatience=0,
             maxRestarts=0,
+            env={},
             startTimeout=600.0,
             allowPickle=False,
         )

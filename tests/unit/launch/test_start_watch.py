@@ -1,0 +1,53 @@
+"""Whether a gang has started, and what a failed Spark job means."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from hvdspark.errors import ClusterError, RankFailedError, StartTimeoutError
+from hvdspark.launch.start_watch import StartWatch
+
+STARTED = {"event": "started", "rank": 0, "host": "h"}
+
+
+def no_answer() -> bool:
+    raise OSError("the session ends")
+
+
+@pytest.mark.parametrize(
+    ("running", "events", "cancelled"),
+    [
+        (lambda: True, [], False),
+        (lambda: False, [STARTED], False),
+        (lambda: False, [{"event": "progress"}], True),
+        (no_answer, [], True),
+    ],
+    ids=["Spark says so", "a task says so", "nobody says so", "Spark says nothing"],
+)
+def test_tasks_that_run_are_not_cancelled(
+    running: Callable[[], bool], events: list[dict[str, Any]], cancelled: bool
+) -> None:
+    watch, cancel = StartWatch(2, lambda event: None), threading.Event()
+    for event in events:
+        watch.on_event(event)
+    watch.begin(0.2, running, cancel.set)
+    assert cancel.wait(timeout=5 if cancelled else 0.6) == cancelled
+    watch.end()
+    error = watch.explain(RuntimeError("Job 3 cancelled"))
+    assert isinstance(error, StartTimeoutError if cancelled else ClusterError)
+    assert ("0 of 2 ranks started within 0.2 s" in str(error)) == cancelled
+
+
+def test_a_connection_that_was_cut_for_a_moment_loses_no_executor() -> None:
+    watch = StartWatch(2, lambda event: None)
+    watch.on_event(STARTED)
+    watch.on_lost(STARTED)
+    lost = watch.explain(RuntimeError("Job aborted"))
+    assert isinstance(lost, RankFailedError)
+    assert (lost.rank, lost.kind) == (0, "executor_lost")
+    watch.on_event(STARTED)
+    assert not isinstance(watch.explain(RuntimeError("Job aborted")), RankFailedError)
