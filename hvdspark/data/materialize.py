@@ -18,6 +18,7 @@ failure deletes what was written. A second call with the same plan and columns w
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import logging
 import time
@@ -26,7 +27,7 @@ from typing import TYPE_CHECKING
 
 from hvdspark.data import cache
 from hvdspark.data.checks import check_array, check_column, check_sizes
-from hvdspark.data.footers import Evidence, count_where, read_footers
+from hvdspark.data.footers import ColumnEvidence, Evidence, count_where, read_footers
 from hvdspark.data.invalid import any_of, is_invalid
 from hvdspark.data.schema import RESERVED_PREFIX, SourceColumn, check_columns, quoted
 from hvdspark.data.unchanged import Unproven, evidence
@@ -261,13 +262,20 @@ def _check(
         if not column.is_array:
             for part in column.by_role():
                 check_column(part, found, keep, count)
-            specs.append(column.spec(None))
+            specs.append(_with_minimum(column, column.spec(None), found))
             continue
         number, length = next(lengths)
         for part in column.by_role():
             check_array(part, found, length, keep, count, f"{_LENGTH}{number}")
-        specs.append(column.spec((int(length.minimum or 0), int(length.maximum or 0))))
+        spec = column.spec((int(length.minimum or 0), int(length.maximum or 0)))
+        specs.append(_with_minimum(column, spec, found))
     return tuple(specs)
+
+
+def _with_minimum(column: SourceColumn, spec: ColumnSpec, found: ColumnEvidence) -> ColumnSpec:
+    if "label" not in (column.role, *column.also) or found.unordered or found.minimum is None:
+        return spec
+    return dataclasses.replace(spec, minimum=float(found.minimum))
 
 
 def _parallelism(df: DataFrame) -> int:

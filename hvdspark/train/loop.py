@@ -68,7 +68,8 @@ def train(
     module = program.module.to(device)
     check_saveable(module)
     bind_tables(module, collective)
-    loss = RowLoss(program.loss, spec.labels, program.loss_weights, device)
+    minimums = {column.name: column.minimum for column in spec.dataset.columns}
+    loss = RowLoss(program.loss, spec.labels, program.loss_weights, device, minimums)
     check_loss(program.loss, module)
     check_layers(module)
     calibration = Calibration(loss, len(spec.labels))

@@ -9,7 +9,7 @@ as that mean for each of them, which has the same gradient as long as there are 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor
 from hvdspark.collectives import Collective
 from hvdspark.errors import ConfigurationError, DataError
 from hvdspark.train.agreement import ranks_where
-from hvdspark.train.torch_loss import LABELS, NOTHING, ROWS, Parsed, parse, row_weights
+from hvdspark.train.torch_loss import LABELS, NOTHING, ROWS, Parsed, parse, row_weights, without_ignored
 
 _PROBABILITIES: dict[str, Callable[[Tensor], Tensor]] = {
     "bce_with_logits": torch.sigmoid,
@@ -76,6 +76,7 @@ class RowLoss:
         labels: label columns, in the order of the outputs.
         loss_weights: factor of each output's loss; empty means 1.
         device: where a loss module's own tensors (class weights) go.
+        minimums: the smallest value of each label where it is known: where none is ignored, ranks need not count them.
 
     Attributes:
         divisors: what the numerators of each `Part` are divided by, added up over the rows of all ranks: "rows" (the
@@ -85,7 +86,14 @@ class RowLoss:
         ConfigurationError: unknown name, wrong number of losses or loss weights.
     """
 
-    def __init__(self, loss: Any, labels: Sequence[str], loss_weights: Sequence[float], device: str) -> None:
+    def __init__(
+        self,
+        loss: Any,
+        labels: Sequence[str],
+        loss_weights: Sequence[float],
+        device: str,
+        minimums: Mapping[str, float | None] | None = None,
+    ) -> None:
         self._labels = tuple(labels)
         several = isinstance(loss, list | tuple)
         if several and len(loss) != len(labels):
@@ -100,7 +108,9 @@ class RowLoss:
             )
         self._weights = tuple(loss_weights) or (1.0,) * len(labels)
         parts = list(loss) if several else [loss]
-        self._terms = [_Term(part, device) for part in parts]
+        known = minimums or {}
+        smallest = [known.get(label) for label in labels] if several else [_least([known.get(x) for x in labels])]
+        self._terms = [_Term(part, device, least) for part, least in zip(parts, smallest, strict=True)]
         # A plain callable may see all outputs and labels; a named loss or a torch loss sees one pair at a time.
         self._may_be_joint = not several and self._terms[0].parsed.is_plain_callable
         self._joint = self._may_be_joint and len(labels) > 1
@@ -222,8 +232,8 @@ class _Term:
         outputs: how many outputs of the module it takes.
     """
 
-    def __init__(self, loss: Any, device: str) -> None:
-        self.parsed = parse(loss, device)
+    def __init__(self, loss: Any, device: str, minimum: float | None) -> None:
+        self.parsed = without_ignored(parse(loss, device), minimum)
         self.outputs = 1 if self.parsed.form is None else self.parsed.form.outputs
 
     def rows(self, outputs: tuple[Tensor, ...], label: Tensor, name: str, weighted: bool) -> Part:
@@ -297,6 +307,11 @@ def _class_numbers(target: Tensor, low: int, high: int, name: str, loss: str, ig
     target = target.to(torch.int64)
     _check_range(target if ignored is None else target[target != ignored], low, high, name, loss)
     return target
+
+
+def _least(minimums: Sequence[float | None]) -> float | None:
+    known = [minimum for minimum in minimums if minimum is not None]
+    return min(known) if known and len(known) == len(minimums) else None
 
 
 def _same_layout(label: Tensor, output: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import copy
 import functools
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -145,6 +145,14 @@ def parse(loss: Any, device: str) -> Parsed:
     if _is_key(function) and function in _OF_FUNCTION:
         return _functional(_OF_FUNCTION[function], options, device, is_plain_callable=True)
     return _own_callable(loss)
+
+
+def without_ignored(parsed: Parsed, minimum: float | None) -> Parsed:
+    """The same loss, divided by rows, where all labels are known to count 1: none is as small as what is ignored."""
+    counts_alike = parsed.divisor == LABELS and parsed.class_weight is None and parsed.ignore_index is not None
+    if not counts_alike or minimum is None or minimum <= (parsed.ignore_index or 0):
+        return parsed
+    return replace(parsed, divisor=ROWS, over="mean")
 
 
 def check_loss(loss: Any, module: nn.Module) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from hvdspark.errors import ConfigurationError
 from hvdspark.specs import DatasetSpec, TrainSpec
 from hvdspark.store import Store
 from hvdspark.train.check import check_program
+from hvdspark.train.loop import train
 from hvdspark.train.loss import RowLoss
 from hvdspark.train.program import Program
 from hvdspark.train.step import GradientStep
@@ -341,3 +343,26 @@ def test_each_of_several_losses_has_its_own_mean(store_uri: str, size: int) -> N
     assert results[0].history[0]["train_loss"] == pytest.approx(expected.item(), rel=1e-5)
     for name, value in module.named_parameters():
         torch.testing.assert_close(programs[0].module.get_parameter(name), value, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("loss", "counted"), [(nn.CrossEntropyLoss(), False), (nn.CrossEntropyLoss(ignore_index=2), True)]
+)
+def test_labels_that_are_known_to_count_are_not_counted_again(store_uri: str, loss: Any, counted: bool) -> None:
+    store = Store(store_uri)
+    columns = {"x": X[0].numpy(), "label": LABELS["class"][0].numpy()}
+    spec = train_spec(store, write_dataset(store, columns), features=("x",), batch_size=5)
+    found, calls = [], []
+    for minimum in (None, 0.0):
+        known = [replace(column, minimum=minimum) for column in spec.dataset.columns]
+        given = replace(spec, dataset=replace(spec.dataset, columns=tuple(known)), run_id=f"run-{minimum}")
+        modules = [Net("") for _ in range(3)]
+
+        def on_rank(collective: ThreadedCollective) -> int:
+            train(given, Program(modules[collective.rank], loss, "sgd"), collective, "cpu", lambda event: None)  # noqa: B023
+            return collective.calls["train/divisors"]
+
+        calls.append(run_threaded(3, on_rank)[0])
+        found.append(dict(modules[0].named_parameters()))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-6, atol=1e-6)
+    assert calls == [3, 3 if counted else 0]
