@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import random
 
 import numpy as np
@@ -12,7 +11,6 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from hvdspark.collectives import Collective
 from hvdspark.errors import ConfigurationError
-from hvdspark.train.agreement import broadcast_json, ranks_where
 from hvdspark.train.gradients import values_of
 
 # Of a parameter's norm. Processors that round otherwise stay far below; what changes weights on one rank does not.
@@ -69,27 +67,26 @@ def agree_on_buffers(module: nn.Module, collective: Collective) -> None:
 
 
 def check_alike(module: nn.Module, collective: Collective, where: str) -> None:
-    """Collective. Raise ConfigurationError on every rank where a parameter is another one on some rank than on rank 0.
+    """Collective. Raise ConfigurationError on every rank where a parameter is not the same one on all of them.
 
     Gradients are the same on all ranks, so only what changes weights beside the optimizer, on each rank as it likes,
     can let them drift apart; and then what is trained is no one's model.
     """
     if collective.size == 1:
         return
-    parameters = {name: values_of(parameter.detach()) for name, parameter in module.named_parameters()}
-    mine = {name: values.sum(dtype=torch.float64).item() for name, values in parameters.items()}
-    first = broadcast_json(collective, mine, 0, "train/alike/sums")
-    other = [
-        name
-        for name, values in parameters.items()
-        if abs(mine[name] - first.get(name, math.inf)) > _DRIFT * torch.linalg.vector_norm(values).item()
-    ]
-    if ranks := ranks_where(collective, bool(other), "train/alike/ranks"):
-        name = broadcast_json(collective, other[:1], ranks[0], "train/alike/name")[0]
+    parameters = ((name, values_of(parameter.detach())) for name, parameter in module.named_parameters())
+    real = [(name, value) for name, value in parameters if value.is_floating_point() and value.element_size() > 1]
+    sums = torch.stack([value.sum(dtype=torch.float64) for _, value in real]).cpu()
+    norms = torch.stack([torch.linalg.vector_norm(value).double() for _, value in real]).cpu()
+    # Of numbers that are the same on all ranks, what all ranks find is the same, too.
+    total = collective.allreduce_sum(torch.stack([sums, sums.square(), norms.square()]), "train/alike")
+    spread = total[1] - total[0].square() / collective.size
+    drifted = (spread > _DRIFT**2 * total[2] / collective.size).nonzero()
+    if len(drifted):
         raise ConfigurationError(
             "the ranks' copies of a parameter have drifted apart",
-            value=name,
-            where=f"rank {ranks[0]}, {where}",
+            value=real[int(drifted[0])][0],
+            where=where,
             hint="something changes weights beside the optimizer, on each rank as it likes: a layer in its forward (by "
             "the rows that it sees, or at random), or a callback that acts on one rank alone. Let the optimizer do it, "
             "or all ranks alike, or set numWorkers=1",
