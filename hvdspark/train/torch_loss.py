@@ -133,6 +133,10 @@ def parse(loss: Any, device: str) -> Parsed:
         return _functional(NAMED[loss], {}, device, is_plain_callable=False)
     if isinstance(loss, nn.Module):
         return _module(loss, device)
+    if isinstance(loss, type) and issubclass(loss, nn.Module):
+        raise ConfigurationError(
+            "the loss is a class", value=loss.__name__, where="loss", hint=f"give an instance: {loss.__name__}()"
+        )
     if not callable(loss):
         raise ConfigurationError(
             "the loss must be a name, a torch loss module or a callable", value=type(loss).__name__, where="loss"

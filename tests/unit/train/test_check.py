@@ -33,6 +33,7 @@ def test_what_can_work_passes(optimizer: Any) -> None:
     ("settings", "message"),
     [
         ({"loss": "msee"}, "unknown loss"),
+        ({"loss": nn.MSELoss}, r"Hint: give an instance: MSELoss\(\)"),
         ({"optimizer": "adamm"}, "optimizer"),
         ({"optimizer": 3}, "optimizer must be"),
         ({"metrics": ("auk",)}, "metric"),
