@@ -190,7 +190,9 @@ class Checkpoints:
         tensors = read_tensors(self._store, f"{directory}/{_OPTIMIZER_TENSORS}")
         tensors = unpack(tensors, manifest["optimizer_aliases"])
         try:
-            optimizer.load_state_dict(unflatten_state(tensors, tree))
+            state = unflatten_state(tensors, tree)
+            optimizer.load_state_dict(state)
+            _keep_types(optimizer, state["state"])
         except (ValueError, KeyError, TypeError) as error:
             raise CheckpointError(
                 "the optimizer's state does not fit the optimizer", value=str(error), where=directory
@@ -210,6 +212,18 @@ class Checkpoints:
             except Exception as caught:  # raised on every rank below
                 error = caught
         raise_together(self._collective, error, CheckpointError, doing)
+
+
+def _keep_types(optimizer: torch.optim.Optimizer, saved: dict[Any, dict[str, Any]]) -> None:
+    """Give an optimizer's loaded state the types that it was saved in: torch has cast it to those of the parameters,
+    which are not the types of all state (NAdam and ASGD keep some in float32)."""
+    numbers = [number for group in optimizer.state_dict()["param_groups"] for number in group["params"]]
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for number, parameter in zip(numbers, parameters, strict=True):
+        loaded = optimizer.state[parameter] if number in saved else {}
+        for key, value in saved.get(number, {}).items():
+            if isinstance(value, Tensor) and value.dtype != loaded[key].dtype:
+                loaded[key] = value.to(loaded[key].device)
 
 
 def flatten_state(state: Any) -> tuple[dict[str, Tensor], Any]:

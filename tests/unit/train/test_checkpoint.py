@@ -192,6 +192,25 @@ def test_state_of_torchs_optimizers_survives(name: str) -> None:
             assert torch.equal(torch.as_tensor(restored["state"][index][key]), torch.as_tensor(value)), key
 
 
+@pytest.mark.parametrize("name", ["NAdam", "Adafactor", "Adam", "ASGD"])
+def test_state_keeps_its_types_beside_parameters_of_others(name: str, tmp_path: Path) -> None:
+    def made() -> tuple[nn.Module, torch.optim.Optimizer]:
+        module = nn.ParameterList([torch.ones(2, 3, dtype=dtype) for dtype in (torch.bfloat16, torch.float64)])
+        return module, getattr(torch.optim, name)(module.parameters(), lr=0.1)
+
+    (module, optimizer), (other, other_optimizer) = made(), made()
+    sum(parameter.square().sum().double() for parameter in module).backward()  # type: ignore[union-attr]
+    optimizer.step()
+    checkpoints = Checkpoints(Store(str(tmp_path)), "run-1", LocalCollective())
+    checkpoints.save(module, optimizer, progress(1))
+    checkpoints.resume(other, other_optimizer)
+    resumed = other_optimizer.state_dict()["state"]
+    for index, state in optimizer.state_dict()["state"].items():
+        for key, value in state.items():
+            mine, theirs = torch.as_tensor(value), torch.as_tensor(resumed[index][key])
+            assert (theirs.dtype, torch.equal(theirs, mine)) == (mine.dtype, True), (index, key)
+
+
 def test_optimizer_state_of_other_kinds_is_refused() -> None:
     with pytest.raises(CheckpointError, match="'function'"):
         flatten_state({"state": {0: {"hook": lambda: None}}})
