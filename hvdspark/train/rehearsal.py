@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy as is_uninitialised
 
-from hvdspark.data.loader import Batch
+from hvdspark.data.loader import Batch, Ragged
 from hvdspark.data.sample import first_rows
 from hvdspark.errors import ConfigurationError, HvdSparkError
 from hvdspark.specs import TrainSpec
@@ -140,6 +140,7 @@ def _rehearsed(spec: TrainSpec, program: Program, batch: Batch) -> FirstRows:
     take_over(program.module, copy.module)
     with torch.no_grad():
         scored = _call(copy.module.eval(), spec, batch)
+        about_rows = _warnings_about_rows(copy.module, spec, batch, scored)
     # Normalisation by batch refuses a single row while it trains, which only happens here, where there is one row.
     copy.module.train(batch.rows > 1)
     outputs = _call(copy.module, spec, batch)
@@ -158,9 +159,45 @@ def _rehearsed(spec: TrainSpec, program: Program, batch: Batch) -> FirstRows:
             where=type(program.module).__name__,
             hint="do not detach outputs, do not use torch.no_grad inside the module, and return numbers, not classes",
         )
-    warnings = tuple(warnings_about(loss, outputs.tensors, spec.labels))
+    warnings = (*about_rows, *warnings_about(loss, outputs.tensors, spec.labels))
     unsuited = _unsuited_metrics(spec, program, loss, scored, labels) if spec.dataset.validation_rows else {}
     return FirstRows(program, warnings, scored.describe(), unsuited)
+
+
+def _warnings_about_rows(module: nn.Module, spec: TrainSpec, batch: Batch, scored: Outputs) -> list[str]:
+    """A warning where what a row is given depends on the rows beside it, which differ with the number of ranks and with
+    every query.
+
+    Args:
+        module: in evaluation mode.
+        scored: what it returns for the batch.
+    """
+    half = batch.rows // 2
+    if not half:
+        return []
+    fewer = _call(module, spec, _first_of(batch, half))
+    if _alike(fewer, scored, half) or not _alike(_call(module, spec, batch), scored, batch.rows):
+        return []  # the second: it draws at random
+    return [
+        "the prediction of a row depends on the rows beside it: it will be another one for another number of workers, "
+        "and in every query. Hint: what works along the first dimension (a mean, a softmax, attention without "
+        "batch_first=True) mixes rows; let it work along another one"
+    ]
+
+
+def _first_of(batch: Batch, rows: int) -> Batch:
+    columns = {
+        name: Ragged(column.values[: int(column.offsets[rows])], column.offsets[: rows + 1])
+        if isinstance(column, Ragged)
+        else column[:rows]
+        for name, column in batch.columns.items()
+    }
+    return dataclasses.replace(batch, columns=columns, rows=rows)
+
+
+def _alike(some: Outputs, scored: Outputs, rows: int) -> bool:
+    pairs = zip(some.tensors, scored.tensors, strict=True)
+    return all(torch.allclose(one, other[:rows], rtol=1e-3, atol=1e-4, equal_nan=True) for one, other in pairs)
 
 
 def _check_state(module: nn.Module, called: nn.Module) -> None:

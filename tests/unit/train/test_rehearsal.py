@@ -205,6 +205,32 @@ def test_a_last_layer_that_the_loss_applies_itself_is_warned_of(
     assert repr(label) in warning
 
 
+def attention(**options: Any) -> nn.Module:
+    encoder = nn.TransformerEncoderLayer(4, 2, 8, **options)
+    return nn.Sequential(nn.Unflatten(1, (3, 1)), nn.Linear(1, 4), encoder, nn.Flatten(), nn.Linear(12, 1))
+
+
+# What mixes rows, and what only looks like it.
+MIXING: list[Any] = [
+    (Applied(lambda y: y - y.mean(dim=0)), True),
+    (Applied(lambda y: torch.softmax(y, dim=0)), True),
+    (attention(), True),
+    (attention(batch_first=True), False),
+    (Applied(lambda y: y + torch.rand(len(y), 1)), False),
+    (nn.Sequential(nn.BatchNorm1d(3), nn.Dropout(), nn.Linear(3, 1)), False),
+]
+
+
+@pytest.mark.parametrize(("module", "mixes"), MIXING)
+def test_predictions_that_depend_on_the_rows_beside_them_are_warned_of(
+    spec: TrainSpec, module: nn.Module, mixes: bool
+) -> None:
+    warnings = tried(spec, module, "mse")
+    assert [("rows beside it" in warning, "batch_first=True" in warning) for warning in warnings] == [
+        (True, True)
+    ] * mixes
+
+
 class Counting(nn.Module):
     """Draws from all generators, counts its calls in a buffer, an attribute and a list, and renormalises its table."""
 
