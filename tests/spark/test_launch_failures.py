@@ -22,6 +22,8 @@ from pyspark.sql import SparkSession
 
 import hvdspark
 from hvdspark.errors import DataError, DependencyError, HvdSparkError, RankFailedError
+from hvdspark.launch import supervisor
+from hvdspark.launch.barrier import LaunchSpec
 
 pytestmark = pytest.mark.spark
 
@@ -207,7 +209,23 @@ def die_in_generation(fatal: int) -> int:
     return generation
 
 
-def test_restarts_are_bounded_and_counted(spark: SparkSession, nothing_left_behind: None) -> None:
+def test_a_restart_is_counted(spark: SparkSession, nothing_left_behind: None) -> None:
     assert hvdspark.run(die_in_generation, (1,), num_workers=2, spark=spark, max_restarts=2) == [1, 1]
-    with pytest.raises(RankFailedError, match="SIGKILL"):
-        hvdspark.run(die_in_generation, (9,), num_workers=2, spark=spark, max_restarts=1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "generations"), [("signal", 3), ("executor_lost", 3), ("peer_lost", 3), ("exception", 1), ("exit", 1)]
+)
+def test_restarts_are_bounded(
+    spark: SparkSession, monkeypatch: pytest.MonkeyPatch, kind: str, generations: int
+) -> None:
+    begun = []
+
+    def generation(spark: SparkSession, spec: LaunchSpec, *others: Any) -> list[Any]:
+        begun.append(spec.generation)
+        raise RankFailedError(1, "h", "gone", kind=kind)
+
+    monkeypatch.setattr(supervisor, "_run_generation", generation)
+    with pytest.raises(RankFailedError, match="gone"):
+        hvdspark.run(time.time, num_workers=2, spark=spark, max_restarts=2)
+    assert begun == list(range(generations))

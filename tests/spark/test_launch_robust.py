@@ -17,7 +17,7 @@ from pyspark.sql import SparkSession
 import hvdspark
 from hvdspark import launch
 from hvdspark.errors import ConfigurationError, StartTimeoutError
-from hvdspark.estimators import CTRClassifier
+from hvdspark.estimators import CTRClassifier, TorchEstimator
 from hvdspark.launch import supervisor
 from hvdspark.launch.channel import ChannelListener
 from hvdspark.launch.start_watch import StartWatch
@@ -120,8 +120,9 @@ def test_estimators_hand_their_env_on(spark: SparkSession, tmp_path: Path, monke
 
     monkeypatch.setattr(launch, "run", run)
     environment = {"HOROVOD_TIMELINE": "/tmp/timeline.json"}
+    linear(env=environment, storeUri=(tmp_path / "s").as_uri()).save(str(tmp_path / "saved"))
     with pytest.raises(HandedOnError, match="timeline.json"):
-        linear(env=environment, storeUri=(tmp_path / "s").as_uri()).fit(separable(spark))
+        TorchEstimator.load(str(tmp_path / "saved")).fit(separable(spark))
     with pytest.raises(ConfigurationError, match="HOROVOD_SIZE"):
         CTRClassifier(env={"HOROVOD_SIZE": "3"})
     assert CTRClassifier(env=environment).getEnv() == environment

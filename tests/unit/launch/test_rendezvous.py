@@ -107,6 +107,17 @@ def test_ranks_begin_together(server: RendezvousServer) -> None:
     waiting.join(timeout=5)
 
 
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="no IPv6 here")
+@pytest.mark.parametrize("bind", ["::1", ""])
+def test_tasks_meet_over_ipv6(bind: str) -> None:
+    server = RendezvousServer(bind, size=2, secret=SECRET)
+    client = RendezvousClient("::1", server.port, SECRET)
+    client.put("global", "0", b"address")
+    assert client.scope("global", at_least=1) == {"0": b"address"}
+    assert client.record(0, {"status": "ok", "kind": ""}) == 0
+    server.close()
+
+
 def test_horovods_client_is_pointed_at_the_secret() -> None:
     environment = RendezvousClient("10.0.0.1", 4567, SECRET).horovod_environment()
     url = "http://{HOROVOD_GLOO_RENDEZVOUS_ADDR}:{HOROVOD_GLOO_RENDEZVOUS_PORT}/global/0".format(**environment)
