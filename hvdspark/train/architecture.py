@@ -64,6 +64,7 @@ def describe_all(
         for key, tensor in describer.tensors.items():
             if not same_bits(tensor, again.tensors[key]):
                 raise changed(f"the values of a tensor of shape {tuple(tensor.shape)}", ", ".join(objects))
+        rebuilder.forget()
     return descriptions, describer.tensors
 
 
@@ -80,7 +81,9 @@ def rebuild_all(descriptions: Mapping[str, Description], tensors: Mapping[str, T
     """What `describe_all` described. Raises as `rebuild`."""
     rebuilder = Rebuilder(tensors, trust)
     with _in_words("a part of the saved model cannot be rebuilt", _VERSIONS):
-        return {name: rebuilder.rebuild(descriptions[name]) for name in sorted(descriptions)}
+        rebuilt = {name: rebuilder.rebuild(descriptions[name]) for name in sorted(descriptions)}
+    rebuilder.forget()
+    return rebuilt
 
 
 @contextlib.contextmanager

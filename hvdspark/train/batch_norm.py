@@ -119,19 +119,20 @@ class SharedStatistics:
         exact_dtype = torch.promote_types(input.dtype, torch.float32)
         sums = torch.zeros(2 * channels + 1, dtype=torch.float64, device=input.device)
         if here:
-            # In one pass, and in float64 only for a number a channel: E[x^2] - E[x]^2 cancels in float32.
-            exact = input.detach().to(exact_dtype)
-            var, mean = torch.var_mean(exact, dim=_all_but_channels(input), correction=0)
-            mean = mean.double()
-            sums = torch.cat([mean * here, (var.double() + mean.square()) * here, sums.new_tensor([here])])
+            # In one pass, and in float64 only for a number a channel: E[x^2] - E[x]^2 cancels in float32. (var_mean
+            # gives the same in 5 times the time.)
+            moments = torch.stack(torch.batch_norm_update_stats(input.detach().to(exact_dtype), None, None, 0.0))
+            moments = moments.double()
+            moments[1] += moments[0].square()
+            sums = torch.cat([(moments * here).flatten(), sums.new_tensor([here])])
         if not alone:
             sums = self._collective.allreduce_sum(sums, name)
         count = sums[-1].item()
         if count <= 1:
             by_batch = running_mean is None  # torch has the words for it
             return _torch_batch_norm(input, running_mean, running_var, weight, bias, by_batch, momentum, eps)
-        mean = sums[:channels] / count
-        var = (sums[channels : 2 * channels] / count - mean.square()).clamp(min=0.0)
+        mean, square = (sums[:-1] / count).chunk(2)
+        var = (square - mean.square()).clamp(min=0.0)
         with torch.no_grad():
             if running_mean is not None and running_var is not None:
                 running_mean.lerp_(mean.to(running_mean.dtype), momentum)
@@ -158,8 +159,8 @@ class _Normalise(torch.autograd.Function):
         shared: SharedStatistics,
         name: str,
     ) -> Tensor:
-        ctx.save_for_backward(input, weight, mean, (var + eps).rsqrt())
-        ctx.count, ctx.shared, ctx.name, ctx.counts = count, shared, name, shared.counts
+        ctx.save_for_backward(input, weight, mean, var)
+        ctx.eps, ctx.count, ctx.shared, ctx.name, ctx.counts = eps, count, shared, name, shared.counts
         exact = input.to(mean.dtype)
         return torch.batch_norm(
             exact, _as(weight, mean), _as(bias, mean), mean, var, False, 0.0, eps, torch.backends.cudnn.enabled
@@ -168,21 +169,32 @@ class _Normalise(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        input, weight, mean, scale = ctx.saved_tensors
+        input, weight, mean, var = ctx.saved_tensors
         shape = [1, -1] + [1] * (input.dim() - 2)
-        exact = gradients[0].to(mean.dtype)
-        normalised = (input.to(mean.dtype) - mean.view(shape)) * scale.view(shape)
-        dims = _all_but_channels(input)
-        of_bias, of_weight = exact.sum(dims), (exact * normalised).sum(dims)
-        of_input = None
+        exact, gradient = input.to(mean.dtype), gradients[0].to(mean.dtype)
+        # As if mean and variance were constants; what each row does to them is added when all ranks have told.
+        of_input, of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(
+            gradient,
+            exact,
+            _as(weight, mean),
+            mean,
+            var,
+            None,
+            None,
+            False,
+            ctx.eps,
+            [ctx.needs_input_grad[0], True, True],
+        )
         if ctx.needs_input_grad[0]:
             sums = torch.cat([of_bias, of_weight]).double()
             if not ctx.counts:
                 sums.zero_()
             sums = ctx.shared._collective.allreduce_sum(sums, f"{ctx.name}/backward") / ctx.count
-            mean_gradient, mean_product = (half.to(mean.dtype).view(shape) for half in sums.chunk(2))
+            mean_gradient, mean_product = sums.to(mean.dtype).chunk(2)
+            scale = (var + ctx.eps).rsqrt()
             factor = scale if weight is None else scale * weight.to(mean.dtype)
-            of_input = (exact - mean_gradient - normalised * mean_product) * factor.view(shape)
+            of_input -= (mean_gradient * factor).view(shape)
+            of_input.addcmul_(exact - mean.view(shape), (mean_product * factor * scale).view(shape), value=-1)
             of_input = of_input.to(input.dtype)
         return (
             of_input,
@@ -194,10 +206,6 @@ class _Normalise(torch.autograd.Function):
 
 def _as(tensor: Tensor | None, other: Tensor) -> Tensor | None:
     return None if tensor is None else tensor.to(other.dtype)
-
-
-def _all_but_channels(input: Tensor) -> list[int]:
-    return [dim for dim in range(input.dim()) if dim != 1]
 
 
 _torch_batch_norm = F.batch_norm

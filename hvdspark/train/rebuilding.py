@@ -86,6 +86,11 @@ class Rebuilder:
                 return rebuild(description)
         raise PersistenceError("a description of an unknown kind", value=sorted(description), hint="upgrade hvdspark")
 
+    def forget(self) -> None:
+        """Let go of what was rebuilt. A Rebuilder refers to itself: weights would stay until the collector comes."""
+        self.known.clear()
+        self.weights.clear()
+
     def _pairs(self, pairs: list[list[Any]]) -> list[tuple[Any, Any]]:
         return [(self.rebuild(name), self.rebuild(value)) for name, value in pairs]
 

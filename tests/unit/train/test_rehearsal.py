@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import random
 import re
 from pathlib import Path
@@ -278,6 +279,29 @@ def test_lazy_layers_take_the_width_that_is_there_and_the_seed(spec: TrainSpec) 
     assert [layer.training for layer in made.module] == [True, True, False]
     assert made.module[2].state_dict().keys() == module[2].state_dict().keys()
     assert isinstance(module[0], nn.LazyLinear), "the user's module"
+
+
+class Counted(nn.Module):
+    """Notes how many modules of its class, each with weights of its own, there are when one is called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        alive.append(sum(type(value) is Counted for value in gc.get_objects()))
+        return self.layer(x)
+
+
+alive: list[int] = []
+
+
+def test_there_is_one_copy_of_the_weights_at_a_time(spec: TrainSpec) -> None:
+    alive.clear()
+    program = Program(Counted(), "bce_with_logits")
+    assert try_out(spec, program, saving=True).warnings == ()
+    # Called in evaluation, in training, as what is saved should be, and as it would come back.
+    assert alive == [2, 2, 2, 2]
 
 
 class Elsewhere(nn.Module):
