@@ -138,7 +138,7 @@ def _wholes(tensors: Iterable[Tensor]) -> dict[int, Tensor]:
     """The largest tensor of each storage, where that is in one piece."""
     found: dict[int, Tensor] = {}
     for tensor in sorted(tensors, key=Tensor.numel):
-        if tensor.layout == torch.strided and tensor.is_contiguous() and tensor.numel():
+        if tensor.layout == torch.strided and tensor.is_contiguous() and tensor.numel() and not tensor.is_meta:
             found[tensor.untyped_storage().data_ptr()] = tensor
     return found
 
