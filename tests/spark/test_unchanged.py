@@ -5,11 +5,13 @@ from __future__ import annotations
 import gc
 import logging
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from pyspark.sql import functions as F
 
 from hvdspark.errors import StoreError
 from hvdspark.store import Store
@@ -155,7 +157,62 @@ def _subquery(spark: SparkSession, folder: Path) -> tuple[DataFrame, Callable[[]
     return frame(), replaced
 
 
+def _ripe(spark: SparkSession, now: str) -> tuple[DataFrame, Callable[[], DataFrame]]:
+    """10 rows, and 100 when 3 s have passed."""
+    begin = time.time()
+    df = spark.range(100).selectExpr("id AS x", "id AS y").where(f"{begin} + if(id < 10, -60, 3) < {now}")
+
+    def wait() -> DataFrame:
+        time.sleep(max(0.0, begin + 3.1 - time.time()))
+        return df
+
+    return df, wait
+
+
+def _time(spark: SparkSession, folder: Path) -> tuple[DataFrame, Callable[[], DataFrame]]:
+    del folder
+    return _ripe(spark, "unix_micros(now()) / 1e6")
+
+
+def _reflection(spark: SparkSession, folder: Path) -> tuple[DataFrame, Callable[[], DataFrame]]:
+    del folder
+    return _ripe(spark, "bigint(java_method('java.lang.System', 'currentTimeMillis')) / 1e3")
+
+
+def _limit(folder: Path) -> tuple[Callable[[], int], Callable[[DataFrame], Callable[[], DataFrame]]]:
+    """What a function reads that Spark does not know of."""
+    file = folder / "limit"
+    file.write_text("10")
+
+    def changes(df: DataFrame) -> Callable[[], DataFrame]:
+        return lambda: [df, file.write_text("100")][0]  # type: ignore[return-value]
+
+    return lambda: int(file.read_text()), changes
+
+
+def _udf(spark: SparkSession, folder: Path) -> tuple[DataFrame, Callable[[], DataFrame]]:
+    limit, changes = _limit(folder)
+    below = F.udf(lambda x: x < limit(), "boolean").asNondeterministic()
+    df = spark.range(100).selectExpr("id AS x", "id AS y").where(below("x"))
+    return df, changes(df)
+
+
+def _map_in_pandas(spark: SparkSession, folder: Path) -> tuple[DataFrame, Callable[[], DataFrame]]:
+    limit, changes = _limit(folder)
+    rows = spark.range(100).selectExpr("id AS x", "id AS y")
+    df = rows.mapInPandas(lambda parts: (part[part.x < limit()] for part in parts), "x long, y long")
+    return df, changes(df)
+
+
+def _function_of_an_rdd(spark: SparkSession, folder: Path) -> tuple[DataFrame, Callable[[], DataFrame]]:
+    limit, changes = _limit(folder)
+    rows = spark.sparkContext.parallelize([0], 1).flatMap(lambda _: [(x, x) for x in range(limit())])
+    df = spark.createDataFrame(rows, "x long, y long")
+    return df, changes(df)
+
+
 CHANGED = [_table, _plain_table, _files, _cached, _subquery]
+CHANGED += [_time, _reflection, _udf, _map_in_pandas, _function_of_an_rdd]
 
 
 @pytest.mark.parametrize("source", CHANGED, ids=lambda source: source.__name__)
@@ -180,14 +237,28 @@ def _same_files(spark: SparkSession, folder: Path) -> DataFrame:
 
 def _rows_in_the_plan(spark: SparkSession, folder: Path) -> DataFrame:
     del folder
-    return spark.createDataFrame([(1, 1), (2, 0)], "x int, y int")
+    return spark.sql("SELECT x, y FROM VALUES (1, 1), (2, 0) AS t(x, y)")
+
+
+def _rows_of_the_driver_cached(spark: SparkSession, folder: Path) -> DataFrame:
+    del folder
+    return spark.createDataFrame([(1, 1), (2, 0)], "x int, y int").cache()
+
+
+def _functions_that_repeat(spark: SparkSession, folder: Path) -> DataFrame:
+    twice = F.udf(lambda x: 2 * x, "long")
+    df = _same_files(spark, folder).select("x", F.monotonically_increasing_id().alias("n"), twice("y").alias("y"))
+    return df.where(F.rand(1) < 0.9).groupBy("x").agg(F.first("y").alias("y"), F.count_if(F.col("n") > 0).alias("n"))
 
 
 def _same_files_cached(spark: SparkSession, folder: Path) -> DataFrame:
     return _same_files(spark, folder).cache()
 
 
-@pytest.mark.parametrize("source", [_same_files, _rows_in_the_plan, _same_files_cached], ids=lambda f: f.__name__)
+SAME = [_same_files, _rows_in_the_plan, _same_files_cached, _rows_of_the_driver_cached, _functions_that_repeat]
+
+
+@pytest.mark.parametrize("source", SAME, ids=lambda source: source.__name__)
 def test_rows_that_provably_did_not_change_are_written_once(
     spark: SparkSession, store: Store, tmp_path: Path, source: Callable[..., Any]
 ) -> None:
