@@ -17,6 +17,7 @@ from torch import Tensor
 
 from hvdspark.collectives import Collective
 from hvdspark.embedding.dedup import Route, Unique, all_distinct, route, sum_equal, unique
+from hvdspark.embedding.graphs import memory_that_lasts
 from hvdspark.embedding.keys import KeySpace
 from hvdspark.embedding.table import TableShard
 
@@ -317,7 +318,8 @@ class _Buffer:
         """The whole buffer; its first rows are `values` (or values[index]), the rest is left over."""
         count = len(values) if index is None else len(index)
         if count > len(self._memory):
-            self._memory = self._memory.new_empty(int(count * _GROWTH), *self._memory.shape[1:])
+            with memory_that_lasts():
+                self._memory = self._memory.new_empty(int(count * _GROWTH), *self._memory.shape[1:])
         if index is None:
             self._memory[:count] = values
         elif values.dtype == self._memory.dtype:

@@ -19,7 +19,7 @@ from hvdspark.embedding.expand import Source, stack, take
 from hvdspark.embedding.files import read_shards, write_shards
 from hvdspark.embedding.frozen import FrozenGroup
 from hvdspark.embedding.frozen_exchange import FrozenExchange
-from hvdspark.embedding.graphs import outside_graphs
+from hvdspark.embedding.graphs import memory_that_lasts, outside_graphs, refuse_tracing
 from hvdspark.embedding.host_copies import locate_files
 from hvdspark.embedding.keys import KeySpace
 from hvdspark.embedding.layout import Layout
@@ -283,13 +283,17 @@ class ShardedEmbeddingCollection(UpdatedRows):
                 hint="score with them; read_rows() of a checkpoint gives rows that can be trained and written",
             )
         if self._exchanges is None:
-            ranks, self._exchanges = self._ranks(), []
-            for number, (group, homes) in enumerate(zip(self.groups, self._layout.homes, strict=True)):
-                shard = TableShard(group, rank=ranks.rank, world_size=ranks.size, seed=self.seed, home_buckets=homes)
-                shard.count_occurrences(self._counting)
-                name, wire = f"{self.name}/{number}", DTYPES[self.wire_dtype]
-                self._exchanges.append(GroupExchange(name, shard, group[0].dim, ranks, wire))
+            with memory_that_lasts():
+                self._exchanges = list(self._exchanges_of(self._ranks()))
         return self._exchanges
+
+    def _exchanges_of(self, ranks: Collective) -> Iterator[GroupExchange]:
+        """An exchange for each group, with a shard that has no rows yet."""
+        for number, (group, homes) in enumerate(zip(self.groups, self._layout.homes, strict=True)):
+            shard = TableShard(group, rank=ranks.rank, world_size=ranks.size, seed=self.seed, home_buckets=homes)
+            shard.count_occurrences(self._counting)
+            name, wire = f"{self.name}/{number}", DTYPES[self.wire_dtype]
+            yield GroupExchange(name, shard, group[0].dim, ranks, wire)
 
     def _lookups_by(self) -> Sequence[GroupExchange | FrozenExchange]:
         """What looks rows up, for each group."""
@@ -297,6 +301,7 @@ class ShardedEmbeddingCollection(UpdatedRows):
 
     def _sources(self, by_feature: Mapping[str, Any]) -> list[Source]:
         """Collective. What the features read in this forward pass."""
+        refuse_tracing("ShardedEmbeddingCollection")
         cells, train = self._cells(by_feature), self._is_training()
         lookups = self._look_up(by_feature, cells, train)
         if train and lookups:

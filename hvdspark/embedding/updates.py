@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,9 @@ from hvdspark.embedding.exchange import GroupExchange, Lookup, Reduced
 from hvdspark.embedding.graphs import outside_graphs
 from hvdspark.embedding.lineage import RowsApart
 from hvdspark.errors import ConfigurationError, TrainingDivergedError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 _GradScaler: Any = torch.amp.GradScaler if hasattr(torch.amp, "GradScaler") else torch.cuda.amp.GradScaler
 
@@ -90,6 +93,17 @@ class UpdatedRows(RowsApart):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_pending": Pending()}
+
+    def requires_grad_(self, requires_grad: bool = True) -> Self:
+        """Of replicated tables. ConfigurationError for False where there are sharded rows that can be trained."""
+        if not requires_grad and self._has_rows_apart() and not self._are_rows_mapped():
+            raise ConfigurationError(
+                "sharded rows are no Parameters, and requires_grad does not freeze them",
+                where=type(self).__name__,
+                hint="eval() of the collection does, until train() is called again; and its replicated tables are "
+                "Parameters: collection.replicated.requires_grad_(False)",
+            )
+        return super().requires_grad_(requires_grad)
 
     @property
     def steps(self) -> int:
