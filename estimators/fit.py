@@ -108,13 +108,13 @@ def fit(
         owner=dataset if owner is None else owner,
     )
     with contextlib.ExitStack() as stack:
+        shown = stack.enter_context(progress(_monitor(estimator, validation is not None), doing="rows are written"))
 
         def write() -> tuple[DatasetSpec, list[str]]:
             data = stack.enter_context(written)
             return data, list(prepare(data, store)) if prepare is not None else []
 
         data, warnings = launch.interruptible(spark, write, launch.new_tag())
-        shown = stack.enter_context(progress(_monitor(estimator, data)))
         spec = _train_spec(estimator, program, run_id, store, data, features, labels, weight)
         tried = try_out(spec, program, saving=not value("allowPickle"))
         program = tried.program
@@ -124,6 +124,7 @@ def fit(
         spec = _without(spec, tried.unsuited, asked_for=estimator.isDefined("metrics"))
         if check_outputs is not None and tried.outputs:
             check_outputs(tried.outputs)
+        shown.phase("ranks start")
         try:
             with cache.leased(store, f"runs/{run_id}"):
                 results = launch.run(
@@ -249,17 +250,17 @@ def _train_spec(
         gradient_clip_norm=set_value(estimator, "gradientClipNorm"),
         compression=value("gradientCompression"),
         metrics=tuple(metrics),
-        monitor=_monitor(estimator, data),
+        monitor=_monitor(estimator, bool(data.validation)),
         patience=value("earlyStoppingPatience"),
         schedule=None if pace.schedule == "constant" else pace.schedule,
         schedule_args=value("learningRateScheduleArgs"),
     )
 
 
-def _monitor(estimator: _TrainingParams, data: DatasetSpec) -> str:
+def _monitor(estimator: _TrainingParams, has_validation: bool) -> str:
     if estimator.isDefined("monitor"):
         return str(estimator.getOrDefault("monitor"))
-    return "val_loss" if data.validation else "train_loss"
+    return "val_loss" if has_validation else "train_loss"
 
 
 def _validation(estimator: _TrainingParams) -> str | float | None:

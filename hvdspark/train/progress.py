@@ -1,6 +1,7 @@
 """What a fit shows on the driver while ranks train, fed by the events they report.
 
-On a terminal or in a notebook a bar; elsewhere, in the log of a job say, a line every 30 seconds.
+On a terminal or in a notebook a bar; elsewhere, in the log of a job say, a line every 30 seconds, whether or not there
+is something new: while rows are written, ranks start, or a long step or validation runs, nothing else would be heard.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import importlib.util
 import logging
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
@@ -25,6 +27,9 @@ class Progress(Protocol):
 
     def __exit__(self, *exception: object) -> None: ...
 
+    def phase(self, doing: str) -> None:
+        """Say what the fit does until ranks report."""
+
     def on_event(self, event: dict[str, Any]) -> None:
         """Take in what a rank reports."""
 
@@ -32,15 +37,16 @@ class Progress(Protocol):
         """Training ended after that many epochs: fewer than were asked for where it stopped early."""
 
 
-def progress(monitor: str, environ: Mapping[str, str] = os.environ) -> Progress:
+def progress(monitor: str, environ: Mapping[str, str] = os.environ, *, doing: str = "") -> Progress:
     """A bar where somebody looks, else lines; HVDSPARK_PROGRESS=1 is always a bar, =0 nothing.
 
     Args:
         monitor: key of the metric to show beside the loss.
+        doing: the first `phase`.
     """
     if wanted(environ) or environ.get("HVDSPARK_PROGRESS") == "0":
         return ProgressBar(wanted(environ), monitor)
-    return ProgressLines(monitor)
+    return ProgressLines(monitor, doing=doing)
 
 
 def wanted(environ: Mapping[str, str] = os.environ) -> bool:
@@ -66,6 +72,9 @@ class ProgressBar:
     def __exit__(self, *exception: object) -> None:
         if self._bar is not None:
             self._bar.close()
+
+    def phase(self, doing: str) -> None:
+        """Nothing: a bar begins with the first batch, and Spark draws its own for the jobs before."""
 
     def on_event(self, event: dict[str, Any]) -> None:
         if not self._enabled or event.get("event") not in ("progress", "epoch"):
@@ -102,41 +111,59 @@ class ProgressBar:
 
 
 class ProgressLines:
-    """A line every 30 seconds: epoch, batch, loss, rows/s and the validation metric.
+    """A line every 30 seconds: what the fit does; with ranks epoch, batch, loss, rows/s and the validation metric.
 
     Lines go to the log of hvdspark where that takes INFO, else to stderr: nobody has to set up logging to see that
     training goes on.
 
     Args:
         clock: seconds.
+        doing: the first `phase`.
     """
 
-    def __init__(self, monitor: str, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, monitor: str, clock: Callable[[], float] = time.monotonic, *, doing: str = "") -> None:
         self._monitor, self._clock = monitor, clock
         self._started = self._said = clock()
-        self._metric = ""
+        self._doing, self._metric = doing, ""
+        self._lock, self._over = threading.Lock(), threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="hvdspark-progress", daemon=True)
 
     def __enter__(self) -> ProgressLines:
+        self._thread.start()
         return self
 
     def __exit__(self, *exception: object) -> None:
-        return None
+        self._over.set()
+        self._thread.join()
+
+    def phase(self, doing: str) -> None:
+        self._doing = doing
 
     def on_event(self, event: dict[str, Any]) -> None:
         if event.get("event") == "epoch" and event.get(self._monitor) is not None:
             self._metric = f", {self._monitor} {event[self._monitor]:.4f} after epoch {event['epoch'] + 1}"
-        if event.get("event") != "progress" or self._clock() - self._said < _INTERVAL_S:
-            return
-        self._said = self._clock()
-        _say(
-            f"hvdspark fit: epoch {event['epoch'] + 1} of {event['epochs']}, batch {event['step']:,} of "
-            f"{event['steps']:,}, loss {event['loss']:.4f}, {event['rows_per_s']:,.0f} rows/s{self._metric}, "
-            f"{self._said - self._started:.0f} s"
-        )
+        if event.get("event") == "progress":
+            self._doing = (
+                f"epoch {event['epoch'] + 1} of {event['epochs']}, batch {event['step']:,} of {event['steps']:,}, "
+                f"loss {event['loss']:.4f}, {event['rows_per_s']:,.0f} rows/s"
+            )
+            self._say_if_due()
 
     def finished(self, epochs: int) -> None:
         if self._said > self._started:
             _say(f"hvdspark fit: {epochs} epochs in {self._clock() - self._started:.0f} s{self._metric}")
+
+    def _watch(self) -> None:
+        while not self._over.wait(max(0.0, self._said + _INTERVAL_S - self._clock())):
+            self._say_if_due()
+
+    def _say_if_due(self) -> None:
+        with self._lock:
+            now = self._clock()
+            if now - self._said < _INTERVAL_S:
+                return
+            self._said = now
+        _say(f"hvdspark fit: {self._doing}{self._metric}, {now - self._started:.0f} s")
 
 
 def _say(text: str) -> None:

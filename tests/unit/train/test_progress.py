@@ -7,9 +7,11 @@ import logging
 import re
 import subprocess
 import sys
+import threading
 
 import pytest
 
+from hvdspark.train import progress as progress_module
 from hvdspark.train.progress import ProgressBar, ProgressLines, progress, wanted
 
 
@@ -81,6 +83,31 @@ def test_the_bar_of_a_fit_that_failed_is_not(capsys: pytest.CaptureFixture[str])
     with ProgressBar(enabled=True, monitor="val_auc") as bar:
         bar.on_event(events()[1])
     assert "100%" not in capsys.readouterr().err
+
+
+def test_lines_come_where_no_rank_reports(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While rows are written, ranks start, or a validation runs for minutes."""
+    said: list[str] = []
+    came = threading.Event()
+
+    def say(text: str) -> None:
+        said.append(re.sub(r"\d+ s$", "_ s", text))
+        came.set()
+
+    monkeypatch.setattr(progress_module, "_say", say)
+    monkeypatch.setattr(progress_module, "_INTERVAL_S", 0.01)
+    expected = ["rows are written", "ranks start", "epoch 1 of 2, batch 3 of 4, loss 0.5000, 12,345 rows/s"]
+    with ProgressLines("val_auc", doing=expected[0]) as lines:
+        for doing in expected:
+            if doing == "ranks start":
+                lines.phase(doing)
+            if doing.startswith("epoch"):
+                lines.on_event(events()[1])
+            came.clear()
+            while f"hvdspark fit: {doing}, _ s" not in said:
+                assert came.wait(30)
+                came.clear()
+    assert not [thread for thread in threading.enumerate() if thread.name == "hvdspark-progress"]
 
 
 def test_elsewhere_there_is_a_line_every_30_seconds(
