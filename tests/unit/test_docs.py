@@ -46,6 +46,19 @@ def test_errors_that_need_more_than_a_hint_are_explained_in_their_words(message:
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_tests_that_are_named_exist(document: Path) -> None:
+    """`file.py::test`, and `::test` of the file that was named last."""
+    source, missing = "", []
+    for file, name in re.findall(r"`((?:[\w/]+/)?test_\w+\.py)?(?:::(\w+))?`", document.read_text()):
+        if file:
+            found = [path for path in (ROOT / "tests").rglob("test_*.py") if path.as_posix().endswith(f"/{file}")]
+            source = found[0].read_text() if len(found) == 1 else ""
+        if (file and not source) or (name and f"def {name}(" not in source):
+            missing.append(f"{file}::{name}")
+    assert not missing
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_make_targets_exist(document: Path) -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     commands = re.findall(r"(?:^|`)make ((?:[a-z-]+ ?)+)", document.read_text(), re.MULTILINE)
