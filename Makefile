@@ -28,7 +28,7 @@ demo: setup ## Train and score on Spark with 2 ranks; DATA=path takes a real Cri
 	$(PYTHON) examples/clicks.py $(if $(DATA),--data "$(DATA)")
 
 test: setup ## Unit and Spark tests, at most 15 minutes on 2 cores; ARGS="-k loader" selects
-	$(PYTHON) -m pytest $(ARGS)
+	$(PYTHON) -m tests.side_by_side $(ARGS)
 
 test-slow: setup ## Tests that take minutes
 	$(PYTHON) -m pytest -m 'slow and not chaos' $(ARGS) || [ $$? -eq 5 ] # 5: there is none

@@ -104,6 +104,11 @@ def spark_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("spark-home")
     for entry in Path(specification.origin).parent.iterdir():
         (home / entry.name).symlink_to(entry)
+    # The second compiler of a JVM pays off after minutes of the same work, which no test does. Without it, sessions,
+    # executors and the drivers of other processes start with half of the CPU.
+    options = "".join(f"spark.{role}.extraJavaOptions -XX:TieredStopAtLevel=1\n" for role in ("driver", "executor"))
+    (home / "conf").mkdir()
+    (home / "conf" / "spark-defaults.conf").write_text(options)
     os.environ["SPARK_HOME"] = str(home)
     # Functions of test modules are pickled by reference, so the Python workers must be able to import `tests`.
     os.environ["PYTHONPATH"] = str(ROOT)
@@ -118,8 +123,6 @@ def _start(master: str, scratch: Path, extra: dict[str, str]) -> SparkSession:
         "spark.driver.host": "127.0.0.1",
         "spark.driver.bindAddress": "127.0.0.1",
         "spark.driver.memory": "2g",
-        # The second compiler pays off after minutes of the same work, which no test does: 8 % of the CPU of a run.
-        "spark.driver.extraJavaOptions": "-XX:TieredStopAtLevel=1",
         "spark.ui.enabled": "false",
         "spark.ui.showConsoleProgress": "false",
         "spark.sql.shuffle.partitions": "2",

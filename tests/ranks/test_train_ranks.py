@@ -19,15 +19,15 @@ from tests.unit.train.datasets import click_columns, train_spec, write_dataset
 from tests.unit.train.toys import largest_difference
 
 SIZES = (2, 3)
-ROWS = 201  # 12 global batches of 16 rows and one of 9
+ROWS = 101  # 6 global batches of 16 rows and one of 5
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> TrainSpec:
     """Data for every case: uneven row groups, an empty one, a last batch that does not divide."""
     store = Store(str(tmp_path_factory.mktemp("store")))
-    train_rows, validation_rows = click_columns(ROWS, weighted=True), click_columns(90, 1, weighted=True)
-    dataset = write_dataset(store, train_rows, validation_rows, group_rows=(100, 0, 1, 100))
+    train_rows, validation_rows = click_columns(ROWS, weighted=True), click_columns(45, 1, weighted=True)
+    dataset = write_dataset(store, train_rows, validation_rows, group_rows=(50, 0, 1, 50))
     return train_spec(store, dataset, weight=None)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ from hvdspark.errors import CheckpointError, ConfigurationError, DataError, Pers
 from hvdspark.estimators import CTRClassificationModel, CTRClassifier
 from hvdspark.estimators.columns import scoring_input
 from hvdspark.estimators.continuous import check_numbers, number
+from hvdspark.estimators.ctr import _columns as columns_of
 from hvdspark.specs import ColumnSpec
 from tests.spark.toys import files_in
 
@@ -179,11 +181,16 @@ def test_in_a_pipeline_saved_and_loaded(spark: SparkSession, store_uri: str, tmp
     assert pickles == []
 
 
+@pytest.fixture(scope="module")
+def saved(fitted: CTRClassificationModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("saved") / "model"
+    fitted.write().save(str(path))
+    return path
+
+
 @pytest.mark.parametrize("damage", ["missing", "flipped", "newer"])
-def test_a_damaged_or_newer_save_is_refused_on_the_driver(
-    fitted: CTRClassificationModel, tmp_path: Path, damage: str
-) -> None:
-    fitted.write().save(str(tmp_path / "model"))
+def test_a_damaged_or_newer_save_is_refused_on_the_driver(saved: Path, tmp_path: Path, damage: str) -> None:
+    shutil.copytree(saved, tmp_path / "model")
     tables = sorted((tmp_path / "model" / "data" / "tables").rglob("*.safetensors"))
     if damage == "missing":
         tables[0].unlink()
@@ -300,15 +307,14 @@ def test_labels_that_are_no_probabilities(spark: SparkSession, store_uri: str) -
         classifier(storeUri=store_uri).fit(data)
 
 
-@pytest.mark.parametrize(
-    "columns", [{"continuousCols": None}, {"categoricalCols": None}, {"continuousCols": []}, {"categoricalCols": []}]
-)
+@pytest.mark.parametrize(("left_out", "value"), [("continuousCols", []), ("categoricalCols", None)])
 def test_numbers_alone_or_categories_alone(
-    spark: SparkSession, store_uri: str, columns: dict[str, Any], nothing_left_behind: Callable[[], None]
+    spark: SparkSession, store_uri: str, left_out: str, value: Any, nothing_left_behind: Callable[[], None]
 ) -> None:
     data = clicks(spark, 300)
-    model = classifier(storeUri=store_uri, architecture="dcn_v2", epochs=1, **columns).fit(data)
-    assert len(probabilities(model.transform(data))) == 300
+    estimator = classifier(storeUri=store_uri, architecture="dcn_v2", epochs=1, **{left_out: value})
+    assert columns_of(estimator) == columns_of(classifier(**{left_out: [] if value is None else None}))
+    assert len(probabilities(estimator.fit(data).transform(data))) == 300
 
 
 def test_no_columns_at_all_are_refused(spark: SparkSession) -> None:

@@ -1,0 +1,60 @@
+"""Runs the tests in two processes: unit tests on the core that ranks and sessions, which often wait, leave idle.
+
+    python -m tests.side_by_side [arguments of pytest]
+
+A process of tests leaks nothing into the other one: `footprint` looks at a process's own descendants and run marker.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+# Neither needs a JVM. Everything else, whatever folder it is in, is of the other half.
+UNIT = ("tests/unit", "tests/test_architecture.py")
+NO_TESTS = 5  # pytest's exit status
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Exit status of pytest, for both halves together."""
+    pytest = [sys.executable, "-m", "pytest"]
+    if any(Path(argument.partition("::")[0]).exists() for argument in arguments):
+        return subprocess.call([*pytest, *arguments])  # it has been said which files
+    with tempfile.TemporaryFile() as output:
+        # Tensors of unit tests are too small for threads. What failed last is remembered by each half on its own.
+        unit = subprocess.Popen(
+            [*pytest, "-o", "cache_dir=.pytest_cache/unit", *arguments, *UNIT],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={"OMP_NUM_THREADS": "1", **os.environ},
+        )
+        try:
+            others = subprocess.call([*pytest, *(f"--ignore={path}" for path in UNIT), *arguments])
+            unit.wait()
+        finally:
+            if unit.poll() is None:  # interrupted: it was, too, and leaves nothing behind
+                unit.wait()
+            output.seek(0)
+            print("\n== unit tests, which ran beside those above", flush=True)
+            sys.stdout.buffer.write(output.read())
+            sys.stdout.flush()
+    if others not in (0, NO_TESTS):
+        print(f"\n== the other tests failed (exit status {others}): see above the unit tests", flush=True)
+    return status(unit.returncode, others)
+
+
+def status(*halves: int) -> int:
+    """0 when none failed and at least one found tests; otherwise a status that says why not."""
+    failed = [code for code in halves if code not in (0, NO_TESTS)]
+    if failed:
+        return failed[0] if failed[0] > 0 else 1  # a signal has a negative one
+    return 0 if 0 in halves else NO_TESTS
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
