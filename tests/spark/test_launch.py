@@ -8,6 +8,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -72,23 +74,21 @@ def test_ranks_know_their_place(spark: SparkSession, nothing_left_behind: None, 
     assert sorted(event["rank"] for event in reported) == list(range(size))
 
 
-def test_a_big_result_arrives_whole(spark: SparkSession) -> None:
-    (result,) = hvdspark.run(lambda: bytes(range(256)) * 20_000, num_workers=1, spark=spark)
-    assert result == bytes(range(256)) * 20_000
+def big_result() -> bytes:
+    return bytes(range(256)) * 20_000
 
 
-def test_two_gangs_from_two_threads(spark: SparkSession, nothing_left_behind: None) -> None:
-    results: dict[str, Any] = {}
-
-    def launch(name: str) -> None:
-        results[name] = hvdspark.run(describe_rank, (name,), num_workers=1)
-
-    threads = [threading.Thread(target=launch, args=(name,)) for name in ("a", "b")]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(timeout=60)
-    assert {name: result[0]["text"] for name, result in results.items()} == {"a": "a", "b": "b"}
+def test_gangs_from_several_threads(spark: SparkSession, nothing_left_behind: None) -> None:
+    launches: dict[str, tuple[Callable[..., Any], tuple[str, ...]]] = {
+        "a": (describe_rank, ("a",)),
+        "b": (describe_rank, ("b",)),
+        "big": (big_result, ()),
+    }
+    with ThreadPoolExecutor(3) as pool:
+        begun = {name: pool.submit(hvdspark.run, *launch, num_workers=1) for name, launch in launches.items()}
+    results = {name: future.result() for name, future in begun.items()}
+    assert [results[name][0]["text"] for name in ("a", "b")] == ["a", "b"]
+    assert results["big"] == [bytes(range(256)) * 20_000]
 
 
 def environment_of_rank() -> dict[str, str]:
@@ -132,8 +132,8 @@ def test_slots_that_are_taken_end_in_a_start_timeout(
         deadline = time.monotonic() + 30
         while len(spark.sparkContext.statusTracker().getActiveStageIds()) == 0 and time.monotonic() < deadline:
             time.sleep(0.05)
-        with pytest.raises(StartTimeoutError, match="0 of 3 ranks started within 3 s.*Hint: other jobs"):
-            hvdspark.run(describe_rank, ("hi",), num_workers=3, spark=spark, start_timeout_s=3)
+        with pytest.raises(StartTimeoutError, match="0 of 3 ranks started within 1 s.*Hint: other jobs"):
+            hvdspark.run(describe_rank, ("hi",), num_workers=3, spark=spark, start_timeout_s=1)
     finally:
         marker.touch()
         job.join(timeout=30)
