@@ -113,7 +113,7 @@ def test_too_few_slots_is_known_before_anything_starts(spark: SparkSession, noth
     started = time.monotonic()
     with pytest.raises(NotEnoughSlotsError, match="99 ranks need 99.*has 3.*Hint: lower numWorkers to 3"):
         hvdspark.run(describe_rank, ("hi",), num_workers=99, spark=spark)
-    assert time.monotonic() - started < 1
+    assert time.monotonic() - started < 10  # Spark itself asks for slots every 15 s
 
 
 def test_slots_that_are_taken_end_in_a_start_timeout(
