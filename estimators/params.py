@@ -196,8 +196,9 @@ class _TrainingParams(HasLabelCol, HasWeightCol, HasValidationIndicatorCol, HasS
     )
     validationGroupCol = param(
         "validationGroupCol",
-        "column of any type whose equal values are held out together, such as all rows of a user; null is a value. "
-        "validationFraction is then the fraction of its values; where it is not set, every row is drawn by itself",
+        "column of any type but map and variant whose equal values are held out together, such as all rows of a user; "
+        "null is a value. validationFraction is then the fraction of its values; where it is not set, every row is "
+        "drawn by itself",
         TypeConverters.toString,
     )
     numWorkers = param(

@@ -109,7 +109,8 @@ def check_columns(
             feature, a label and the weight at the same time.
         validation: name of the boolean column that marks validation rows; not part of the result.
         fixed: array columns that must have the same length in every row.
-        group: column of any type whose equal values are held out together; not part of the result.
+        group: column of any type that has equal values (no map, no variant); they are held out together. Not part of
+            the result.
         wide: columns of numbers that are float64 instead of float32.
 
     Raises:
@@ -151,8 +152,13 @@ def check_columns(
             where=f"column {validation!r}",
             hint="true marks validation rows; compare or cast the column first",
         )
-    if group is not None:
-        _type_of(group, types, "validationGroupCol")
+    if group is not None and re.search(r"\bmap<|\bvariant\b", found := _type_of(group, types, "validationGroupCol")):
+        raise SchemaError(
+            "equal values of this type cannot be told, so rows cannot be held out together by them",
+            value=found,
+            where=f"column {group!r} (validationGroupCol)",
+            hint="make a column of the key alone, such as a number or a string",
+        )
     if wrong := sorted(set(fixed) - {column.name for column in columns.values() if column.is_array}):
         raise ConfigurationError("only array columns that are used have a fixed length", value=wrong)
     return tuple(columns.values())

@@ -9,6 +9,7 @@ themselves that they are not deterministic. What is cached was computed already,
 
 from __future__ import annotations
 
+import hashlib
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -47,7 +48,7 @@ class _UnprovenError(Exception):
 
 
 def evidence(df: DataFrame) -> str | Unproven:
-    """What must be equal, besides the plan, for the rows to be the same: listings of all files that it reads.
+    """What must be equal, besides the plan, for the rows to be the same: a digest of listings of all files it reads.
 
     Args:
         df: of any session. On Spark Connect nothing can be proven.
@@ -59,7 +60,7 @@ def evidence(df: DataFrame) -> str | Unproven:
         if not plan.subqueriesAll().isEmpty():
             return Unproven("the plan has subqueries")
         _check_repeatable(df, execution.withCachedData())
-        return "\n".join(_of_leaves(df, plan))
+        return hashlib.sha256("\n".join(_of_leaves(df, plan)).encode()).hexdigest()  # it is kept, and may be many MB
     except _UnprovenError as error:
         return Unproven(str(error))
     except Exception as error:  # a leaf without these methods, another Spark, Connect

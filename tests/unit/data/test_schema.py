@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -151,6 +152,23 @@ def test_a_label_or_weight_of_text_is_no_id(labels: list[str], weight: str | Non
     with pytest.raises(SchemaError, match=hint) as wrong:
         check_columns([("x", "string"), ("y", "int")], ["y"], labels, weight=weight)
     assert "xxhash64" not in str(wrong.value)
+
+
+@pytest.mark.parametrize(
+    ("spark_type", "refused"),
+    [
+        ("string collate UNICODE_CI", False),
+        ("double", False),
+        ("struct<map:int,b:array<date>>", False),
+        ("map<int,int>", True),
+        ("array<struct<a:map<string,int>>>", True),
+        ("variant", True),
+    ],
+)
+def test_groups_are_of_types_that_spark_can_compare(spark_type: str, refused: bool) -> None:
+    schema = [("x", "int"), ("y", "int"), ("g", spark_type)]
+    with pytest.raises(SchemaError, match="'g' .validationGroupCol.*Hint: make") if refused else nullcontext():
+        check_columns(schema, ["x"], ["y"], group="g")
 
 
 def test_other_refusals() -> None:
