@@ -12,10 +12,10 @@ from pyspark.ml.linalg import VectorUDT
 from pyspark.ml.util import MLReadable, MLReader, MLWritable, MLWriter
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
-from pyspark.sql.types import DoubleType, StructField, StructType
+from pyspark.sql.types import ArrayType, DoubleType, StructField, StructType
 
 from hvdspark.data.moments import training_moments
-from hvdspark.errors import ConfigurationError
+from hvdspark.errors import ConfigurationError, SchemaError
 from hvdspark.estimators.categories import category_key, check_categories, is_array
 from hvdspark.estimators.classes import second_class
 from hvdspark.estimators.columns import check_new_columns, scoring_input
@@ -132,6 +132,7 @@ class CTRClassifier(
         check_numbers(dataset.schema, numbers)
         check_categories(dataset.schema, categories)
         _check_roles(self, [*numbers, *categories])
+        _check_label(dataset.schema, value("labelCol"))
         # Integers among the numbers become doubles here, where null can be kept as NaN.
         columns = {name: number(name) for name in numbers}
         columns |= {name: category_key(dataset, name, ID_BITS, value("handleInvalid")) for name in categories}
@@ -243,6 +244,16 @@ def _check_roles(params: CTRClassifier, features: list[str]) -> None:
                 value=params.getOrDefault(param),
                 where=f"{param} and the feature columns",
                 hint="leave it out of continuousCols and categoricalCols",
+            )
+
+
+def _check_label(schema: StructType, name: str) -> None:
+    """SchemaError where a row has several labels; all else that is wrong with a label any estimator refuses."""
+    for field in schema.fields:
+        if field.name == name and isinstance(field.dataType, ArrayType | VectorUDT):
+            kind = field.dataType.simpleString()
+            raise SchemaError(
+                "a label must be one number", value=kind, where=f"column {name!r}", hint="0, 1, or a share between them"
             )
 
 

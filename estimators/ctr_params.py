@@ -88,8 +88,8 @@ class _CTRTrainingParams(_TrainingParams):
     )
     embeddingLearningRate = param(
         "embeddingLearningRate",
-        "learning rate of the embeddings; never rescaled by numWorkers (above 0). Where it is not set, it suits the "
-        "optimizer and the share of positive rows, and is higher for first-order weights",
+        "learning rate of the embeddings; never rescaled by numWorkers (above 0). None: it follows from the optimizer, "
+        "the batch and the share of positive training rows, and is higher for first-order weights",
         in_range("embeddingLearningRate", TypeConverters.toFloat, 0, open_low=True),
     )
     embeddingMinCount = param(
@@ -106,13 +106,14 @@ class _CTRTrainingParams(_TrainingParams):
 
     batchSize = param(
         "batchSize",
-        "rows of the global batch, over all ranks (at least 1). Where it is not set, it grows with the root of the "
-        "training rows, from 32 to 8192",
+        "rows of the global batch, over all ranks (at least 1). None: it follows from the number of training rows, 2.5 "
+        "times its root, from 32 to 8192",
         in_range("batchSize", TypeConverters.toInt, 1),
     )
     epochs = param(
         "epochs",
-        "most passes over the training rows (at least 1). Where it is not set, as many as make 300 steps, up to 20",
+        "most passes over the training rows (at least 1). None: it follows from the number of training rows, as many "
+        "as make 300 steps, up to 20",
         in_range("epochs", TypeConverters.toInt, 1),
     )
     learningRate = param(
@@ -123,8 +124,8 @@ class _CTRTrainingParams(_TrainingParams):
     )
     learningRateSchedule = param(
         "learningRateSchedule",
-        "how the learning rates change from step to step: constant, cosine, linear or step. Where it is not set, they "
-        "fall to 0 along a cosine",
+        "how the learning rates change from step to step: constant, cosine, linear or step. None: they fall to 0 along "
+        "a cosine",
         one_of("learningRateSchedule", "constant", *SCHEDULES),
     )
 
@@ -139,6 +140,11 @@ class _CTRTrainingParams(_TrainingParams):
             embeddingOptimizer="rowwise_adagrad",
             embeddingMinCount=1,
             embeddingDtype="float32",
+            # These follow from the training rows.
+            batchSize=None,
+            epochs=None,
+            learningRateSchedule=None,
+            embeddingLearningRate=None,
         )
 
     def _pace(self, rows: int) -> Pace:

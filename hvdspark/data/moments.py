@@ -5,18 +5,18 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hvdspark.specs import DatasetSpec, RowGroup
+from hvdspark.data.footers import read_footer
+from hvdspark.specs import ColumnSpec, DatasetSpec, RowGroup
 from hvdspark.store import Store
 
 if TYPE_CHECKING:
     from pyspark import SparkContext
 
-_ROWS_AT_A_TIME = 1 << 16
 # Read on the driver, in less time than a job takes to start.
 _FEW_ROWS = 200_000
 
@@ -56,7 +56,7 @@ class Moments:
 def training_moments(
     context: SparkContext, store: Store, data: DatasetSpec, numbers: Sequence[str], label: str, weight: str | None
 ) -> Moments:
-    """Moments over the training rows of a dataset: of each number, and then of each sign(x) log(1 + |x|).
+    """Moments over the training rows of a dataset, of the `inputs` that stand for the numbers.
 
     One job over these columns, or none where the rows are few.
 
@@ -65,7 +65,9 @@ def training_moments(
         label: scalar column.
         weight: scalar column, or None.
     """
-    of = functools.partial(_of_groups, store.uri, data.path, tuple(numbers), label, weight)
+    specs = {column.name: column for column in data.columns}
+    weights = None if weight is None else specs[weight]
+    of = functools.partial(_of_groups, store.uri, data.path, [specs[name] for name in numbers], specs[label], weights)
     groups = list(data.train)
     if data.train_rows <= _FEW_ROWS:
         return of(groups)
@@ -105,30 +107,39 @@ def merged(one: Moments, other: Moments) -> Moments:
     return Moments(inputs, (one.label[0] + other.label[0], one.label[1] + other.label[1]))
 
 
+def inputs(numbers: Floats) -> Floats:
+    """[rows, N] -> [rows, 2 N]: each number, and then sign(x) log(1 + |x|) of each.
+
+    What "linear_and_log" of `hvdspark.models.numbers` makes of them, in float64, without torch: a test holds the two
+    together.
+    """
+    return np.concatenate([numbers, np.sign(numbers) * np.log1p(np.abs(numbers))], axis=1)
+
+
 def _of_groups(
-    store_uri: str, path: str, numbers: Sequence[str], label: str, weight: str | None, groups: Iterable[RowGroup]
+    store_uri: str,
+    path: str,
+    numbers: Sequence[ColumnSpec],
+    label: ColumnSpec,
+    weight: ColumnSpec | None,
+    groups: Iterable[RowGroup],
 ) -> Moments:
-    import pyarrow.parquet as pq
+    from hvdspark.data.slices import read_slices, values_of
 
     store = Store(store_uri)
+    footer_of = functools.lru_cache(1)(lambda file: read_footer(store, file))  # row groups of a file stand together
+    columns = list(
+        {column.name: column for column in (*numbers, label, *([] if weight is None else [weight]))}.values()
+    )
     found = moments(np.empty((0, 2 * len(numbers))), np.empty(0), None)
-    columns = [*numbers, label, *([] if weight is None else [weight])]
-    by_file: dict[str, list[int]] = {}
     for group in groups:
-        by_file.setdefault(group.path, []).append(group.index)
-    for name, indices in by_file.items():
-        with store.open_read(f"{path}/{name}") as file:
-            parquet = pq.ParquetFile(file)
-            for batch in parquet.iter_batches(
-                _ROWS_AT_A_TIME, row_groups=indices, columns=list(dict.fromkeys(columns))
-            ):
-                arrays = [_floats(batch.column(column)) for column in columns]
-                raw = np.stack(arrays[: len(numbers)], axis=1) if numbers else np.empty((batch.num_rows, 0))
-                values = np.concatenate([raw, np.sign(raw) * np.log1p(np.abs(raw))], axis=1)
-                part = moments(values, arrays[len(numbers)], None if weight is None else arrays[-1])
-                found = merged(found, part)
+        file = f"{path}/{group.path}"
+        for batch in read_slices(store, file, group, footer_of(file), [column.name for column in columns]):
+            values = {
+                column.name: values_of(batch.column(column.name), column).astype(np.float64) for column in columns
+            }
+            raw = [values[column.name] for column in numbers]
+            of_rows = inputs(np.stack(raw, axis=1) if raw else np.empty((batch.num_rows, 0)))
+            part = moments(of_rows, values[label.name], None if weight is None else values[weight.name])
+            found = merged(found, part)
     return found
-
-
-def _floats(column: Any) -> Floats:
-    return np.asarray(column.to_numpy(zero_copy_only=False), dtype=np.float64)

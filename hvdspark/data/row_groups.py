@@ -15,20 +15,20 @@ import functools
 import queue
 import threading
 import time
-from collections.abc import Callable, Collection, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from petastorm.workers_pool import VentilatedItemProcessedMessage
 from petastorm.workers_pool.thread_pool import ThreadPool
 from petastorm.workers_pool.worker_base import WorkerBase
 
-from hvdspark.data.footers import decoded_bytes, read_footer
+from hvdspark.data.footers import read_footer
+from hvdspark.data.slices import read_slices, values_of
 from hvdspark.data.stream import Piece
-from hvdspark.data.window import MAX_CHUNK_ROWS, Columns, RaggedRows
+from hvdspark.data.window import Columns, RaggedRows
 from hvdspark.errors import DataError, HvdSparkError, StoreError
 from hvdspark.specs import ColumnSpec, RowGroup
 from hvdspark.store import Store
@@ -42,10 +42,6 @@ _THREADS = 2
 _REMOTE_THREADS = 8
 # Footers of files with many row groups are large, and a rank meets all files in random order.
 _FOOTERS_KEPT = 16
-# What a thread decodes at a time. A row group of 4 MB may hold any number of rows that are nearly the same.
-_SLICE_BYTES = 24 << 20
-# Two numbers of two bytes say of each element of an array whether a row begins with it, and whether it is there at all.
-_LEVEL_BYTES = 4
 
 
 class RowGroupReader:
@@ -58,7 +54,7 @@ class RowGroupReader:
         store, dataset: where the dataset is.
         columns: what to read.
         sink: called with a piece of a row group, columns that hold it, and the row of the row group that they begin
-            with; calls overlap and may come out of order. No piece is larger than MAX_CHUNK_ROWS.
+            with; calls overlap and may come out of order. No piece is larger than `slices.MAX_CHUNK_ROWS`.
     """
 
     def __init__(
@@ -209,18 +205,7 @@ class _RowGroupWorker(WorkerBase):
                 start = stop
 
     def _read(self, path: str, group: RowGroup) -> Iterator[pa.RecordBatch]:
-        footer = self._footer(path)
-        metadata = footer.row_group(group.index)
-        if metadata.num_rows != group.rows:
-            raise DataError("a row group has changed since it was written", value=group.path)
-        names = [column.name for column in self._columns]
-        local = self._store.local_path(path)
-        # On a remote store the columns of a row group are fetched together, in few large requests.
-        with pa.memory_map(str(local)) if local is not None else self._store.open_read(path) as source:
-            file = pq.ParquetFile(source, metadata=footer, pre_buffer=local is None)
-            rows = slice_rows(metadata, names)
-            # The pool's threads and the ranks of a host are parallel enough.
-            yield from file.iter_batches(rows, row_groups=[group.index], columns=names, use_threads=False)
+        return read_slices(self._store, path, group, self._footer(path), [column.name for column in self._columns])
 
     def _decode(self, batch: pa.RecordBatch) -> Columns:
         dense: dict[str, np.ndarray] = {}
@@ -228,43 +213,15 @@ class _RowGroupWorker(WorkerBase):
         for column in self._columns:
             array = batch.column(column.name)
             if column.layout == "scalar":
-                dense[column.name] = _numpy(array, column)
+                dense[column.name] = values_of(array, column)
                 continue
-            values = _numpy(array.flatten(), column)
+            values = values_of(array.flatten(), column)
             if column.layout == "fixed":
                 dense[column.name] = values.reshape(batch.num_rows, column.width)
             else:
                 offsets = array.offsets.to_numpy().astype(np.int64)
                 ragged[column.name] = RaggedRows(values, offsets - offsets[0])  # flatten() begins at the first row
         return Columns(dense, ragged)
-
-
-def slice_rows(group: Any, names: Collection[str]) -> int:
-    """How many rows of a row group are decoded at a time: equal slices of at most _SLICE_BYTES and MAX_CHUNK_ROWS.
-
-    Args:
-        group: the row group's metadata, as pyarrow has it.
-        names: the columns that are read.
-    """
-    decoded = 0
-    for index in range(group.num_columns):
-        chunk = group.column(index)
-        path = chunk.path_in_schema
-        if path in names:
-            decoded += decoded_bytes(chunk)
-        elif any(path.startswith(f"{name}.") for name in names):
-            decoded += decoded_bytes(chunk) + _LEVEL_BYTES * chunk.num_values
-    slices = max(-(-decoded // _SLICE_BYTES), -(-group.num_rows // MAX_CHUNK_ROWS), 1)
-    return max(1, -(-group.num_rows // slices))
-
-
-def _numpy(array: pa.Array, column: ColumnSpec) -> np.ndarray:
-    if array.null_count:
-        raise DataError("nulls in a dataset", value=array.null_count, where=f"column {column.name!r}")
-    values = array.to_numpy(zero_copy_only=True)
-    if values.dtype != column.dtype:
-        raise DataError("wrong type in a dataset", value=str(values.dtype), where=f"column {column.name!r}")
-    return values
 
 
 class _BoundedThreadPool(ThreadPool):

@@ -21,7 +21,6 @@ import torch
 
 from hvdspark.data.batch import Batch, Layout, Ragged
 
-MAX_CHUNK_ROWS = 1 << 16
 _TORCH = {"float32": torch.float32, "float64": torch.float64, "int64": torch.int64}
 
 
@@ -80,7 +79,7 @@ class Window:
         self._ragged: dict[int, dict[str, RaggedRows]] = {}
 
     def fill(self, at: int, columns: Columns, start: int, stop: int, rng: np.random.Generator | None) -> None:
-        """Put rows [start, stop) of the columns at row `at`; at least one row, at most MAX_CHUNK_ROWS.
+        """Put rows [start, stop) of the columns at row `at`; at least one row, at most `slices.MAX_CHUNK_ROWS`.
 
         They are permuted if there is a generator.
         """

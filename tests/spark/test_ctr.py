@@ -16,6 +16,7 @@ from pyspark.ml.evaluation import BinaryClassificationEvaluator
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
+from hvdspark.data import moments
 from hvdspark.errors import CheckpointError, ConfigurationError, DataError, PersistenceError, SchemaError
 from hvdspark.estimators import CTRClassificationModel, CTRClassifier
 from hvdspark.estimators.columns import scoring_input
@@ -305,6 +306,8 @@ def test_labels_that_are_no_probabilities(spark: SparkSession, store_uri: str) -
     data = clicks(spark, 50).withColumn("clicked", F.lit(2))
     with pytest.raises(DataError, match=r"\[0, 1\]"):
         classifier(storeUri=store_uri).fit(data)
+    with pytest.raises(SchemaError, match="a label must be one number: 'array<int>'.*'clicked'"):
+        classifier(storeUri=store_uri).fit(data.withColumn("clicked", F.array("clicked")))
 
 
 @pytest.mark.parametrize(("left_out", "value"), [("continuousCols", []), ("categoricalCols", None)])
@@ -322,7 +325,8 @@ def test_no_columns_at_all_are_refused(spark: SparkSession) -> None:
         classifier(continuousCols=[], categoricalCols=[]).fit(clicks(spark, 10))
 
 
-def test_numbers_of_any_offset_and_scale(spark: SparkSession, store_uri: str) -> None:
+def test_numbers_of_any_offset_and_scale(spark: SparkSession, store_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(moments, "_FEW_ROWS", 0)  # a job reads them, as where there are many
     draw = [F.rand(seed) - 0.5 for seed in range(5)]
     hour = 1_760_000_000
     data = spark.range(0, 6000, 1, 3).select(

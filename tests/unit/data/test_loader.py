@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from hvdspark.data import loader, row_groups, window
+from hvdspark.data import loader, row_groups, slices, window
 from hvdspark.data.batch import Layout
 from hvdspark.data.loader import Batch, Ragged, load_batches
 from hvdspark.data.plan import EpochPlan, plan_epoch
@@ -203,12 +203,12 @@ def test_a_row_group_is_decoded_in_slices(store: Store, monkeypatch: pytest.Monk
         shuffle: load(store, dataset, plan(dataset, 50, 2, 1, shuffle), shuffle=shuffle) for shuffle in (True, False)
     }
     # A row is an id, x, two elements of v and one of history, each with its level; 50 rows of it are a slice.
-    monkeypatch.setattr(row_groups, "_SLICE_BYTES", 50 * (8 + 4 + 2 * (4 + 4) + (8 + 4)))
-    slices: list[int] = []
+    monkeypatch.setattr(slices, "_SLICE_BYTES", 50 * (8 + 4 + 2 * (4 + 4) + (8 + 4)))
+    decoded: list[int] = []
     original = row_groups._RowGroupWorker._decode
 
     def decode(self: Any, batch: pa.RecordBatch) -> Any:
-        slices.append(batch.num_rows)
+        decoded.append(batch.num_rows)
         return original(self, batch)
 
     monkeypatch.setattr(row_groups._RowGroupWorker, "_decode", decode)
@@ -219,12 +219,12 @@ def test_a_row_group_is_decoded_in_slices(store: Store, monkeypatch: pytest.Monk
         assert torch.equal(torch.cat(got).sort().values, torch.cat(expected).sort().values)
         if not shuffle:
             assert all(torch.equal(one, other) for one, other in zip(got, expected, strict=True))
-    assert max(slices) <= 50
-    assert len(slices) < 2 * 1500 / 40, "slices before a rank's rows and behind them are not decoded further"
+    assert max(decoded) <= 50
+    assert len(decoded) < 2 * 1500 / 40, "slices before a rank's rows and behind them are not decoded further"
 
 
 def test_a_row_group_of_any_length_takes_the_memory_of_a_slice(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(row_groups, "_SLICE_BYTES", 1 << 19, raising=False)
+    monkeypatch.setattr(slices, "_SLICE_BYTES", 1 << 19, raising=False)
     rows, width = 3_000_000, 50
     store.make_directory("d")
     nearly_constant = pa.array(np.arange(rows) == 7).cast(pa.float32())

@@ -5,8 +5,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from hvdspark.data.moments import Moments, merged, moments, training_moments
+from hvdspark.data.moments import Moments, inputs, merged, moments, training_moments
+from hvdspark.models import numbers
 from hvdspark.store import Store
 from tests.unit.train.datasets import write_dataset
 
@@ -43,6 +45,13 @@ def test_one_number_has_no_deviation_whatever_it_is(value: float) -> None:
     found = moments(np.full((1000, 1), value), np.zeros(1000), None)
     assert merged(found, found).deviation[0] == math.inf
     assert found.inputs[1, 0] == value
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_moments_are_of_what_the_model_standardises(name: str) -> None:
+    values = np.stack([NUMBERS[name], -NUMBERS[name]], axis=1)
+    of_the_model = numbers.inputs(torch.from_numpy(values), "linear_and_log").numpy()
+    assert np.allclose(inputs(values), of_the_model, rtol=1e-15, atol=0, equal_nan=True)
 
 
 def test_nothing_but_gaps() -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import psutil
 import pytest
 
-from hvdspark.data import row_groups
+from hvdspark.data import slices
 from hvdspark.data.sample import first_rows
 from hvdspark.store import Store
 from tests.unit.train.datasets import write_dataset
@@ -19,7 +19,7 @@ from tests.unit.train.datasets import write_dataset
 def test_they_are_the_first_and_no_file_stays_open(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wanted: int, got: int
 ) -> None:
-    monkeypatch.setattr(row_groups, "_SLICE_BYTES", 400)  # the row group is decoded in several slices
+    monkeypatch.setattr(slices, "_SLICE_BYTES", 400)  # the row group is decoded in several slices
     store = Store(tmp_path.as_uri())
     dataset = write_dataset(store, {"id": np.arange(500), "x": np.ones((500, 3), np.float32)}, group_rows=(250, 250))
     gc.disable()  # what only the collector would close stays open for as long as it pleases

@@ -5,6 +5,7 @@ import math
 import pytest
 
 from hvdspark.embedding.config import OPTIMIZERS, SparseOptimizer
+from hvdspark.estimators import CTRClassificationModel, CTRClassifier
 from hvdspark.estimators.defaults import Pace, embedding_pace, pace
 
 ROWS = (1, 10, 1000, 5000, 40_000, 200_000, 1_000_000, 10_000_000, 10**10)
@@ -55,3 +56,23 @@ def test_every_optimizer_gets_values_that_it_takes(name: str, rate: float) -> No
         ):
             SparseOptimizer(name, size, initial_accumulator=accumulator)
             assert learning_rate in (None, size)
+
+
+OPEN = {"batchSize": 64, "epochs": 3, "learningRateSchedule": "constant", "embeddingLearningRate": 0.5}
+
+
+@pytest.mark.parametrize("name", OPEN)
+def test_what_follows_from_the_rows_is_a_param_as_any_other(name: str) -> None:
+    suffix = name[0].upper() + name[1:]
+    for stage in (CTRClassifier(), CTRClassificationModel(), CTRClassifier().copy()):
+        assert getattr(stage, f"get{suffix}")() is None
+        assert stage.hasDefault(name)
+        assert not stage.isSet(name)
+        text = stage.explainParam(name)
+        assert "None: " in text
+        assert text.endswith("(default: None)")
+    chosen = CTRClassifier(**{name: OPEN[name]})
+    assert getattr(chosen, f"get{suffix}")() == OPEN[name]
+    chosen.clear(chosen.getParam(name))
+    assert getattr(chosen, f"get{suffix}")() is None
+    assert CTRClassifier()._pace(40_000) == Pace(512, 4, "cosine")
