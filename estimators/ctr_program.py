@@ -56,6 +56,7 @@ def click_program(
         first_order=True,
         weight_learning_rate=tables.weights,
         weight_initial_accumulator=tables.weight_accumulator,
+        one_table=True,
     )
     if rows is not None:
         with torch.no_grad():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -76,6 +76,8 @@ class SparseOptimizer:
         l1: ftrl's shrinkage towards exact zeros.
         l2: weight decay, added to the gradient of touched rows (ftrl: its own L2 term).
         clip_norm: largest L2 norm of one row's gradient (before l2 is added), or None.
+        last: how the last column of the row is updated, where it is not as all others: a first-order weight beside a
+            vector, which one lookup brings together.
     """
 
     name: str = "rowwise_adagrad"
@@ -87,6 +89,12 @@ class SparseOptimizer:
     l1: float = 0.0
     l2: float = 0.0
     clip_norm: float | None = None
+    last: SparseOptimizer | None = None
+
+    def scaled(self, factor: float) -> SparseOptimizer:
+        """With all learning rates multiplied, as by a schedule."""
+        last = None if self.last is None else self.last.scaled(factor)
+        return replace(self, learning_rate=self.learning_rate * factor, last=last)
 
     def __post_init__(self) -> None:
         where = "SparseOptimizer"
@@ -107,6 +115,10 @@ class SparseOptimizer:
                 where=where,
                 hint="0.1 is the usual value",
             )
+        if self.last is not None and self.last.last is not None:
+            raise ConfigurationError(
+                "only one column is the last one", where=f"{where}.last", hint="leave last.last out"
+            )
         if self.l1 and self.name != "ftrl":
             raise ConfigurationError(
                 "only ftrl has an l1 term", value=self.l1, where=f"{where}(name={self.name!r})", hint="leave l1 at 0"
@@ -120,10 +132,12 @@ class Initialization:
     Attributes:
         distribution: "uniform" in [-scale, scale) | "normal" with standard deviation scale | "zeros".
         scale: > 0; ignored by "zeros".
+        zero_last: whether the last column begins at 0, whatever the others do. These are as in a row without it.
     """
 
     distribution: str = "uniform"
     scale: float = 0.01
+    zero_last: bool = False
 
     def __post_init__(self) -> None:
         one_of("distribution", self.distribution, DISTRIBUTIONS, "Initialization")
@@ -216,6 +230,9 @@ class TableConfig:
             raise ConfigurationError("a table needs a name", value=self.name, where="TableConfig")
         where = f"table {self.name!r}"
         whole("dim", self.dim, where, least=1)
+        if self.dim == 1 and (self.optimizer.last is not None or self.init.zero_last):
+            hint = "raise dim, or leave optimizer.last and init.zero_last out"
+            raise ConfigurationError("there is nothing beside the last column", value=self.dim, where=where, hint=hint)
         if self.num_embeddings is not None:
             whole("num_embeddings", self.num_embeddings, where, least=1, most=MAX_BOUNDED_IDS)
         one_of("pooling", self.pooling, POOLINGS, where)

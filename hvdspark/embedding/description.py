@@ -42,9 +42,9 @@ def describe_tables(
                     "dim": config.dim,
                     "num_embeddings": config.num_embeddings,
                     "dtype": config.dtype,
-                    "optimizer": asdict(config.optimizer),
+                    "optimizer": _as_before(config.optimizer, "last"),
                     "init": {
-                        **asdict(config.init),
+                        **_as_before(config.init, "zero_last"),
                         "hash": _hex(salt_of("initial rows", seed, salt_of("table", config.name))),
                     },
                     "home_bucket": home,
@@ -135,6 +135,8 @@ def _check_table(saved: dict[str, Any], wanted: dict[str, Any], where: str) -> N
     here = f"table {saved['name']!r} of {where}"
     for field, hint in _FIELDS.items():
         _check_equal(field, saved[field], wanted[field], here, hint)
+    was, now = ((table["optimizer"].get("last") or {}).get("name") for table in (saved, wanted))
+    _check_equal("optimizer of the last column", was, now, here, "keep optimizer.last as it was")
     optimizers = (saved["optimizer"]["name"], wanted["optimizer"]["name"])
     _check_equal("optimizer", *optimizers, here, "state of one optimizer means nothing to another: keep its name")
 
@@ -191,6 +193,12 @@ def _spread(space: KeySpace, table: int) -> dict[str, Any]:
     size = space.limit(table)
     shift, second = space.positions(space.fuse(table, torch.tensor([0, 1 % size]))).tolist()
     return {"factor": (second - shift) % size, "shift": shift}
+
+
+def _as_before(config: Any, name: str) -> dict[str, Any]:
+    """An optimizer or init as JSON, as it was before it had a last column of its own, where it has none."""
+    values = asdict(config)
+    return values if values[name] else {key: value for key, value in values.items() if key != name}
 
 
 def _hex(value: int) -> str:

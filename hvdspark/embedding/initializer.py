@@ -30,6 +30,7 @@ def initial_rows(keys: Tensor, dim: int, seed: int, salt: int, init: Initializat
     Returns: float32 [n, dim].
     """
     rows = np.zeros((len(keys), dim), dtype=np.float32)
+    dim -= init.zero_last
     if init.distribution == "zeros":
         return torch.from_numpy(rows)
     make = _uniform if init.distribution == "uniform" else _normal
@@ -40,7 +41,7 @@ def initial_rows(keys: Tensor, dim: int, seed: int, salt: int, init: Initializat
     for start in range(0, len(ids), chunk):
         row_hash = mix(ids[start : start + chunk].astype(np.uint64) ^ table_hash)
         bits = mix(row_hash[:, None] + counters).view(np.uint32)
-        rows[start : start + chunk] = make(bits, init.scale)[:, :dim]
+        rows[start : start + chunk, :dim] = make(bits, init.scale)[:, :dim]
     return torch.from_numpy(rows)
 
 

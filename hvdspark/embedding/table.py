@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -186,8 +185,7 @@ class TableShard:
         if rows is None:
             rows = self._rows.take(index).float()
         state = {name: slab.take(index) for name, slab in self._state.items()}
-        optimizer = replace(self.optimizer, learning_rate=self.optimizer.learning_rate * learning_rate_factor)
-        optimizers.update(optimizer, rows, state, gradients.detach())
+        optimizers.update(self.optimizer.scaled(learning_rate_factor), rows, state, gradients.detach())
         self._rows.put(index, rows if self.dtype == torch.float32 else stochastic_round(rows, self.dtype, step))
         for name, slab in self._state.items():
             slab.put(index, state[name])

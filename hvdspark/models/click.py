@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -52,6 +53,8 @@ class ClickModel(nn.Module):
             every architecture can be what logistic regression is.
         weight_learning_rate, weight_initial_accumulator: of the first-order weights of the categories; None: as of the
             embeddings.
+        one_table: whether the vector and the first-order weight of a category are one row, which one exchange brings
+            where two would; the numbers are the same. Models that were saved before there was a choice have two tables.
     """
 
     mean: Tensor
@@ -78,6 +81,7 @@ class ClickModel(nn.Module):
         first_order: bool = False,
         weight_learning_rate: float | None = None,
         weight_initial_accumulator: float | None = None,
+        one_table: bool = False,
     ) -> None:
         super().__init__()
         self.architecture, self.numbers, self.dim, self.seed = architecture, numbers, dim, seed
@@ -88,6 +92,7 @@ class ClickModel(nn.Module):
         self.embedding_min_count, self.embedding_dtype = embedding_min_count, embedding_dtype
         self.number_inputs, self.first_order = number_inputs, first_order
         self.weight_learning_rate, self.weight_initial_accumulator = weight_learning_rate, weight_initial_accumulator
+        self.one_table = one_table
         one_of("number_inputs", number_inputs, shapes.SHAPES, "ClickModel")
         width, dtype = shapes.width(numbers, number_inputs), shapes.dtype(number_inputs)
         self.register_buffer("mean", torch.zeros(width, dtype=dtype))
@@ -99,18 +104,20 @@ class ClickModel(nn.Module):
                 architecture, numbers=width, fields=fields, dim=dim, hidden=hidden, dropout=dropout
             )
         self.wide = LogisticRegression(width, fields) if first_order and not self.network.uses_weights else None
-        self.vectors = self.weights = None
-        if self.categories and self.network.uses_vectors:
-            uniform = Initialization("uniform", _INITIAL_SCALE)
-            rate, accumulator = embedding_learning_rate, embedding_initial_accumulator
-            self.vectors = self._tables(dim, "vectors", uniform, rate, accumulator)
-        if self.categories and (self.network.uses_weights or self.wide is not None):
-            rate = embedding_learning_rate if weight_learning_rate is None else weight_learning_rate
-            accumulator = (
-                embedding_initial_accumulator if weight_initial_accumulator is None else weight_initial_accumulator
-            )
+        self.rows = self.vectors = self.weights = None
+        uses_vectors = bool(self.categories) and self.network.uses_vectors
+        uses_weights = bool(self.categories) and (self.network.uses_weights or self.wide is not None)
+        of_vectors, of_weights = self._optimizers()
+        uniform = Initialization("uniform", _INITIAL_SCALE)
+        if uses_vectors and uses_weights and one_table:
+            init = replace(uniform, zero_last=True)
+            self.rows = self._tables(dim + 1, "rows", init, replace(of_vectors, last=of_weights))
+            return
+        if uses_vectors:
+            self.vectors = self._tables(dim, "vectors", uniform, of_vectors)
+        if uses_weights:
             # Weights of ids that are met once or twice would otherwise be mostly noise.
-            self.weights = self._tables(1, "weights", Initialization("zeros"), rate, accumulator)
+            self.weights = self._tables(1, "weights", Initialization("zeros"), of_weights)
 
     def forward(self, *columns: Any) -> Tensor:
         """Collective. One logit for each row.
@@ -125,6 +132,9 @@ class ClickModel(nn.Module):
         numbers = self._normalised(columns[: self.numbers], columns[0])
         vectors = numbers.new_zeros(len(numbers), 0, self.dim)
         weights = numbers.new_zeros(len(numbers), 0)
+        if self.rows is not None:
+            rows = self.rows.stacked(ids)  # [rows, F, D + 1]
+            vectors, weights = rows[:, :, :-1], rows[:, :, -1]
         if self.vectors is not None:
             vectors = self.vectors.stacked(ids)  # [rows, F, D]
         if self.weights is not None:
@@ -160,10 +170,20 @@ class ClickModel(nn.Module):
             return torch.zeros(rows, 0, device=self.mean.device)
         return shapes.standardised(torch.stack(list(columns), dim=1), self.number_inputs, self.mean, self.deviation)
 
+    def _optimizers(self) -> tuple[SparseOptimizer, SparseOptimizer]:
+        """Of vectors and of first-order weights."""
+        rate, accumulator = self.embedding_learning_rate, self.embedding_initial_accumulator
+        own_rate, own_accumulator = self.weight_learning_rate, self.weight_initial_accumulator
+        vectors = SparseOptimizer(self.embedding_optimizer, rate, initial_accumulator=accumulator)
+        return vectors, replace(
+            vectors,
+            learning_rate=rate if own_rate is None else own_rate,
+            initial_accumulator=accumulator if own_accumulator is None else own_accumulator,
+        )
+
     def _tables(
-        self, dim: int, name: str, init: Initialization, rate: float, accumulator: float
+        self, dim: int, name: str, init: Initialization, optimizer: SparseOptimizer
     ) -> ShardedEmbeddingCollection:
-        optimizer = SparseOptimizer(self.embedding_optimizer, rate, initial_accumulator=accumulator)
         return ShardedEmbeddingCollection(
             [
                 TableConfig(

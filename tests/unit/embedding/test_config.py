@@ -54,6 +54,8 @@ def test_json_round_trip(table: TableConfig) -> None:
         ({"placement": "replicated"}, "an unbounded table cannot be replicated"),
         ({"num_embeddings": 5, "admission": Admission(2)}, "admission and eviction are for unbounded tables"),
         ({"num_embeddings": 5, "eviction": Eviction(2, 3)}, "admission and eviction are for unbounded tables"),
+        ({"dim": 1, "optimizer": SparseOptimizer(last=SparseOptimizer())}, "nothing beside the last column: 1"),
+        ({"dim": 1, "init": Initialization(zero_last=True)}, "nothing beside the last column: 1"),
     ],
 )
 def test_bad_tables(options: dict[str, object], message: str) -> None:
@@ -77,6 +79,7 @@ def test_bad_tables(options: dict[str, object], message: str) -> None:
         ({"l1": 0.1}, "only ftrl has an l1 term: 0.1"),
         ({"name": "ftrl"}, "ftrl needs a positive initial_accumulator: 0.0.*0.1 is the usual value"),
         ({"name": "ftrl", "initial_accumulator": 0.1, "l1": -1.0}, "l1 is out of range: -1.0"),
+        ({"last": SparseOptimizer(last=SparseOptimizer())}, "only one column is the last one"),
     ],
 )
 def test_bad_optimizers(options: dict[str, object], message: str) -> None:

@@ -33,6 +33,12 @@ def test_equal_tables_are_accepted() -> None:
     check_description(saved, describe_tables(GROUPS, HOMES, SEED, 0), "here")
 
 
+def test_tables_without_a_last_column_of_their_own_are_described_as_before_there_was_one() -> None:
+    for table in described()["tables"]:
+        assert set(table["init"]) == {"distribution", "scale", "hash"}
+        assert "last" not in table["optimizer"]
+
+
 def test_numbers_of_the_optimizer_may_differ() -> None:
     check_description(described(), described(optimizer=SparseOptimizer(learning_rate=0.5, eps=1e-3, l2=0.1)), "here")
 
@@ -50,6 +56,11 @@ def test_groups_may_differ() -> None:
         ({"num_embeddings": 77}, "num_embeddings was 5000 when saved, and is 77 now"),
         ({"num_embeddings": None}, "num_embeddings was 5000 when saved, and is None now"),
         ({"optimizer": SparseOptimizer("adam")}, "optimizer was 'rowwise_adagrad' when saved, and is 'adam' now"),
+        (
+            {"optimizer": SparseOptimizer(last=SparseOptimizer("sgd"))},
+            "optimizer of the last column was None when saved, and is 'sgd' now",
+        ),
+        ({"init": Initialization(zero_last=True)}, "init was .* when saved, and is .*'zero_last': True"),
         ({"init": Initialization("normal")}, "init was .*'uniform'.* when saved, and is .*'normal'"),
     ],
 )

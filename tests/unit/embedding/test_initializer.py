@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -66,3 +68,12 @@ def test_the_bits_stay_what_they_are() -> None:
     """Rows never met are not saved: another generator would change every model that was."""
     found = initial_rows(torch.tensor([0, 1, 2**62]), 3, 7, 11, UNIFORM)
     assert found.tolist() == FROZEN
+
+
+@both
+def test_a_last_column_of_zeros_leaves_the_others_as_they_are(init: Initialization) -> None:
+    keys = torch.arange(20)
+    for dim in (2, 5, 16):
+        rows = initial_rows(keys, dim + 1, 1, 2, replace(init, zero_last=True))
+        assert torch.equal(rows[:, :dim], initial_rows(keys, dim, 1, 2, init))
+        assert torch.equal(rows[:, dim:], torch.zeros(20, 1))

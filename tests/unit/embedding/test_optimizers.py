@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -126,9 +127,28 @@ def test_rows_do_not_depend_on_their_neighbours(name: str) -> None:
     torch.testing.assert_close(some, rows[5:8], rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize("last", [None, *OPTIMIZERS])
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_state_is_what_the_shapes_say(name: str) -> None:
-    optimizer = SparseOptimizer(name, initial_accumulator=0.1)
+def test_a_last_column_of_its_own_is_a_table_of_its_own(name: str, last: str | None) -> None:
+    others = SparseOptimizer(name, RATE, initial_accumulator=0.1, clip_norm=1.0, l2=0.01)
+    own = None if last is None else SparseOptimizer(last, 3 * RATE, initial_accumulator=0.2)
+    optimizer = replace(others, last=own)
+    assert optimizer.scaled(0.5).learning_rate == RATE / 2
+    rows, gradients = rows_and_gradients()
+    cut = DIM if own is None else DIM - 1
+    parts = [(others, rows[:, :cut].clone()), *([] if own is None else [(own, rows[:, cut:].clone())])]
+    state, states = initial_state(optimizer, rows), [initial_state(*part) for part in parts]
+    for gradient in gradients:
+        update(optimizer.scaled(0.5), rows, state, gradient.clone())
+        for (one, some), mine, columns in zip(parts, states, gradient.split([cut, DIM - cut], 1), strict=False):
+            update(one.scaled(0.5), some, mine, columns.clone())
+    assert torch.equal(rows, torch.cat([some for _, some in parts], dim=1))
+
+
+@pytest.mark.parametrize("last", [None, SparseOptimizer("ftrl", initial_accumulator=0.2)])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_state_is_what_the_shapes_say(name: str, last: SparseOptimizer | None) -> None:
+    optimizer = SparseOptimizer(name, initial_accumulator=0.1, last=last)
     rows, _ = rows_and_gradients()
     state = initial_state(optimizer, rows)
     assert {key: values.shape for key, values in state.items()} == {

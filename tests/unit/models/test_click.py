@@ -1,13 +1,20 @@
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
+from hvdspark.collectives import LocalCollective
 from hvdspark.data.batch import Ragged
+from hvdspark.embedding.config import OPTIMIZERS
+from hvdspark.errors import CheckpointError
 from hvdspark.models import ARCHITECTURES
 from hvdspark.models import numbers as shapes
 from hvdspark.models.click import ID_BITS, ClickModel
+from hvdspark.store import Store
 from hvdspark.train import architecture
 
 ROWS = 6
@@ -112,6 +119,97 @@ def test_the_first_output_is_the_base_rate(name: str, rate: float) -> None:
     assert len(model.first_order_parts()) == 1
 
 
+class Counted(LocalCollective):
+    """Remembers the names of its exchanges."""
+
+    def __init__(self) -> None:
+        self.exchanges: list[str] = []
+
+    def alltoall(self, tensor: torch.Tensor, splits: torch.Tensor, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+        self.exchanges.append(name)
+        return super().alltoall(tensor, splits, name)
+
+
+def trained_with_weights(
+    name: str, optimizer: str, one_table: bool, steps: range, store: Store | None = None
+) -> tuple[ClickModel, list[torch.Tensor], list[str]]:
+    """(model, what it gave in each step, exchanges of the last step). Goes on from what is in `store`, if that is."""
+    model = ClickModel(
+        name,
+        2,
+        ["a", "b", "many"],
+        ["many"],
+        dim=4,
+        hidden=(8,),
+        embedding_optimizer=optimizer,
+        embedding_learning_rate=0.3,
+        embedding_initial_accumulator=1e-3,
+        embedding_min_count=2,
+        first_order=True,
+        weight_learning_rate=0.8,
+        weight_initial_accumulator=1e-5,
+        one_table=one_table,
+        seed=3,
+    )
+    parts = [part for part in (model.rows, model.vectors, model.weights) if part is not None]
+    if store is not None:
+        for number, part in enumerate(parts):
+            saved = json.loads(store.read_text(f"{number}.json"))
+            part.read_rows(store, str(number), saved["description"], saved["files"])
+    outputs, ranks = [], Counted()
+    for part in parts:
+        part.bind(ranks)
+    for step in steps:
+        random = torch.Generator().manual_seed(step)
+        ids = [torch.randint(0, 9, (40,), generator=random) for _ in range(3)]
+        rows = Ragged(ids[2], torch.arange(0, 41, 2).repeat_interleave(2)[:41])
+        columns = [torch.randn(40, generator=random) for _ in range(2)] + [*ids[:2], rows]
+        ranks.exchanges.clear()
+        logits = model.train()(*columns)
+        outputs.append(logits.detach())
+        torch.nn.functional.softplus(-logits).mean().backward()
+        for part in parts:
+            part.apply_gradients(1.0 - step / 10)
+    return model, outputs, ranks.exchanges
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_one_table_with_half_the_exchanges_is_two_tables_bit_for_bit(name: str, optimizer: str) -> None:
+    two, expected, before = trained_with_weights(name, optimizer, False, range(5))
+    one, found, after = trained_with_weights(name, optimizer, True, range(5))
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    assert len(before) == (3 if name == "lr" else 6)
+    assert len(after) == 3
+    columns = [
+        torch.zeros(9),
+        torch.ones(9),
+        torch.arange(9),
+        torch.arange(9),
+        Ragged(torch.arange(9), torch.arange(10)),
+    ]
+    assert torch.equal(one.eval()(*columns), two.eval()(*columns))
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_one_table_goes_on_from_what_was_saved(optimizer: str, tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    _, expected, _ = trained_with_weights("deepfm", optimizer, True, range(6))
+    half, _, _ = trained_with_weights("deepfm", optimizer, True, range(3))
+    assert half.rows is not None
+    files = half.rows.write_rows(store, "0", state=True)
+    store.write_text("0.json", json.dumps({"description": half.rows.description(), "files": files}))
+    again = ClickModel("deepfm", 2, ["a", "b", "many"], ["many"], dim=4, hidden=(8,), one_table=True)
+    assert again.rows is not None
+    with pytest.raises(CheckpointError, match="optimizer|seed"):
+        again.rows.read_rows(store, "0", half.rows.description(), files)
+    resumed, found, _ = trained_with_weights("deepfm", optimizer, True, range(3, 6), store)
+    # The dense layers began anew, but nothing of these trains them.
+    assert all(torch.equal(a, b) for a, b in zip(found, expected[3:], strict=True))
+    assert resumed.rows is not None
+    assert resumed.rows.steps == 6
+
+
 @pytest.mark.parametrize("pooling", ["mean", "sum"])
 def test_several_ids_in_a_row_are_pooled(pooling: str) -> None:
     model = ClickModel("dlrm", 1, ["one", "many"], ["many"], pooling=pooling, dim=4, hidden=(8,))
@@ -158,11 +256,14 @@ def test_rebuilt_from_json(name: str, first_order: bool) -> None:
         first_order=first_order,
         weight_learning_rate=0.5 if first_order else None,
         weight_initial_accumulator=2.0 if first_order else None,
+        one_table=first_order,
     )
     again = architecture.rebuild(architecture.describe(model, "model"))
     assert again.embedding_optimizer == "ftrl"
     assert repr(again) == repr(model)
-    for one, other in ((model.vectors, again.vectors), (model.weights, again.weights)):
+    for one, other in zip(
+        (model.rows, model.vectors, model.weights), (again.rows, again.vectors, again.weights), strict=True
+    ):
         assert (one is None) == (other is None)
         if one is not None:
             assert one.description() == other.description()
