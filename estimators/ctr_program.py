@@ -63,7 +63,7 @@ def click_program(
             module.mean.copy_(torch.from_numpy(rows.inputs[1]))
             module.deviation.copy_(torch.from_numpy(rows.deviation))
         module.begin_at(rate)
-    rates = DensePace() if params.isSet("learningRate") else dense_pace(rate, weight)
+    rates = DensePace() if params.isSet("learningRate") else dense_pace(rate, weight, len(numbers))
     optimizer = functools.partial(_adam, module, rates)
     # A last pass over few rows costs little, and what Adam makes of a bias is off by what few positive rows are.
     few = rows is not None and pace.epochs > 1

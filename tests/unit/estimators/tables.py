@@ -86,6 +86,21 @@ def clicks(rows: int, rate: float, signal: str, seed: int, *, wide_category: boo
     return _cut(whole, slice(0, rows)), _cut(whole, slice(rows, count))
 
 
+def many_numbers(rows: int, rate: float, seed: int) -> tuple[Rows, Rows]:
+    """As `clicks`, with 20 numbers that go together, of which each says a little, and two categories."""
+    random, count = np.random.default_rng(seed), rows + HELD_OUT
+    together = random.normal(size=(count, 3))
+    raw = [0.5 * together[:, k % 3] + random.normal(size=count) for k in range(20)]
+    shapes = [lambda x: x, lambda x: np.exp(1.5 * x), lambda x: 1e6 * x + 3e7, lambda x: np.floor(3 * np.exp(x))]
+    numbers = [shapes[k % len(shapes)](values) for k, values in enumerate(raw)]
+    categories = [random.integers(0, size, count) for size in (30, 30)]
+    logits = sum(random.normal(0, 0.27) * (values - values.mean()) / values.std() for values in numbers)
+    logits = logits + sum(random.normal(0, 0.2, 30)[values] for values in categories)
+    labels = (random.random(count) < 1 / (1 + np.exp(-logits - _offset(logits, rate)))).astype(np.float64)
+    whole = Rows(np.stack(numbers, axis=1), np.stack(categories, axis=1).astype(np.int64), labels)
+    return _cut(whole, slice(0, rows)), _cut(whole, slice(rows, count))
+
+
 def adult(folder: Path) -> tuple[Rows, Rows]:
     """The UCI census table: 32,561 training and 16,281 held-out rows."""
     splits = []

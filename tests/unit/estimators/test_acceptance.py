@@ -11,7 +11,7 @@ import pytest
 from hvdspark.estimators import CTRClassifier
 from hvdspark.models import ARCHITECTURES
 from hvdspark.store import Store
-from tests.unit.estimators.tables import Found, Rows, adult, clicks, compared, fitted, logistic_regression
+from tests.unit.estimators.tables import Found, Rows, adult, clicks, compared, fitted, logistic_regression, many_numbers
 
 AUC_BELOW = 0.005
 MEAN_OFF = 0.05
@@ -51,13 +51,23 @@ def test_defaults_reach_logistic_regression(
     check(compared(classifier, training, held_out, Store(str(tmp_path))), reference)
 
 
+@pytest.mark.parametrize("architecture", ["deepfm", "dlrm"])
+def test_few_rows_of_many_numbers_are_not_learnt_by_heart(architecture: str, tmp_path: Path) -> None:
+    training, held_out = many_numbers(5_000, 0.4, 301)
+    reference = logistic_regression(training, held_out)
+    check(compared(CTRClassifier(architecture=architecture), training, held_out, Store(str(tmp_path))), reference)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("table", ["adult", *TABLES])
+@pytest.mark.parametrize("table", ["adult", "20 numbers", *TABLES])
 def test_defaults_reach_logistic_regression_on_every_table(
     table: str, real_data: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    training, held_out = adult(real_data("adult")) if table == "adult" else clicks(*TABLES[table])
+    if table == "adult":
+        training, held_out = adult(real_data("adult"))
+    else:
+        training, held_out = many_numbers(5_000, 0.4, 301) if table == "20 numbers" else clicks(*TABLES[table])
     reference = logistic_regression(training, held_out)
     for optimizer in ("rowwise_adagrad", "ftrl"):
         for architecture in ARCHITECTURES:

@@ -6,7 +6,7 @@ import pytest
 
 from hvdspark.embedding.config import OPTIMIZERS, SparseOptimizer
 from hvdspark.estimators import CTRClassificationModel, CTRClassifier
-from hvdspark.estimators.defaults import Pace, embedding_pace, pace
+from hvdspark.estimators.defaults import Pace, dense_pace, embedding_pace, pace
 
 ROWS = (1, 10, 1000, 5000, 40_000, 200_000, 1_000_000, 10_000_000, 10**10)
 
@@ -76,3 +76,24 @@ def test_what_follows_from_the_rows_is_a_param_as_any_other(name: str) -> None:
     chosen.clear(chosen.getParam(name))
     assert getattr(chosen, f"get{suffix}")() is None
     assert CTRClassifier()._pace(40_000) == Pace(512, 4, "cosine")
+
+
+@pytest.mark.parametrize(
+    ("rate", "rows", "numbers", "held_back"),
+    [
+        (0.4, 5_000, 20, True),
+        (0.4, 5_000, 5, False),
+        (0.01, 5_000, 5, True),
+        (0.24, 32_561, 6, False),
+        (0.4, 200_000, 20, False),
+        (0.5, math.inf, 1000, False),
+        (0.5, 10_000, 0, False),
+    ],
+)
+def test_deep_layers_are_held_back_where_there_are_few_rows_for_the_pairs_of_numbers(
+    rate: float, rows: float, numbers: int, held_back: bool
+) -> None:
+    found = dense_pace(rate, rows, numbers)
+    assert 0 < found.deep <= 1
+    assert (found.deep < 1) == held_back
+    assert (found.first_order, found.bias) == (10.0, 50.0)
