@@ -76,6 +76,8 @@ def check_alike(module: nn.Module, collective: Collective, where: str) -> None:
         return
     parameters = ((name, values_of(parameter.detach())) for name, parameter in module.named_parameters())
     real = [(name, value) for name, value in parameters if value.is_floating_point() and value.element_size() > 1]
+    if not real:
+        return
     sums = torch.stack([value.sum(dtype=torch.float64) for _, value in real]).cpu()
     norms = torch.stack([torch.linalg.vector_norm(value).double() for _, value in real]).cpu()
     # Of numbers that are the same on all ranks, what all ranks find is the same, too.

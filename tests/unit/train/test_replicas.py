@@ -14,7 +14,7 @@ from hvdspark.collectives import ThreadedCollective, run_threaded
 from hvdspark.errors import ConfigurationError
 from hvdspark.store import Store
 from hvdspark.train.callbacks import Callback, TrainState
-from hvdspark.train.replicas import agree_on_buffers, make_contiguous, seed_generators
+from hvdspark.train.replicas import agree_on_buffers, check_alike, make_contiguous, seed_generators
 from tests.unit.train.datasets import click_columns, train_spec, write_dataset
 from tests.unit.train.toys import ClickNet, click_program, train_on_threads
 
@@ -97,3 +97,11 @@ def test_ranks_whose_weights_drift_apart_say_so(
     spec = train_spec(store, write_dataset(store, click_columns(60)))
     with pytest.raises(ConfigurationError, match=f"drifted apart: '{name}'.*epoch 0.*Hint"):
         train_on_threads(spec, lambda: click_program(**{key: make() for key, make in changes.items()}), 2)
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bool, torch.complex64, torch.bfloat16])
+def test_parameters_of_any_kind_or_none_can_be_alike(dtype: torch.dtype | None) -> None:
+    module = nn.Module()
+    if dtype is not None:
+        module.register_parameter("weight", nn.Parameter(torch.ones(3).to(dtype), requires_grad=False))
+    run_threaded(2, lambda collective: check_alike(module, collective, "after epoch 0"))
