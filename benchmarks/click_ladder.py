@@ -133,8 +133,7 @@ def unsharded_auc(settings: CTRClassifier, train: DataFrame, test: DataFrame, sc
     )
     model = program.module
     optimizer = make_optimizer(program.optimizer, model, value("learningRate"))  # of the dense layers: no tables yet
-    tables = [UnshardedTables(collection, rows) for collection in (model.vectors, model.weights)]
-    model.vectors, model.weights = tables
+    model.rows = tables = UnshardedTables(model.rows, rows)
     precision = resolve_precision("auto", "cpu", LocalCollective())
     order = np.random.default_rng(value("seed")).permutation(len(rows["label"]))
     columns = [*INTEGERS, *CATEGORIES]
@@ -147,8 +146,7 @@ def unsharded_auc(settings: CTRClassifier, train: DataFrame, test: DataFrame, sc
         nn.functional.binary_cross_entropy_with_logits(logits, labels).backward()
         optimizer.step()
         optimizer.zero_grad()
-        for part in tables:
-            part.step()
+        tables.step()
     model.eval()
     with torch.no_grad():
         scores = [
