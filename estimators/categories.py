@@ -8,10 +8,9 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.types import ArrayType, StructType
 
-from hvdspark.data.schema import check_columns
 from hvdspark.errors import SchemaError
 from hvdspark.estimators.columns import column
-from hvdspark.estimators.trained import NUMBERS, is_gap, is_whole, kind_of, not_as_trained, types_of
+from hvdspark.estimators.trained import NUMBERS, element_of, found_types, is_gap, is_whole, kind_of, not_as_trained
 
 _WHOLE = (
     "cast it to bigint where its numbers are whole: as a string, 1.0 is another category than 1; or use it in "
@@ -39,17 +38,14 @@ def check_categories(schema: StructType, names: Sequence[str], trained: Mapping[
     Raises:
         SchemaError: a column is missing, ambiguous or of another type.
     """
-    if names:  # only whether the columns are there: what their values may be is said below
-        check_columns([(field.name, "int") for field in schema.fields], names, [])
-    for name, kind in types_of(schema, names).items():
+    for name, kind in found_types(schema, names).items():
         if trained is None:
             if kind_of(kind) not in ("text", "integer", "boolean"):
-                shown = kind.removeprefix("array<").removesuffix(">")
                 raise SchemaError(
                     "a category must be a string, an integer or a boolean, or an array of these",
                     value=kind,
                     where=f"column {name!r}",
-                    hint=_HINTS.get(shown.split("(")[0], "cast it to string"),
+                    hint=_HINTS.get(element_of(kind).split("(")[0], "cast it to string"),
                 )
         elif kind_of(kind) not in _TAKEN[kind_of(trained.get(name, ""))]:
             was = trained.get(name, "categories")

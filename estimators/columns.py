@@ -13,7 +13,7 @@ from pyspark.sql.types import StructType
 from hvdspark.data.invalid import any_of, is_invalid
 from hvdspark.data.schema import SourceColumn, check_columns, quoted
 from hvdspark.errors import SchemaError
-from hvdspark.estimators.trained import as_integer, check_still_numbers
+from hvdspark.estimators.trained import as_integer, check_still_numbers, element_of
 from hvdspark.specs import ColumnSpec
 
 
@@ -114,7 +114,7 @@ def _check_layout(spec: ColumnSpec, source: SourceColumn, type_name: str) -> Non
 
 def _as_integers(name: str, value: Column, type_name: str, trained: str) -> Column:
     """Fractions and booleans, or arrays of them, as bigint."""
-    element = type_name.removeprefix("array<").removesuffix(">")
+    element = element_of(type_name)
     if element == "boolean":
         return value
     if not type_name.startswith("array<"):

@@ -10,9 +10,9 @@ from pyspark.sql import functions as F
 from pyspark.sql.types import DecimalType, LongType, StructType
 
 from hvdspark.data.moments import Moments
-from hvdspark.data.schema import check_columns, quoted
+from hvdspark.data.schema import quoted
 from hvdspark.errors import SchemaError
-from hvdspark.estimators.trained import NUMBERS, check_still_numbers, kind_of, types_of
+from hvdspark.estimators.trained import NUMBERS, check_still_numbers, found_types, kind_of
 
 # The smallest double that becomes infinite as a float32.
 _BEYOND_FLOAT32 = 2.0**128 - 2.0**103
@@ -39,10 +39,9 @@ def check_numbers(schema: StructType, names: Sequence[str], trained: Mapping[str
     Raises:
         SchemaError: a column is missing, ambiguous or of another type.
     """
-    if names:  # only whether the columns are there: what their values may be is said below
-        check_columns([(field.name, "int") for field in schema.fields], names, [])
-    check_still_numbers(types_of(schema, names), trained or {})
-    for name, kind in types_of(schema, names).items():
+    types = found_types(schema, names)
+    check_still_numbers(types, trained or {})
+    for name, kind in types.items():
         array = kind.startswith("array<") or kind == "vector"
         if kind_of(kind) in NUMBERS and not array:
             continue
@@ -50,8 +49,8 @@ def check_numbers(schema: StructType, names: Sequence[str], trained: Mapping[str
         if array:
             hint = (
                 "take its elements into columns of their own, as with vector_to_array(); arrays of categories belong "
+                "into categoricalCols"
             )
-            hint += "into categoricalCols"
         raise SchemaError(
             "a continuous column must hold one number in each row", value=kind, where=f"column {name!r}", hint=hint
         )

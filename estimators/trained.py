@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from pyspark.sql import Column
 from pyspark.sql import functions as F
 from pyspark.sql.types import StructType
 
+from hvdspark.data.schema import check_columns
 from hvdspark.errors import SchemaError
 
 _KINDS = {
@@ -27,6 +28,22 @@ def types_of(schema: StructType, names: Iterable[str]) -> dict[str, str]:
     return {name: types[name] for name in names}
 
 
+def found_types(schema: StructType, names: Sequence[str]) -> dict[str, str]:
+    """`types_of` columns that a user has named.
+
+    Raises:
+        SchemaError: a column is missing or ambiguous.
+    """
+    if names:  # only whether the columns are there: what their values may be is for the caller
+        check_columns([(field.name, "int") for field in schema.fields], names, [])
+    return types_of(schema, names)
+
+
+def element_of(type_name: str) -> str:
+    """The type of an array's elements; any other type is itself."""
+    return type_name.removeprefix("array<").removesuffix(">")
+
+
 def kind_of(type_name: str) -> str:
     """What its values are: "text", "integer", "fraction", "boolean", or its own name.
 
@@ -35,7 +52,7 @@ def kind_of(type_name: str) -> str:
     Args:
         type_name: Spark's short name for the type; "" where it is not known.
     """
-    element = type_name.removeprefix("array<").removesuffix(">")
+    element = element_of(type_name)
     base = "double" if element == "vector" else element.split("(")[0].split(" ")[0]
     return _KINDS.get(base, base)
 

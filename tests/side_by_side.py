@@ -35,10 +35,8 @@ def main(arguments: Sequence[str]) -> int:
         )
         try:
             others = subprocess.call([*pytest, *(f"--ignore={path}" for path in UNIT), *arguments])
-            unit.wait()
         finally:
-            if unit.poll() is None:  # interrupted: it was, too, and leaves nothing behind
-                unit.wait()
+            unit.wait()  # where this process is interrupted, it is, too
             output.seek(0)
             print("\n== unit tests, which ran beside those above", flush=True)
             sys.stdout.buffer.write(output.read())
