@@ -124,6 +124,8 @@ def _start(master: str, scratch: Path, extra: dict[str, str]) -> SparkSession:
         "spark.driver.bindAddress": "127.0.0.1",
         "spark.driver.memory": "2g",
         "spark.ui.enabled": "false",
+        # What Spark says of a stage is always old here, as it is elsewhere when tasks start at an unlucky moment.
+        "spark.ui.liveUpdate.period": "1h",
         "spark.ui.showConsoleProgress": "false",
         "spark.sql.shuffle.partitions": "2",
         "spark.sql.warehouse.dir": str(scratch / "warehouse"),

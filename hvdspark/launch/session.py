@@ -204,17 +204,19 @@ def driver_address(spark: SparkSession) -> DriverAddress | None:
 
 
 def tasks_run(spark: SparkSession, tag: str) -> bool:
-    """Whether a task of the jobs with this tag runs or has run. Not on Spark Connect."""
+    """Whether a task of the jobs with this tag runs or has run. Not on Spark Connect.
+
+    The tasks themselves are counted. What Spark says of their stage is as old as the next heartbeat (10 s) where its
+    tasks start within `spark.ui.liveUpdate.period` after it (`AppStatusListener.maybeUpdate`).
+    """
     context: Any = spark.sparkContext._jsc.sc()
-    tracker = context.statusTracker()
+    tracker, store = context.statusTracker(), context.statusStore()
     for job in tracker.getJobIdsForTag(tag):
         info = tracker.getJobInfo(job)
         for stage in info.get().stageIds() if info.isDefined() else ():
             found = tracker.getStageInfo(stage)
-            if found.isDefined():
-                counts = found.get()
-                if counts.numActiveTasks() + counts.numCompletedTasks() + counts.numFailedTasks() > 0:
-                    return True
+            if found.isDefined() and store.taskCount(stage, found.get().currentAttemptId()) > 0:
+                return True
     return False
 
 
