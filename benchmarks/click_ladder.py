@@ -26,11 +26,11 @@ from pyspark.sql import functions as F
 from torch import Tensor, nn
 
 from hvdspark.collectives import LocalCollective
-from hvdspark.data.moments import moments
-from hvdspark.embedding import optimizers
-from hvdspark.embedding.hashing import salt_of
-from hvdspark.embedding.initializer import initial_rows
+from hvdspark.data.feed.moments import moments
+from hvdspark.embedding.ids.hashing import salt_of
 from hvdspark.embedding.module import ShardedEmbeddingCollection
+from hvdspark.embedding.rows import optimizers
+from hvdspark.embedding.rows.initializer import initial_rows
 from hvdspark.estimators import CTRClassifier
 from hvdspark.estimators.categories import category_key
 from hvdspark.estimators.ctr_program import click_program

@@ -36,7 +36,9 @@ from torch import Tensor
 
 from hvdspark import launch
 from hvdspark.collectives import current_collective
-from hvdspark.embedding import ShardedEmbeddingCollection, TableConfig, exchange, expand, module
+from hvdspark.embedding import ShardedEmbeddingCollection, TableConfig, module
+from hvdspark.embedding.exchange import expand
+from hvdspark.embedding.exchange import trained as exchange
 from hvdspark.models import DLRM
 from hvdspark.models.click import ID_BITS
 from hvdspark.train.precision import resolve_precision

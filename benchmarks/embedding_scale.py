@@ -29,7 +29,7 @@ from torch import Tensor, nn
 import hvdspark
 from hvdspark import launch
 from hvdspark.embedding import Initialization, ShardedEmbeddingCollection, TableConfig
-from hvdspark.embedding.sharding import Traffic, format_bytes, plan_sharding
+from hvdspark.embedding.plan.sharding import Traffic, format_bytes, plan_sharding
 from hvdspark.estimators import TorchEstimator
 
 FEATURES = [f"c{k}" for k in range(26)]

@@ -25,9 +25,9 @@ import torch
 from petastorm import make_batch_reader
 from petastorm.pytorch import BatchedDataLoader
 
-from hvdspark.data.footers import read_footers
-from hvdspark.data.loader import load_batches
-from hvdspark.data.plan import plan_epoch
+from hvdspark.data.dataset.footers import read_footers
+from hvdspark.data.feed.loader import load_batches
+from hvdspark.data.feed.plan import plan_epoch
 from hvdspark.specs import ColumnSpec, DatasetSpec
 from hvdspark.store import Store
 

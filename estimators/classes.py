@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pyspark.sql import Column
 from pyspark.sql import functions as F
 
+from hvdspark.artifact.forward import OutputSpec
 from hvdspark.errors import ConfigurationError
 from hvdspark.train.loss import BINARY, CLASS_INDEX
-from hvdspark.train.program import OutputSpec
 
 LOGITS = ("bce_with_logits", "cross_entropy")
 

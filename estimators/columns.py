@@ -10,8 +10,8 @@ from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.types import StructType
 
-from hvdspark.data.invalid import any_of, is_invalid
-from hvdspark.data.schema import SourceColumn, check_columns, quoted
+from hvdspark.data.dataset.invalid import any_of, is_invalid
+from hvdspark.data.dataset.schema import SourceColumn, check_columns, quoted
 from hvdspark.errors import SchemaError
 from hvdspark.estimators.trained import as_integer, check_still_numbers, element_of
 from hvdspark.specs import ColumnSpec

@@ -9,8 +9,8 @@ from pyspark.sql import Column
 from pyspark.sql import functions as F
 from pyspark.sql.types import DecimalType, LongType, StructType
 
-from hvdspark.data.moments import Moments
-from hvdspark.data.schema import quoted
+from hvdspark.data.dataset.schema import quoted
+from hvdspark.data.feed.moments import Moments
 from hvdspark.errors import SchemaError
 from hvdspark.estimators.trained import NUMBERS, check_still_numbers, found_types, kind_of
 

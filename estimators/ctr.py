@@ -14,7 +14,8 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.types import ArrayType, DoubleType, StructField, StructType
 
-from hvdspark.data.moments import training_moments
+from hvdspark.artifact.trust import Trust
+from hvdspark.data.feed.moments import training_moments
 from hvdspark.errors import ConfigurationError, SchemaError
 from hvdspark.estimators.categories import category_key, check_categories, is_array
 from hvdspark.estimators.classes import second_class
@@ -32,7 +33,6 @@ from hvdspark.estimators.scorer import SCORES, scorer
 from hvdspark.models.click import ID_BITS
 from hvdspark.specs import DatasetSpec
 from hvdspark.store import Store
-from hvdspark.train.trust import Trust
 
 
 @accessors

@@ -11,10 +11,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pyspark.sql import DataFrame, SparkSession
 
 from hvdspark import launch, versions
-from hvdspark.data import cache
-from hvdspark.data.materialize import check_group, materialize
-from hvdspark.data.schema import check_columns
-from hvdspark.embedding.sharding import plan_sharding
+from hvdspark.artifact import describe as architecture
+from hvdspark.artifact.forward import OutputSpec
+from hvdspark.artifact.tables import collections_of
+from hvdspark.data.dataset import cache
+from hvdspark.data.dataset.materialize import check_group, materialize
+from hvdspark.data.dataset.schema import check_columns
+from hvdspark.embedding.plan.sharding import plan_sharding
 from hvdspark.errors import ConfigurationError, StoreError
 from hvdspark.estimators.columns import vectors_as_arrays
 from hvdspark.estimators.default_store import check_place
@@ -25,14 +28,12 @@ from hvdspark.estimators.paths import spark_store
 from hvdspark.estimators.trained import types_of
 from hvdspark.specs import DatasetSpec, RowGroup, RowGroups, TrainSpec, from_json, to_json
 from hvdspark.store import Store
-from hvdspark.train import architecture
 from hvdspark.train.check import check_program
 from hvdspark.train.loss import RowLoss
 from hvdspark.train.on_rank import initial_weights, send, train_on_rank
-from hvdspark.train.program import OutputSpec, Program, TrainResult
+from hvdspark.train.program import Program, TrainResult
 from hvdspark.train.progress import progress
 from hvdspark.train.rehearsal import try_out
-from hvdspark.train.tables import collections_of
 
 logger = logging.getLogger(__name__)
 

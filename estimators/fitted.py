@@ -10,16 +10,16 @@ from typing import Any
 import cloudpickle
 from torch import nn
 
+from hvdspark.artifact import describe as architecture
+from hvdspark.artifact.tables import TABLES, load_model
+from hvdspark.artifact.trust import Trust
+from hvdspark.artifact.weights import WEIGHTS, check_unchanged, checksum, read_manifest
+from hvdspark.artifact.weights import fingerprint as fingerprint_of
 from hvdspark.estimators.persistence import DATA, Saved, pack, unpack
 from hvdspark.score import ScoringSpec
 from hvdspark.specs import ColumnSpec, from_json, to_json
 from hvdspark.store import Store
-from hvdspark.train import architecture
 from hvdspark.train.program import TrainResult
-from hvdspark.train.tables import TABLES, load_model
-from hvdspark.train.trust import Trust
-from hvdspark.train.weights import WEIGHTS, check_unchanged, checksum, read_manifest
-from hvdspark.train.weights import fingerprint as fingerprint_of
 
 
 @dataclass(frozen=True)

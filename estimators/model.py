@@ -8,12 +8,12 @@ from pyspark.ml.base import Model
 from pyspark.ml.util import MLReadable, MLReader, MLWritable, MLWriter
 from torch import nn
 
+from hvdspark.artifact.trust import Trust
 from hvdspark.errors import ConfigurationError
 from hvdspark.estimators.fitted import FittedModule
 from hvdspark.estimators.persistence import HvdSparkReader, HvdSparkWriter, Saved
 from hvdspark.estimators.summary import TrainingSummary
 from hvdspark.store import Store
-from hvdspark.train.trust import Trust
 
 
 class _FittedModel(Model, MLWritable, MLReadable[Any]):

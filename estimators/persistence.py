@@ -18,16 +18,16 @@ from pyspark.ml.util import DefaultParamsReader, DefaultParamsWriter, MLReader, 
 from pyspark.sql import SparkSession
 from torch import Tensor
 
+from hvdspark.artifact import describe as architecture
+from hvdspark.artifact.tables import TABLES
+from hvdspark.artifact.trust import TRUSTED_PACKAGES, Trust
+from hvdspark.artifact.weights import FORMAT, checksum, read_manifest, verify
+from hvdspark.artifact.weights import pack as pack_tensors
+from hvdspark.artifact.weights import unpack as unpack_tensors
 from hvdspark.errors import PersistenceError
 from hvdspark.estimators.paths import check_same_place, spark_store
 from hvdspark.estimators.table_files import copy_tables, verify_tables
 from hvdspark.store import Store
-from hvdspark.train import architecture
-from hvdspark.train.tables import TABLES
-from hvdspark.train.trust import TRUSTED_PACKAGES, Trust
-from hvdspark.train.weights import FORMAT, checksum, read_manifest, verify
-from hvdspark.train.weights import pack as pack_tensors
-from hvdspark.train.weights import unpack as unpack_tensors
 
 ALLOW_PICKLE = "spark.hvdspark.allowPickle"
 DATA = "data"

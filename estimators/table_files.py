@@ -7,10 +7,10 @@ from typing import Any
 
 from pyspark.sql import SparkSession
 
+from hvdspark.artifact.tables import table_files
+from hvdspark.artifact.weights import verify
 from hvdspark.errors import CheckpointError
 from hvdspark.store import Store
-from hvdspark.train.tables import table_files
-from hvdspark.train.weights import verify
 
 Action = Callable[[dict[str, Any]], None]
 

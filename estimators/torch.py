@@ -16,6 +16,11 @@ from pyspark.sql import functions as F
 from pyspark.sql.types import ArrayType, DoubleType, StructField, StructType
 from torch import nn
 
+from hvdspark.artifact import describe as architecture
+from hvdspark.artifact.trust import Trust
+from hvdspark.artifact.weights import WEIGHTS
+from hvdspark.artifact.weights import pack as pack_tensors
+from hvdspark.artifact.weights import unpack as unpack_tensors
 from hvdspark.embedding import dense_weights_alone
 from hvdspark.errors import ConfigurationError
 from hvdspark.estimators.classes import LOGITS, as_classes, check_classifies
@@ -27,14 +32,9 @@ from hvdspark.estimators.params import _TorchScoringParams, _TorchTrainingParams
 from hvdspark.estimators.persistence import HvdSparkReader, HvdSparkWriter, Saved, pack, unpack
 from hvdspark.estimators.scorer import SCORES, scorer
 from hvdspark.store import Store
-from hvdspark.train import architecture
 from hvdspark.train.callbacks import Callback
 from hvdspark.train.loss import RowLoss
 from hvdspark.train.program import Program
-from hvdspark.train.trust import Trust
-from hvdspark.train.weights import WEIGHTS
-from hvdspark.train.weights import pack as pack_tensors
-from hvdspark.train.weights import unpack as unpack_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ class TorchEstimator(
     """Trains a `torch.nn.Module` on a DataFrame with Horovod, on `numWorkers` Spark tasks.
 
     The module is called with one tensor for each column of `featureCols`: [rows] for numbers, [rows, width] for
-    vectors and arrays of one length, `hvdspark.data.loader.Ragged` for other arrays. Integers arrive as int64, other
+    vectors and arrays of one length, `hvdspark.data.Ragged` for other arrays. Integers arrive as int64, other
     numbers as float32. It returns a tensor ([rows], [rows, 1] or [rows, width]), or a tuple, list or dict of them.
 
     Args:

@@ -8,7 +8,7 @@ from pyspark.sql import Column
 from pyspark.sql import functions as F
 from pyspark.sql.types import StructType
 
-from hvdspark.data.schema import check_columns
+from hvdspark.data.dataset.schema import check_columns
 from hvdspark.errors import SchemaError
 
 _KINDS = {

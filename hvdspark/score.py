@@ -21,12 +21,12 @@ import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
-from hvdspark.data.loader import Ragged
+from hvdspark.artifact.forward import Input, as_prediction, forward, inputs_of
+from hvdspark.artifact.tables import load_model
+from hvdspark.data.feed.loader import Ragged
 from hvdspark.errors import DataError
 from hvdspark.specs import ColumnSpec
 from hvdspark.store import Store
-from hvdspark.train.forward import Input, as_prediction, forward, inputs_of
-from hvdspark.train.tables import load_model
 
 _MODELS_KEPT = 3  # for each Python worker; what pyspark's predict_batch_udf keeps
 _cache: collections.OrderedDict[tuple[str, str, str, bytes], nn.Module] = collections.OrderedDict()

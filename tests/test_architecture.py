@@ -21,7 +21,7 @@ LAYERS: list[set[str]] = [
     {"versions"},
     {"store", "collectives", "horovod_build", "data_generation"},
     {"data", "launch", "embedding"},
-    {"models"},
+    {"models", "artifact"},
     {"train"},
     {"score"},
     {"estimators"},
@@ -54,7 +54,7 @@ def sources(*folders: str) -> list[Path]:
 
 
 def part_of(path: Path) -> str:
-    """ "data" for hvdspark/data/plan.py, "cli" for hvdspark/cli.py, "" for hvdspark/__init__.py."""
+    """ "data" for hvdspark/data/feed/plan.py, "cli" for hvdspark/cli.py, "" for hvdspark/__init__.py."""
     parts = path.relative_to(ROOT).with_suffix("").parts
     inside = parts[1:] if parts[0] == "hvdspark" else parts
     return "" if inside[0] == "__init__" else inside[0]

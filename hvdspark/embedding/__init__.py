@@ -3,6 +3,7 @@
 from hvdspark.embedding.config import Admission, Eviction, Initialization, SparseOptimizer, TableConfig
 from hvdspark.embedding.lineage import dense_weights_alone
 from hvdspark.embedding.module import ShardedEmbeddingCollection
+from hvdspark.embedding.plan.sharding import plan_sharding
 from hvdspark.embedding.updates import step_scaled
 
 __all__ = [
@@ -13,5 +14,6 @@ __all__ = [
     "SparseOptimizer",
     "TableConfig",
     "dense_weights_alone",
+    "plan_sharding",
     "step_scaled",
 ]

@@ -10,22 +10,22 @@ import torch
 from torch import Tensor
 
 from hvdspark.collectives import Collective, current_collective
-from hvdspark.embedding.cells import Cells, cells_of, device_of, name_features
 from hvdspark.embedding.config import DTYPES, TableConfig
-from hvdspark.embedding.dedup import Unique
-from hvdspark.embedding.description import absent_state, check_description, describe_tables, matching_tables
-from hvdspark.embedding.exchange import BadId, BadIdError, GroupExchange
-from hvdspark.embedding.expand import Source, stack, take
-from hvdspark.embedding.files import read_shards, write_shards
-from hvdspark.embedding.frozen import FrozenGroup
-from hvdspark.embedding.frozen_exchange import FrozenExchange
+from hvdspark.embedding.exchange.expand import Source, stack, take
+from hvdspark.embedding.exchange.frozen import FrozenExchange
+from hvdspark.embedding.exchange.prefetch import Prefetched
+from hvdspark.embedding.exchange.trained import BadId, BadIdError, GroupExchange
+from hvdspark.embedding.files.description import absent_state, check_description, describe_tables, matching_tables
+from hvdspark.embedding.files.frozen import FrozenGroup
+from hvdspark.embedding.files.host_copies import locate_files
+from hvdspark.embedding.files.shards import read_shards, write_shards
 from hvdspark.embedding.graphs import memory_that_lasts, outside_graphs, refuse_tracing
-from hvdspark.embedding.host_copies import locate_files
-from hvdspark.embedding.keys import KeySpace
-from hvdspark.embedding.layout import Layout
-from hvdspark.embedding.prefetch import Prefetched
-from hvdspark.embedding.replicas import Replicas
-from hvdspark.embedding.table import TableShard
+from hvdspark.embedding.ids.distinct import Unique
+from hvdspark.embedding.ids.jagged import Cells, cells_of, device_of, name_features
+from hvdspark.embedding.ids.keys import KeySpace
+from hvdspark.embedding.plan.groups import Layout
+from hvdspark.embedding.rows.replicated import Replicas
+from hvdspark.embedding.rows.shard import TableShard
 from hvdspark.embedding.updates import UpdatedRows
 from hvdspark.errors import ConfigurationError
 from hvdspark.store import Store

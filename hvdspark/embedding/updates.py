@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from hvdspark.collectives import Collective
-from hvdspark.embedding.exchange import GroupExchange, Lookup, Reduced
+from hvdspark.embedding.exchange.trained import GroupExchange, Lookup, Reduced
 from hvdspark.embedding.graphs import outside_graphs
 from hvdspark.embedding.lineage import RowsApart
 from hvdspark.errors import ConfigurationError, TrainingDivergedError

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
+from hvdspark.artifact.forward import as_prediction
 from hvdspark.collectives import Collective
-from hvdspark.train.forward import as_prediction
 from hvdspark.train.loss import BINARY, RowLoss
 
 # A loss that is higher by less may be a constant's, and chance.

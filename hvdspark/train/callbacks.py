@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from hvdspark.artifact.trust import Inert
+
 
 @dataclass
 class TrainState:
@@ -43,7 +45,7 @@ class TrainState:
         self.stop_requested = True
 
 
-class Callback:
+class Callback(Inert):
     """Base class: override what you need. An exception in a callback fails the run.
 
     The methods run on every rank at the same points, so a callback may use collectives if all ranks do. Calling a

@@ -8,10 +8,11 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from hvdspark.artifact.describe import skeleton
+from hvdspark.artifact.weights import check_saveable
 from hvdspark.collectives import LocalCollective
 from hvdspark.errors import ConfigurationError
 from hvdspark.specs import TrainSpec
-from hvdspark.train.architecture import skeleton
 from hvdspark.train.batch_norm import check_layers
 from hvdspark.train.history import resolve_monitor
 from hvdspark.train.loss import RowLoss
@@ -20,7 +21,6 @@ from hvdspark.train.program import Program
 from hvdspark.train.schedule import make_schedule
 from hvdspark.train.torch_loss import check_loss
 from hvdspark.train.validate import Validation
-from hvdspark.train.weights import check_saveable
 
 
 def check_program(spec: TrainSpec, program: Program, ranks: int = 1) -> None:

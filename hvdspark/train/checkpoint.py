@@ -22,13 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hvdspark.collectives import Collective
-from hvdspark.errors import CheckpointError
-from hvdspark.store import MANIFEST, Store
-from hvdspark.train.agreement import broadcast_json, raise_together, ranks_where
-from hvdspark.train.history import BestEpoch
-from hvdspark.train.tables import TABLES, read_tables, write_tables
-from hvdspark.train.weights import (
+from hvdspark.artifact.tables import TABLES, read_tables, write_tables
+from hvdspark.artifact.weights import (
     FORMAT,
     WEIGHTS,
     checksum,
@@ -38,6 +33,11 @@ from hvdspark.train.weights import (
     write_tensors,
     write_weights,
 )
+from hvdspark.collectives import Collective
+from hvdspark.collectives.agreement import broadcast_json, raise_together, ranks_where
+from hvdspark.errors import CheckpointError
+from hvdspark.store import MANIFEST, Store
+from hvdspark.train.history import BestEpoch
 
 _OPTIMIZER_TENSORS = "optimizer.safetensors"
 _OPTIMIZER_TREE = "optimizer.json"

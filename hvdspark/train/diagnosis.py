@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hvdspark.data.loader import Ragged
+from hvdspark.data.feed.loader import Ragged
 from hvdspark.errors import ClusterError, ConfigurationError, HvdSparkError
 
 # What a driver may lack and ranks have. Words of torch, Horovod and CUDA, in errors of several classes.

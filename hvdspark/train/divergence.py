@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from hvdspark.data.loader import Ragged
+from hvdspark.artifact.forward import Input
+from hvdspark.data.feed.loader import Ragged
 from hvdspark.errors import TrainingDivergedError
 from hvdspark.specs import TrainSpec
-from hvdspark.train.forward import Input
 
 
 @dataclass

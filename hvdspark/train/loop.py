@@ -10,30 +10,30 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hvdspark.artifact.forward import OutputSpec, as_prediction
+from hvdspark.artifact.tables import begin_epoch, bind_tables
+from hvdspark.artifact.weights import check_saveable
 from hvdspark.collectives import Collective
-from hvdspark.data.loader import load_batches
-from hvdspark.data.plan import EpochPlan, plan_epoch
+from hvdspark.collectives.agreement import broadcast_json, ranks_where
+from hvdspark.data.feed.loader import load_batches
+from hvdspark.data.feed.plan import EpochPlan, plan_epoch
 from hvdspark.errors import ConfigurationError, DataError, SchemaError
 from hvdspark.specs import TrainSpec
 from hvdspark.store import Store
-from hvdspark.train.agreement import broadcast_json, ranks_where
 from hvdspark.train.batch_norm import check_layers
 from hvdspark.train.calibration import Calibration, calibrate, warnings_from
 from hvdspark.train.callbacks import CallbackList, TrainState
 from hvdspark.train.checkpoint import Checkpoints, TrainProgress
-from hvdspark.train.forward import as_prediction
 from hvdspark.train.history import BestEpoch, Clock, Reporter, resolve_monitor
 from hvdspark.train.loss import RowLoss
 from hvdspark.train.optimizer import make_optimizer, sparse_parameters
 from hvdspark.train.precision import resolve_precision
-from hvdspark.train.program import OutputSpec, Program, TrainResult
+from hvdspark.train.program import Program, TrainResult
 from hvdspark.train.replicas import agree_on_buffers, check_alike, kept_in_evaluation, make_contiguous, seed_generators
 from hvdspark.train.schedule import make_schedule
 from hvdspark.train.step import GradientStep
-from hvdspark.train.tables import begin_epoch, bind_tables
 from hvdspark.train.torch_loss import check_loss
 from hvdspark.train.validate import Validation, scored
-from hvdspark.train.weights import check_saveable
 
 
 def train(

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from hvdspark.collectives import Collective
+from hvdspark.collectives.agreement import ranks_where
 from hvdspark.errors import ConfigurationError, DataError
-from hvdspark.train.agreement import ranks_where
 from hvdspark.train.torch_loss import LABELS, NOTHING, ROWS, Parsed, parse, row_weights, without_ignored
 
 _PROBABILITIES: dict[str, Callable[[Tensor], Tensor]] = {

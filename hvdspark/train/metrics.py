@@ -13,8 +13,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from hvdspark.artifact.forward import as_prediction
 from hvdspark.errors import ConfigurationError
-from hvdspark.train.forward import as_prediction
 
 Probabilities = Callable[[Tensor], Tensor] | None
 

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
+from hvdspark.artifact.tables import collections_of
 from hvdspark.errors import ConfigurationError
-from hvdspark.train.tables import collections_of
 
 _BY_NAME: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,

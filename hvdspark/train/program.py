@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from hvdspark.artifact.forward import OutputSpec
 from hvdspark.train.callbacks import Callback
 
 
@@ -39,21 +40,6 @@ class Program:
     callbacks: Sequence[Callback] = ()
     probabilities: Callable[[Tensor], Tensor] | None = None
     output_bias: nn.Parameter | None = None
-
-
-@dataclass(frozen=True)
-class OutputSpec:
-    """One tensor that the module returns.
-
-    Attributes:
-        name: the key where the module returns a dict, else None.
-        shape: sizes after the row dimension; `()` for [rows].
-        dtype: "float32", "int64", ...
-    """
-
-    name: str | None
-    shape: tuple[int, ...]
-    dtype: str
 
 
 @dataclass(frozen=True)

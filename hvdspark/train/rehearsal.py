@@ -22,21 +22,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy as is_uninitialised
 
-from hvdspark.data.loader import Batch, Ragged
-from hvdspark.data.sample import first_rows
+from hvdspark.artifact.describe import skeleton, weights_of
+from hvdspark.artifact.forward import Outputs, OutputSpec, forward, inputs_of
+from hvdspark.artifact.tables import take_over
+from hvdspark.data.feed.loader import Batch, Ragged
+from hvdspark.data.feed.sample import first_rows
 from hvdspark.errors import ConfigurationError, HvdSparkError
 from hvdspark.specs import TrainSpec
 from hvdspark.store import Store
-from hvdspark.train.architecture import skeleton, weights_of
 from hvdspark.train.diagnosis import Watch, is_about_the_driver, what_failed
-from hvdspark.train.forward import Outputs, forward, inputs_of
 from hvdspark.train.last_layer import warnings_about
 from hvdspark.train.loss import RowLoss
 from hvdspark.train.metrics import metric_names
-from hvdspark.train.program import OutputSpec, Program
+from hvdspark.train.program import Program
 from hvdspark.train.saving import warnings_about_saving
 from hvdspark.train.step import tensor_column
-from hvdspark.train.tables import take_over
 from hvdspark.train.validate import fresh_metric
 
 logger = logging.getLogger(__name__)

@@ -8,16 +8,16 @@ import cloudpickle
 import torch
 from torch import Tensor, nn
 
-from hvdspark.data.loader import Batch
+from hvdspark.artifact.describe import describe_all, rebuild_all, skeleton, weights_of
+from hvdspark.artifact.describing import Describer, Description
+from hvdspark.artifact.forward import forward, inputs_of
+from hvdspark.artifact.sameness import changed, first_difference, same_bits
+from hvdspark.artifact.tables import take_over
+from hvdspark.artifact.trust import Trust
+from hvdspark.data.feed.loader import Batch
 from hvdspark.errors import PersistenceError
 from hvdspark.specs import TrainSpec
-from hvdspark.train.architecture import describe_all, rebuild_all, skeleton, weights_of
-from hvdspark.train.describing import Describer, Description
 from hvdspark.train.diagnosis import is_about_the_driver
-from hvdspark.train.forward import forward, inputs_of
-from hvdspark.train.sameness import changed, first_difference, same_bits
-from hvdspark.train.tables import take_over
-from hvdspark.train.trust import Trust
 
 _FLAGS = ("training", "evaluating", "frozen", "requires_grad")
 

@@ -14,22 +14,22 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from hvdspark.artifact.forward import Input, Outputs, evaluation, forward, inputs_of, on_device
+from hvdspark.artifact.tables import collections_of
 from hvdspark.collectives import Collective
-from hvdspark.data.loader import Batch, Ragged
-from hvdspark.embedding.contents import not_finite
+from hvdspark.collectives.agreement import broadcast_json, ranks_where
+from hvdspark.data.feed.loader import Batch, Ragged
+from hvdspark.embedding.rows.contents import not_finite
 from hvdspark.errors import ConfigurationError, DataError, TrainingDivergedError
 from hvdspark.specs import TrainSpec
-from hvdspark.train.agreement import broadcast_json, ranks_where
 from hvdspark.train.batch_norm import SharedStatistics
 from hvdspark.train.calibration import Calibration
 from hvdspark.train.divergence import Divergence, columns_with_nan, diverged
-from hvdspark.train.forward import Input, Outputs, evaluation, forward, inputs_of, on_device
 from hvdspark.train.gradients import WithoutGradient, all_finite, sparse_rows, squared_norm, sums_of, values_of
 from hvdspark.train.loss import Part, RowLoss, rows_that_count
 from hvdspark.train.optimizer import sparse_parameters
 from hvdspark.train.precision import training_arithmetic
 from hvdspark.train.schedule import Schedule
-from hvdspark.train.tables import collections_of
 from hvdspark.train.torch_loss import LABELS, NOTHING
 
 

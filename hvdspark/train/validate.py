@@ -8,18 +8,18 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
+from hvdspark.artifact.forward import Outputs, evaluation, forward, inputs_of, on_device
+from hvdspark.artifact.tables import collections_of
 from hvdspark.collectives import Collective
-from hvdspark.data.loader import load_batches
-from hvdspark.data.plan import EpochPlan, plan_epoch
+from hvdspark.data.feed.loader import load_batches
+from hvdspark.data.feed.plan import EpochPlan, plan_epoch
 from hvdspark.specs import TrainSpec
 from hvdspark.store import Store
 from hvdspark.train.calibration import Calibration
-from hvdspark.train.forward import Outputs, evaluation, forward, inputs_of, on_device
 from hvdspark.train.loss import Part, RowLoss, rows_that_count
 from hvdspark.train.metrics import Metric, make_metric, metric_names
 from hvdspark.train.program import Program
 from hvdspark.train.step import tensor_column, weight_column
-from hvdspark.train.tables import collections_of
 
 
 class _LossOfRows:

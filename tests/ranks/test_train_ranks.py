@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
+from hvdspark.artifact.weights import WEIGHTS, read_tensors
 from hvdspark.collectives import LocalCollective
 from hvdspark.specs import TrainSpec, to_json
 from hvdspark.store import Store
-from hvdspark.train.weights import WEIGHTS, read_tensors
 from tests.ranks.gang import run_ranks
 from tests.ranks.train_cases import CASES, OWN_CASES, on_rank, relaunched, run_case, until_lost
 from tests.unit.train.datasets import click_columns, train_spec, write_dataset

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow.parquet as pq
 
-from hvdspark.data.materialize import materialize
+from hvdspark.data.dataset.materialize import materialize
 from hvdspark.specs import DatasetSpec
 from hvdspark.store import Store
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from hvdspark.data.loader import Ragged, load_batches
-from hvdspark.data.materialize import materialize
-from hvdspark.data.plan import plan_epoch
+from hvdspark.data.dataset.materialize import materialize
+from hvdspark.data.feed.loader import Ragged, load_batches
+from hvdspark.data.feed.plan import plan_epoch
 from hvdspark.specs import ColumnSpec, DatasetSpec
 from hvdspark.store import Store
 

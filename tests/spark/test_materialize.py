@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from hvdspark.data import footers
+from hvdspark.data.dataset import footers
 from hvdspark.errors import ConfigurationError, DataError, SchemaError, StoreError
 from hvdspark.specs import ColumnSpec, RowGroups
 from hvdspark.store import Store

@@ -14,8 +14,8 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from torch import Tensor, nn
 
-from hvdspark.data.invalid import is_invalid
-from hvdspark.data.loader import Ragged
+from hvdspark.data.dataset.invalid import is_invalid
+from hvdspark.data.feed.loader import Ragged
 from hvdspark.errors import CheckpointError, SchemaError
 from hvdspark.estimators import TorchModel
 from hvdspark.specs import ColumnSpec

@@ -17,7 +17,7 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from torch import Tensor, nn
 
-from hvdspark.data.loader import Ragged
+from hvdspark.data.feed.loader import Ragged
 from hvdspark.errors import (
     ConfigurationError,
 )

@@ -13,13 +13,14 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from torch import Tensor, nn
 
+from hvdspark.artifact.describe import skeleton
+from hvdspark.artifact.forward import OutputSpec
+from hvdspark.artifact.weights import FORMAT, WEIGHTS, checksum, pack
 from hvdspark.estimators import TorchEstimator, TorchModel
 from hvdspark.estimators.fitted import FittedModule
 from hvdspark.specs import ColumnSpec
 from hvdspark.store import Store
-from hvdspark.train.architecture import skeleton
-from hvdspark.train.program import OutputSpec, TrainResult
-from hvdspark.train.weights import FORMAT, WEIGHTS, checksum, pack
+from hvdspark.train.program import TrainResult
 
 
 class TwoHeads(nn.Module):

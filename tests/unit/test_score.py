@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
-from hvdspark.data.loader import Ragged
+from hvdspark.data.feed.loader import Ragged
 from hvdspark.errors import DataError
 from hvdspark.score import to_tensor
 from hvdspark.specs import ColumnSpec

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from hvdspark.embedding.config import Admission, Eviction, SparseOptimizer, TableConfig
-from hvdspark.embedding.placement import home_buckets
-from hvdspark.embedding.table import TableShard
+from hvdspark.embedding.plan.placement import home_buckets
+from hvdspark.embedding.rows.shard import TableShard
 
 SEED = 7
 GROUPS: list[list[TableConfig]] = [

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hvdspark.embedding.config import Eviction, SparseOptimizer, TableConfig
-from hvdspark.embedding.table import TableShard
+from hvdspark.embedding.rows.shard import TableShard
 
 
 @pytest.mark.parametrize("kept", [1.0, 0.5])

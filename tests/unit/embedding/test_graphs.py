@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hvdspark.artifact.tables import collections_of
 from hvdspark.collectives import LocalCollective
 from hvdspark.embedding import Initialization, ShardedEmbeddingCollection, TableConfig
 from hvdspark.models.click import ClickModel
-from hvdspark.train.tables import collections_of
 
 ROWS = 16
 

@@ -17,12 +17,12 @@ import pytest
 import safetensors.torch
 import torch
 
+from hvdspark.artifact.weights import checksum
 from hvdspark.collectives import LocalCollective
 from hvdspark.embedding import Initialization, ShardedEmbeddingCollection, SparseOptimizer, TableConfig
-from hvdspark.embedding.optimizers import initial_state, update
+from hvdspark.embedding.rows.optimizers import initial_state, update
 from hvdspark.store import Store
 from hvdspark.train.schedule import make_schedule
-from hvdspark.train.weights import checksum
 
 IDS, DIM, STEPS, RATE = 12, 3, 24, 0.05
 SCHEDULES: dict[str, Callable[[int], float]] = {

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from hvdspark.collectives import Collective, ThreadedCollective, run_threaded
 from hvdspark.embedding.config import OPTIMIZERS, SparseOptimizer, TableConfig
-from hvdspark.embedding.keys import KeySpace
+from hvdspark.embedding.ids.keys import KeySpace
 from hvdspark.embedding.module import ShardedEmbeddingCollection
-from hvdspark.embedding.placement import group_tables
+from hvdspark.embedding.plan.placement import group_tables
 from tests.unit.embedding.unsharded import (
     FEATURES,
     IDS,

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from hvdspark.artifact.describe import describe, rebuild
 from hvdspark.errors import ConfigurationError
 from hvdspark.models import ARCHITECTURES, Architecture, make_model
-from hvdspark.train.architecture import describe, rebuild
 
 DIM = 4
 SIZES = [(3, 5), (0, 5), (3, 1), (3, 0), (0, 2)]  # numbers, fields

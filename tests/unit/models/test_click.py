@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 import torch
 
+from hvdspark.artifact import describe as architecture
 from hvdspark.collectives import LocalCollective
-from hvdspark.data.batch import Ragged
+from hvdspark.data.feed.batch import Ragged
 from hvdspark.embedding.config import OPTIMIZERS
 from hvdspark.errors import CheckpointError
 from hvdspark.models import ARCHITECTURES
 from hvdspark.models import numbers as shapes
 from hvdspark.models.click import ID_BITS, ClickModel
 from hvdspark.store import Store
-from hvdspark.train import architecture
 
 ROWS = 6
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from hvdspark.data.loader import Ragged
+from hvdspark.data.feed.loader import Ragged
 from hvdspark.errors import ConfigurationError, TrainingDivergedError
 from hvdspark.specs import DatasetSpec, TrainSpec
 from hvdspark.store import Store

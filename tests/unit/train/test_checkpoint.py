@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import nn
 
+from hvdspark.artifact.weights import load_weights
 from hvdspark.collectives import LocalCollective, ThreadedCollective, run_threaded
 from hvdspark.errors import CheckpointError, StoreError
 from hvdspark.store import Store
 from hvdspark.train.checkpoint import Checkpoints, TrainProgress, flatten_state, unflatten_state
 from hvdspark.train.history import BestEpoch
-from hvdspark.train.weights import load_weights
 
 RUN = Path("runs/run-1")
 

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hvdspark.artifact.forward import OutputSpec
 from hvdspark.store import Store
-from hvdspark.train.program import OutputSpec
 from tests.unit.train.datasets import click_columns, train_spec, write_dataset
 from tests.unit.train.toys import ClickNet, click_program, train_on_threads
 

@@ -13,11 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hvdspark.artifact.forward import OutputSpec
+from hvdspark.artifact.weights import load_weights
 from hvdspark.errors import ConfigurationError
 from hvdspark.specs import TrainSpec, from_json, to_json
 from hvdspark.store import Store
-from hvdspark.train.program import OutputSpec, Program, TrainResult
-from hvdspark.train.weights import load_weights
+from hvdspark.train.program import Program, TrainResult
 from tests.unit.train.datasets import click_columns, train_spec, write_dataset
 from tests.unit.train.toys import ClickNet, click_program, largest_difference, train_on_threads, weights_of
 

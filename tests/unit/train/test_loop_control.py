@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from hvdspark.artifact.weights import load_weights
 from hvdspark.collectives import LocalCollective, ThreadedCollective, run_threaded
 from hvdspark.errors import ConfigurationError, DataError, SchemaError, TrainingDivergedError
 from hvdspark.store import Store
 from hvdspark.train.callbacks import Callback, TrainState
 from hvdspark.train.loop import train
-from hvdspark.train.weights import load_weights
 from tests.unit.train.datasets import click_columns, train_spec, write_dataset
 from tests.unit.train.toys import At, ClickNet, SetRate, click_program, largest_difference, train_on_threads, weights_of
 

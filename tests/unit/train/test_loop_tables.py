@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from hvdspark.artifact.tables import bind_tables, collections_of, load_model, write_tables
 from hvdspark.collectives import ThreadedCollective, run_threaded
 from hvdspark.embedding import Admission, Initialization, ShardedEmbeddingCollection, SparseOptimizer, TableConfig
 from hvdspark.errors import CheckpointError, ConfigurationError, DataError, StoreError, TrainingDivergedError
@@ -18,7 +19,6 @@ from hvdspark.store import Store
 from hvdspark.train.callbacks import TrainState
 from hvdspark.train.loop import train
 from hvdspark.train.program import Program, TrainResult
-from hvdspark.train.tables import bind_tables, collections_of, load_model, write_tables
 from tests.unit.train.datasets import click_columns, train_spec, write_dataset
 from tests.unit.train.toys import At, SetRate, click_program, largest_difference, train_on_threads, weights_of
 
@@ -213,8 +213,8 @@ def test_a_resumed_run_is_the_uninterrupted_one_at_any_size(store: Store, resume
 
 
 def scored(store: Store, program: Program, result: TrainResult) -> Callable[[Tensor, Tensor], Tensor]:
-    from hvdspark.train import architecture
-    from hvdspark.train.weights import fingerprint, read_manifest
+    from hvdspark.artifact import describe as architecture
+    from hvdspark.artifact.weights import fingerprint, read_manifest
 
     skeleton = architecture.skeleton(ShardedNet())
     manifest = read_manifest(store, result.model_path)

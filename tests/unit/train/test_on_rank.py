@@ -5,11 +5,11 @@ import pytest
 import torch
 from torch import nn
 
+from hvdspark.artifact.weights import load_weights
 from hvdspark.embedding import ShardedEmbeddingCollection, TableConfig
 from hvdspark.store import Store
 from hvdspark.train.on_rank import initial_weights, send
 from hvdspark.train.program import Program
-from hvdspark.train.weights import load_weights
 
 
 class Large(nn.Module):

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hvdspark.data.sample import first_rows
+from hvdspark.data.feed.sample import first_rows
 from hvdspark.store import Store
 from hvdspark.train import saving
 from hvdspark.train.saving import state_besides_weights, warnings_about_lost_state, warnings_about_saving

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules import loss as torch_losses
 
 from hvdspark.collectives import ThreadedCollective, run_threaded
-from hvdspark.data.loader import Batch
+from hvdspark.data.feed.loader import Batch
 from hvdspark.errors import ConfigurationError
 from hvdspark.specs import DatasetSpec, TrainSpec
 from hvdspark.store import Store

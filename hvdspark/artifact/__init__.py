@@ -1,0 +1,1 @@
+"""What a trained model is on disk, and how a row goes through it."""

@@ -1,0 +1,1 @@
+"""What is in the store and what it means: schema, writing, footers, reuse."""

@@ -1,0 +1,1 @@
+"""Which rows a rank reads when, as tensors: plan (pure), windows, batches."""

@@ -1,0 +1,1 @@
+"""From row groups in the store to columns in memory."""

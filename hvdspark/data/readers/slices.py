@@ -1,0 +1,79 @@
+"""Row groups of the written Parquet files, decoded in slices: what is held is bounded, however many rows there are."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from hvdspark.data.dataset.footers import decoded_bytes
+from hvdspark.errors import DataError
+from hvdspark.specs import ColumnSpec, RowGroup
+from hvdspark.store import Store
+
+MAX_CHUNK_ROWS = 1 << 16
+# What a thread decodes at a time. A row group of 4 MB may hold any number of rows that are nearly the same.
+_SLICE_BYTES = 24 << 20
+# Two numbers of two bytes say of each element of an array whether a row begins with it, and whether it is there at all.
+_LEVEL_BYTES = 4
+
+
+def read_slices(
+    store: Store, path: str, group: RowGroup, footer: Any, names: Collection[str]
+) -> Iterator[pa.RecordBatch]:
+    """The rows of a row group in order, in slices of at most MAX_CHUNK_ROWS. The file is open until the last one.
+
+    Args:
+        path: of the file, in the store.
+        footer: of the file, as `footers.read_footer` gives it.
+        names: columns that are read.
+
+    Raises:
+        DataError: the row group is not the one that the dataset's spec tells of.
+    """
+    metadata = footer.row_group(group.index)
+    if metadata.num_rows != group.rows:
+        raise DataError("a row group has changed since it was written", value=group.path)
+    local = store.local_path(path)
+    # On a remote store the columns of a row group are fetched together, in few large requests.
+    with pa.memory_map(str(local)) if local is not None else store.open_read(path) as source:
+        file = pq.ParquetFile(source, metadata=footer, pre_buffer=local is None)
+        rows = slice_rows(metadata, names)
+        # Who reads is parallel enough: threads of a pool on all ranks of a host, or tasks of a job.
+        yield from file.iter_batches(rows, row_groups=[group.index], columns=list(names), use_threads=False)
+
+
+def slice_rows(group: Any, names: Collection[str]) -> int:
+    """How many rows of a row group are decoded at a time: equal slices of at most _SLICE_BYTES and MAX_CHUNK_ROWS.
+
+    Args:
+        group: the row group's metadata, as pyarrow has it.
+        names: the columns that are read.
+    """
+    decoded = 0
+    for index in range(group.num_columns):
+        chunk = group.column(index)
+        path = chunk.path_in_schema
+        if path in names:
+            decoded += decoded_bytes(chunk)
+        elif any(path.startswith(f"{name}.") for name in names):
+            decoded += decoded_bytes(chunk) + _LEVEL_BYTES * chunk.num_values
+    slices = max(-(-decoded // _SLICE_BYTES), -(-group.num_rows // MAX_CHUNK_ROWS), 1)
+    return max(1, -(-group.num_rows // slices))
+
+
+def values_of(array: pa.Array, column: ColumnSpec) -> np.ndarray:
+    """A scalar column, or the flat elements of an array column, without a copy.
+
+    Raises:
+        DataError: there are nulls, or values of another type than the dataset's spec says.
+    """
+    if array.null_count:
+        raise DataError("nulls in a dataset", value=array.null_count, where=f"column {column.name!r}")
+    values = array.to_numpy(zero_copy_only=True)
+    if values.dtype != column.dtype:
+        raise DataError("wrong type in a dataset", value=str(values.dtype), where=f"column {column.name!r}")
+    return values

@@ -1,0 +1,270 @@
+"""Sharded tables in the store: one safetensors file for each group of buckets; see docs/checkpoint-format.md.
+
+    <directory>/<exchange group>/buckets-0000-0064.safetensors
+
+The same files serve checkpoints (with optimizer state) and scoring (ids and rows alone). What they are is listed in
+*entries*, which the caller puts into a manifest; a file that no entry names does not exist for us.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import math
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hvdspark.embedding.files.tensor_file import tensors_of, write_columns
+from hvdspark.embedding.ids.hashing import BUCKETS
+from hvdspark.embedding.rows.contents import Part
+from hvdspark.embedding.rows.optimizers import state_shapes
+from hvdspark.embedding.rows.shard import TableShard
+from hvdspark.errors import CheckpointError, StoreError
+from hvdspark.store import Store
+
+FILE_BUCKETS = 64
+# Where a file would be larger, it gets fewer buckets: a rank of a larger world owns a few of them and reads it whole,
+# and has one in memory at a time.
+FILE_BYTES = 1 << 26
+_CHUNK_BYTES = 1 << 22
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """What a manifest says about the rows in some buckets of one exchange group.
+
+    Attributes:
+        path: relative to the directory; None: there are no rows and no file.
+        group: number of the exchange group.
+        first, stop: buckets [first, stop).
+        rows: rows of each table of the group, by name.
+        state: whether optimizer state, counts and waiting ids are there, too.
+        sha256, bytes: of the file; "" and 0 without one.
+    """
+
+    path: str | None
+    group: int
+    first: int
+    stop: int
+    rows: dict[str, int]
+    state: bool
+    sha256: str = ""
+    bytes: int = 0
+
+
+def file_ranges(first: int, stop: int, width: int = FILE_BUCKETS) -> list[tuple[int, int]]:
+    """The buckets [first, stop) of a rank, cut at multiples of `width`."""
+    edges = [first, *range(first // width * width + width, stop, width), stop]
+    return [(start, end) for start, end in itertools.pairwise(edges) if start < end]
+
+
+def write_shards(store: Store, directory: str, shards: Sequence[TableShard], *, state: bool) -> list[dict[str, Any]]:
+    """Write this rank's rows of all exchange groups; returns the entries of its files for the manifest, JSON-able.
+
+    Not collective. Memory in use is that of one file's ids. Every file appears whole or not at all; files of an earlier
+    save that are not overwritten are left there.
+
+    Args:
+        shards: of the groups, in order.
+        state: also what training needs to go on: optimizer state, counts, last steps, ids that wait for admission.
+
+    Raises:
+        StoreError: a file cannot be written.
+    """
+    return [
+        asdict(_write_part(store, directory, number, part, state))
+        for number, shard in enumerate(shards)
+        for part in shard.parts(file_ranges(*shard.buckets, _file_buckets(shard, state)))
+    ]
+
+
+def read_shards(
+    store: Store,
+    directory: str,
+    entries: Iterable[Mapping[str, Any]],
+    shards: Sequence[TableShard],
+    *,
+    steps: int,
+    absent: Mapping[str, Mapping[str, float]] | None = None,
+    tables: Container[str] | None = None,
+) -> None:
+    """Load this rank's rows into its shards, which must be new, from what any number of ranks wrote.
+
+    Not collective. Reads only files that have buckets of this rank, one at a time, and uses none before its checksum
+    was compared. Tables are found by name: the groups may be others than those that were saved.
+
+    Args:
+        entries: of all ranks' files.
+        shards: all of one rank. Of no use any more after an error.
+        steps: updates that the tables had when they were saved.
+        absent: what the files do not have, see `description.absent_state`.
+        tables: that are loaded, by name; None: all of the shards.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, was written without state, or does not fit the tables.
+    """
+    files = parse_entries(entries, directory)
+    wanted = [
+        (shard, place, table.name)
+        for shard in shards
+        for place, table in enumerate(shard.tables)
+        if tables is None or table.name in tables
+    ]
+    for shard, _, name in wanted:
+        file_of_buckets(files, name, *shard.buckets, directory)
+    for shard in shards:
+        shard.resume(steps)
+    for file in files:
+        takers = [
+            (shard, place, name)
+            for shard, place, name in wanted
+            if name in file.rows and max(file.first, shard.buckets[0]) < min(file.stop, shard.buckets[1])
+        ]
+        if not takers or file.path is None:
+            continue
+        if not file.state:
+            raise CheckpointError(
+                "the rows were written for scoring, without what training needs to go on",
+                value=file.path,
+                where=directory,
+                hint="load a checkpoint",
+            )
+        tensors = _by_table(_read_file(store, directory, file))
+        for shard, place, name in takers:
+            found = tensors.get(name, {})
+            for tensor, value in (absent or {}).get(name, {}).items():
+                found.setdefault(tensor, torch.full((file.rows[name],), value))
+            shard.load(place, found)
+
+
+def parse_entries(entries: Iterable[Mapping[str, Any]], where: str) -> list[FileEntry]:
+    """Raises CheckpointError where an entry is not one."""
+    try:
+        files = [FileEntry(**entry) for entry in entries]
+        for file in files:
+            if not 0 <= file.first < file.stop <= BUCKETS:
+                raise ValueError(f"buckets [{file.first}, {file.stop})")
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(
+            "the list of table files in the manifest is damaged",
+            value=f"{type(error).__name__}: {error}",
+            where=where,
+            hint="the manifest was not written by hvdspark, or was changed",
+        ) from error
+    return files
+
+
+def file_of_buckets(files: Sequence[FileEntry], table: str, first: int, stop: int, where: str) -> np.ndarray:
+    """For each of the buckets [first, stop) the number of the entry that has the rows of a table. int32 [stop - first]
+
+    Raises:
+        CheckpointError: for some bucket there is none, or more than one.
+    """
+    numbers = np.full(BUCKETS, -1, dtype=np.int32)
+    times = np.zeros(BUCKETS, dtype=np.int32)
+    for number, file in enumerate(files):
+        if table in file.rows:
+            numbers[file.first : file.stop] = number
+            times[file.first : file.stop] += 1
+    wrong = first + np.flatnonzero(times[first:stop] != 1)
+    if len(wrong):
+        raise CheckpointError(
+            f"bucket {wrong[0]} of table {table!r} is in {times[wrong[0]]} files of the manifest instead of one",
+            where=where,
+            hint="entries of some rank are missing, or from two saves",
+        )
+    return numbers[first:stop]
+
+
+def tensor_name(table: str, tensor: str) -> str:
+    """Name in a file of a tensor of `Part.columns`."""
+    return f"{table}/{tensor}"
+
+
+def verified_chunks(store: Store, directory: str, file: FileEntry) -> Iterator[bytes]:
+    """The content of a file, piece by piece. To be used when the last piece has come without an error.
+
+    Raises:
+        CheckpointError: the file is missing, or is not what was written; never more bytes come than the entry says.
+    """
+    where = f"{directory}/{file.path}"
+    digest, size = hashlib.sha256(), 0
+    try:
+        with store.open_read(where) as opened:
+            while size < file.bytes and (chunk := opened.read(min(_CHUNK_BYTES, file.bytes - size))):
+                digest.update(chunk)
+                size += len(chunk)
+                yield chunk
+            longer = bool(opened.read(1))
+    except (StoreError, OSError) as error:
+        raise CheckpointError(
+            "a file of embedding rows cannot be read",
+            value=str(error),
+            where=store.spark_uri(where),
+            hint="the directory is incomplete: use another checkpoint or model",
+        ) from error
+    if longer or (size, digest.hexdigest()) != (file.bytes, file.sha256):
+        raise damaged(store.spark_uri(where), f"{file.bytes} bytes with SHA-256 {file.sha256}")
+
+
+def damaged(where: str, expected: str) -> CheckpointError:
+    return CheckpointError(
+        f"a file of embedding rows is damaged: by the manifest it has {expected}",
+        where=where,
+        hint="use another checkpoint or model",
+    )
+
+
+def _file_buckets(shard: TableShard, state: bool) -> int:
+    """Buckets of a file: so many that it stays below FILE_BYTES, if one bucket does. A power of two."""
+    row = shard.dim * shard.dtype.itemsize + 8
+    if state:
+        shapes = state_shapes(shard.optimizer, shard.dim).values()
+        row += 4 * (2 + sum(math.prod(shape) for shape in shapes))
+    first, stop = shard.buckets
+    of_a_bucket = row * sum(shard.row_counts()) / max(1, stop - first)
+    width = FILE_BUCKETS
+    while width > 1 and width * of_a_bucket > FILE_BYTES:
+        width //= 2
+    return width
+
+
+def _write_part(store: Store, directory: str, group: int, part: Part, state: bool) -> FileEntry:
+    tables = part.shard.tables
+    rows = {table.name: len(ids) for table, ids in zip(tables, part.ids, strict=True)}
+    entry = FileEntry(None, group, part.first, part.stop, rows, state)
+    if not any(rows.values()) and not (state and any(len(waiting) for waiting in part.waiting)):
+        return entry
+    columns = [part.columns(place, state=state) for place in range(len(tables))]
+    # All tables' ids, then all tables' next tensors, ...: so they are one run each to `frozen.FrozenGroup`.
+    ordered = [
+        (tensor_name(table.name, column.name), column)
+        for kind in zip(*columns, strict=True)
+        for table, column in zip(tables, kind, strict=True)
+    ]
+    path = f"{group}/buckets-{part.first:04d}-{part.stop:04d}.safetensors"
+    with store.open_write(f"{directory}/{path}") as file:
+        known = write_columns(file, ordered)
+    return FileEntry(path, group, part.first, part.stop, rows, state, **known)
+
+
+def _read_file(store: Store, directory: str, file: FileEntry) -> dict[str, Tensor]:
+    data, size = bytearray(file.bytes), 0
+    for chunk in verified_chunks(store, directory, file):
+        data[size : size + len(chunk)] = chunk
+        size += len(chunk)
+    return tensors_of(data, store.spark_uri(f"{directory}/{file.path}"))
+
+
+def _by_table(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """The tensors of a file, by table and by their name there."""
+    found: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        table, _, kind = name.rpartition("/")  # tables may have slashes in their names
+        found.setdefault(table, {})[kind] = tensor
+    return found

@@ -1,0 +1,135 @@
+"""One int64 key for every (table, id) of a group of tables, and where each key lives.
+
+    key = table index in the group << id_bits | id          never negative; sorted keys are sorted by table, then id
+
+Ids of a bounded table are spread by a permutation of [0, n) instead of a hash: `position = (id * a + b) mod n` with `a`
+next to n / golden ratio (Fibonacci hashing, Knuth 6.4), `bucket = position * 4096 // n`. A rank's ids are then one
+consecutive run of positions: the slot of an id is arithmetic, no index is stored, consecutive ids (often sorted by
+frequency) are spread more evenly than by chance, and a checkpoint of some buckets is a slice. Ids of an unbounded table
+are hashed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hvdspark.embedding.config import TableConfig
+from hvdspark.embedding.ids.hashing import BUCKETS, mix, owner_of, salt_of
+
+Int64Array = NDArray[np.int64]
+
+_GOLDEN = (math.sqrt(5) - 1) / 2
+# Products of two numbers below 2**31 fit into int64. Larger tables multiply their ids in two parts.
+_ONE_PRODUCT = 1 << 31
+_LOW_BITS = 20
+
+
+class KeySpace:
+    """The keys of one group of tables. The order of `tables` gives the table indexes.
+
+    Args:
+        tables: of one group.
+        home_buckets: for each table the bucket that all its ids live in (placement "table"), or -1 (spread over all).
+
+    Attributes:
+        id_bits: bits of a key that hold the id: no more than the largest table needs if all are bounded, else 62 for 1
+            or 2 tables, 60 for up to 8, 58 for up to 32.
+        id_limit: ids of unbounded tables must be in [0, id_limit).
+    """
+
+    def __init__(self, tables: Sequence[TableConfig], home_buckets: Sequence[int] | None = None) -> None:
+        self.home_buckets = list(home_buckets) if home_buckets is not None else [-1] * len(tables)
+        # 0 stands for an unbounded table; 1 keeps the modulo of its (unused) positions legal.
+        sizes = [table.num_embeddings or 0 for table in tables]
+        # Short keys are sorted faster, see `dedup.unique`. Never 63 bits: `id_limit` must be an int64, too.
+        unbounded_bits = 63 - max(1, (len(tables) - 1).bit_length())
+        self.id_bits = (max(sizes) - 1).bit_length() if all(sizes) else unbounded_bits
+        self.id_limit = 1 << self.id_bits
+        factors = [_coprime_near_golden(size) for size in sizes]
+        self.salts = np.array([salt_of("placement", table.name) for table in tables], dtype=np.uint64)
+        self.bounded = np.array([size > 0 for size in sizes])
+        self._sizes = np.array([max(size, 1) for size in sizes], dtype=np.int64)
+        self._factors = np.array(factors, dtype=np.int64)
+        self._inverses = np.array(
+            [pow(a, -1, n) if n > 1 else 0 for a, n in zip(factors, sizes, strict=True)], dtype=np.int64
+        )
+        self._shifts = (self.salts % self._sizes.astype(np.uint64)).astype(np.int64)
+        self._homes = np.array(self.home_buckets, dtype=np.int64)
+        self._in_parts = max(sizes) > _ONE_PRODUCT
+
+    def limit(self, table: int) -> int:
+        """Valid ids of a table are in [0, limit)."""
+        return int(self._sizes[table]) if self.bounded[table] else self.id_limit
+
+    def fuse(self, table: int, ids: Tensor) -> Tensor:
+        """Keys of int64 ids of one table, any shape. The ids must be in [0, limit(table)): not checked here."""
+        return ids | (table << self.id_bits)
+
+    def split(self, keys: Tensor) -> tuple[Tensor, Tensor]:
+        """(table indexes, ids), both int64 [n]."""
+        return keys >> self.id_bits, keys & (self.id_limit - 1)
+
+    def buckets(self, keys: Tensor) -> Tensor:
+        """Bucket in [0, 4096) of every key, in any order. int64 [n] -> int64 [n]."""
+        tables, ids = (part.numpy() for part in self.split(keys))
+        if self.bounded.all():
+            buckets = self._positions(tables, ids) * BUCKETS // self._sizes[tables]
+        else:
+            buckets = (mix(ids.astype(np.uint64) ^ self.salts[tables]) >> np.uint64(52)).view(np.int64)
+            if self.bounded.any():
+                some = self.bounded[tables]
+                buckets[some] = self._positions(tables[some], ids[some]) * BUCKETS // self._sizes[tables[some]]
+        if (self._homes >= 0).any():
+            homes = self._homes[tables]
+            buckets = np.where(homes >= 0, homes, buckets)
+        return torch.from_numpy(buckets)
+
+    def owners(self, keys: Tensor, world_size: int) -> Tensor:
+        """Rank that owns every key. int64 [n] -> int64 [n]."""
+        if world_size == 1:
+            return torch.zeros_like(keys)
+        return owner_of(self.buckets(keys), world_size)
+
+    def positions(self, keys: Tensor) -> Tensor:
+        """Place of keys of bounded tables in their table's permutation: int64 [n], each in [0, num_embeddings)."""
+        tables, ids = self.split(keys)
+        return torch.from_numpy(self._positions(tables.numpy(), ids.numpy()))
+
+    def keys_at(self, tables: Tensor, positions: Tensor) -> Tensor:
+        """Keys of bounded tables from their places: the inverse of `positions`. int64 [n], int64 [n] -> int64 [n]."""
+        index = tables.numpy()
+        sizes = self._sizes[index]
+        offsets = (positions.numpy() - self._shifts[index]) % sizes
+        return torch.from_numpy(self._product(offsets, self._inverses[index], sizes)) | (tables << self.id_bits)
+
+    def position_range(self, table: int, first_bucket: int, stop_bucket: int) -> tuple[int, int]:
+        """Positions of a bounded table that lie in the buckets [first_bucket, stop_bucket): [first, stop)."""
+        size, home = int(self._sizes[table]), self.home_buckets[table]
+        if home >= 0:
+            return (0, size) if first_bucket <= home < stop_bucket else (0, 0)
+        return -(-first_bucket * size // BUCKETS), -(-stop_bucket * size // BUCKETS)
+
+    def _positions(self, tables: Int64Array, ids: Int64Array) -> Int64Array:
+        sizes = self._sizes[tables]
+        positions = self._product(ids, self._factors[tables], sizes) + self._shifts[tables]
+        return np.where(positions >= sizes, positions - sizes, positions)
+
+    def _product(self, left: Int64Array, right: Int64Array, sizes: Int64Array) -> Int64Array:
+        """left * right mod sizes; both factors are in [0, size)."""
+        if not self._in_parts:
+            return left * right % sizes
+        high = (left >> _LOW_BITS) * ((right << _LOW_BITS) % sizes)
+        return (high + (left & ((1 << _LOW_BITS) - 1)) * right) % sizes
+
+
+def _coprime_near_golden(size: int) -> int:
+    factor = max(1, round(size * _GOLDEN))
+    while math.gcd(factor, max(size, 1)) != 1:
+        factor += 1
+    return factor % size if size > 1 else 0

@@ -1,0 +1,97 @@
+"""Which tables share an exchange, which features read them, and the keys of a batch. Pure: knows no rank and no row."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from hvdspark.embedding.config import TableConfig, check_unique_names
+from hvdspark.embedding.exchange.trained import BadId
+from hvdspark.embedding.ids.jagged import Cells
+from hvdspark.embedding.ids.keys import KeySpace
+from hvdspark.embedding.plan.placement import group_tables, home_buckets, is_replicated
+from hvdspark.errors import ConfigurationError, DataError
+
+
+class Layout:
+    """The tables of a collection and their features.
+
+    Args:
+        tables: with unique names; each is used by some feature.
+        features: feature -> name of its table.
+
+    Attributes:
+        replicated: tables that every rank has whole.
+        groups: the others, those of one exchange together.
+        homes: for each group the home buckets of its tables, see `KeySpace`.
+        readers: for each group the features that look something up there.
+
+    Raises:
+        ConfigurationError: names that do not fit together.
+    """
+
+    def __init__(self, tables: Sequence[TableConfig], features: Mapping[str, str]) -> None:
+        check_unique_names(tables)
+        self.tables = {table.name: table for table in tables}
+        self.features = dict(features)
+        for feature, name in features.items():
+            if name not in self.tables:
+                known = f"tables are {', '.join(self.tables)}"
+                raise ConfigurationError("unknown table", value=name, where=f"feature {feature!r}", hint=known)
+        for name in self.tables:
+            if name not in features.values():
+                raise ConfigurationError("no feature uses this table", value=name, where="features")
+        self.replicated = [table for table in tables if is_replicated(table)]
+        self.groups = group_tables([table for table in tables if not is_replicated(table)])
+        homes = dict(zip(self.tables, home_buckets(tables), strict=True))
+        self.homes = [[homes[table.name] for table in group] for group in self.groups]
+        self._places = [{table.name: place for place, table in enumerate(group)} for group in self.groups]
+        self.readers = [self.readers_of(places) for places in self._places]
+
+    def readers_of(self, tables: Container[str]) -> list[str]:
+        """The features that look something up in some tables."""
+        return [feature for feature, table in self.features.items() if table in tables]
+
+    def keys(
+        self, cells: Mapping[str, Cells], spaces: Sequence[KeySpace], rank: int
+    ) -> tuple[list[Tensor], BadId | None]:
+        """What each group is asked for in a batch: int64 [L] each, and none where there is a bad id.
+
+        Args:
+            cells: by feature.
+            spaces: of the groups.
+            rank: this one, to be named with a bad id.
+        """
+        limits = self._limits(spaces)
+        for number, (feature, table) in enumerate(self.features.items()):
+            ids, limit = cells[feature].ids, limits[table]
+            least, most = (int(bound) for bound in ids.aminmax()) if len(ids) else (0, 0)
+            if least < 0 or most >= limit:
+                bad = BadId(number, int(ids[(ids < 0) | (ids >= limit)][0]), rank)
+                return [torch.zeros(0, dtype=torch.int64) for _ in spaces], bad
+        return [
+            torch.cat([space.fuse(places[self.features[name]], cells[name].ids) for name in readers])
+            for space, places, readers in zip(spaces, self._places, self.readers, strict=True)
+        ], None
+
+    def error(self, bad: BadId, spaces: Sequence[KeySpace]) -> DataError:
+        """What the user is told about a bad id."""
+        feature = list(self.features)[bad.feature]
+        table = self.tables[self.features[feature]]
+        return DataError(
+            f"an id is not in [0, {self._limits(spaces)[table.name]})",
+            value=bad.id,
+            where=f"feature {feature!r} of table {table.name!r}, rank {bad.rank}",
+            hint="hash ids of an unbounded table into this range"
+            if table.num_embeddings is None
+            else "raise num_embeddings, or leave it out for an unbounded table",
+        )
+
+    def _limits(self, spaces: Sequence[KeySpace]) -> dict[str, int]:
+        """Ids of each table are in [0, limit)."""
+        limits = {name: table.num_embeddings or 0 for name, table in self.tables.items()}
+        for space, places in zip(spaces, self._places, strict=True):
+            limits.update({table: space.limit(place) for table, place in places.items()})
+        return limits

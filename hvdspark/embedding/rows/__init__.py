@@ -1,0 +1,1 @@
+"""One rank's rows of sharded tables, and of those that every rank has whole."""

@@ -1,0 +1,235 @@
+"""The rows of a shard, taken out by ranges of buckets and put back: what checkpoints and exports are made of.
+
+Works on the memory of `TableShard`, which hands its own methods on to here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hvdspark.embedding.files.tensor_file import Column
+from hvdspark.embedding.ids.hashing import BUCKETS
+from hvdspark.embedding.rows.slab import Slab
+from hvdspark.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from hvdspark.embedding.rows.shard import TableShard
+
+Int64Array = NDArray[np.int64]
+
+_BLOCK_ROWS = 1 << 16  # rows that are copied at a time: bounds the work memory
+_SCANNED_KEYS = 1 << 17
+
+
+@dataclass(frozen=True)
+class Part:
+    """The rows that a shard has in some buckets. Valid until the shard changes.
+
+    Attributes:
+        first, stop: buckets [first, stop).
+        ids: for each table of the shard the ids that were met in training, ascending; int64.
+        slots: where their rows are.
+        waiting: for each table, places of the ids that wait for admission, by ascending id.
+    """
+
+    shard: TableShard
+    first: int
+    stop: int
+    ids: tuple[Int64Array, ...]
+    slots: tuple[Int64Array, ...]
+    waiting: tuple[Int64Array, ...]
+
+    def columns(self, table: int, *, state: bool) -> list[Column]:
+        """The tensors of one table, see `TableShard.export`; without `state` only "ids" and "rows"."""
+        shard, slots = self.shard, self.slots[table]
+        rows = _slab_column("rows", shard._rows, slots)
+        if not state:
+            return [_column("ids", self.ids[table]), rows]
+        key_mask = shard.key_space.id_limit - 1
+        keys, counts, ages = shard._waiting.entries(self.waiting[table])
+        return [
+            _column("ids", self.ids[table]),
+            _column("waiting_ids", keys & key_mask),
+            _column("waiting_counts", counts),
+            _column("waiting_ages", ages),
+            _slab_column("counts", shard._counts, slots),
+            _slab_column("last_step", shard._last_step, slots),
+            *(_slab_column(f"state.{name}", slab, slots) for name, slab in shard._state.items()),
+            rows,
+        ]
+
+
+def parts(shard: TableShard, ranges: Sequence[tuple[int, int]]) -> Iterator[Part]:
+    """The rows of a shard, cut into ranges of buckets that do not overlap.
+
+    Buckets of all keys are computed once, and one byte for each key remembers them; beyond that, work and memory are
+    those of one part at a time.
+    """
+    range_of = np.full(BUCKETS, len(ranges), dtype=np.min_scalar_type(len(ranges)))
+    for number, (first, stop) in enumerate(ranges):
+        range_of[first:stop] = number
+    hashed = _ranges_of(shard, shard._index.keys, range_of)
+    waiting = _ranges_of(shard, shard._waiting.all_keys, range_of)
+    for number, (first, stop) in enumerate(ranges):
+        ids, slots, waiting_places = [], [], []
+        places, keys = _sorted_by_key(shard._index.keys, _where(hashed, number))
+        waits = _where(waiting, number)
+        waits, waiting_keys = _sorted_by_key(shard._waiting.all_keys, waits[shard._waiting.waits(waits)])
+        for table, config in enumerate(shard.tables):
+            if config.num_embeddings is None:
+                mine = _of_table(shard, keys, table)
+                ids.append(keys[mine] & (shard.key_space.id_limit - 1))
+                slots.append(places[mine] + shard._dense)
+            else:
+                dense_ids, dense_slots = _dense_part(shard, table, first, stop)
+                ids.append(dense_ids)
+                slots.append(dense_slots)
+            waiting_places.append(waits[_of_table(shard, waiting_keys, table)])
+        yield Part(shard, first, stop, tuple(ids), tuple(slots), tuple(waiting_places))
+
+
+def load(shard: TableShard, table: int, tensors: dict[str, Tensor]) -> None:
+    """See `TableShard.load`."""
+    _check(shard, table, tensors)
+    for start in range(0, len(tensors["ids"]), _BLOCK_ROWS):
+        block = {name: tensor[start : start + _BLOCK_ROWS] for name, tensor in tensors.items()}
+        keys = shard.key_space.fuse(table, block["ids"])
+        chosen = _owned(shard, keys)
+        slots = shard._place(keys[chosen].numpy())
+        shard._rows.put(slots, block["rows"][chosen])
+        shard._counts.put(slots, block["counts"][chosen])
+        shard._last_step.put(slots, block["last_step"][chosen])
+        for name, slab in shard._state.items():
+            slab.put(slots, block[f"state.{name}"][chosen])
+    if not shard._counting:
+        return
+    waiting = shard.key_space.fuse(table, tensors["waiting_ids"])
+    chosen = _owned(shard, waiting)
+    shard._waiting.restore(
+        waiting[chosen].numpy(), tensors["waiting_counts"][chosen].numpy(), tensors["waiting_ages"][chosen].numpy()
+    )
+
+
+def not_finite(shard: TableShard) -> str | None:
+    """Name of a table that has a NaN or an infinity in a row seen in training; None where there is none."""
+    end = shard._dense + len(shard._index)
+    for start in range(0, end, _BLOCK_ROWS):
+        slots = np.arange(start, min(start + _BLOCK_ROWS, end))
+        # The memory of a bounded table's row that was never met says nothing.
+        slots = slots[(slots >= shard._dense) | (shard._counts.memory[start : start + len(slots)] > 0)]
+        rows = shard._rows.take(slots)
+        # A sum reads each number once and keeps every NaN and infinity; only its own overflow needs a second look.
+        if bool(torch.isfinite(rows.sum(dtype=torch.float32))):
+            continue
+        finite = torch.isfinite(rows).all(dim=1)
+        if not bool(finite.all()):
+            slot = int(slots[int((~finite).nonzero()[0])])
+            if slot < shard._dense:
+                return shard.tables[int(np.searchsorted(shard._bases, slot, side="right")) - 1].name
+            return shard.tables[int(shard._index.keys[slot - shard._dense]) >> shard.key_space.id_bits].name
+    return None
+
+
+def _column(name: str, values: NDArray[np.int64] | NDArray[np.int32]) -> Column:
+    tensor = torch.from_numpy(values)
+    return Column(name, tensor.dtype, tuple(tensor.shape), lambda: [tensor])
+
+
+def _slab_column(name: str, slab: Slab, slots: Int64Array) -> Column:
+    return Column(name, slab.dtype, (len(slots), *slab.row_shape), _blocks(slab, slots))
+
+
+def _blocks(slab: Slab, slots: Int64Array) -> Callable[[], Iterator[Tensor]]:
+    starts = range(0, max(1, len(slots)), _BLOCK_ROWS)
+    return lambda: (slab.take(slots[start : start + _BLOCK_ROWS]) for start in starts)
+
+
+def _ranges_of(shard: TableShard, keys: Int64Array, range_of: NDArray[np.unsignedinteger]) -> NDArray:
+    """Number of the range that each key's bucket is in."""
+    numbers = np.empty(len(keys), dtype=range_of.dtype)
+    for start in range(0, len(keys), _SCANNED_KEYS):
+        some = torch.from_numpy(keys[start : start + _SCANNED_KEYS])
+        numbers[start : start + _SCANNED_KEYS] = range_of[shard.key_space.buckets(some).numpy()]
+    return numbers
+
+
+def _where(numbers: NDArray, number: int) -> Int64Array:
+    """np.flatnonzero(numbers == number), without an array of that size."""
+    found = [
+        start + np.flatnonzero(numbers[start : start + _SCANNED_KEYS] == number)
+        for start in range(0, len(numbers), _SCANNED_KEYS)
+    ]
+    return np.concatenate(found) if found else np.empty(0, dtype=np.int64)
+
+
+def _sorted_by_key(all_keys: Int64Array, places: Int64Array) -> tuple[Int64Array, Int64Array]:
+    """(places, their keys), by key: that is by table, then by id."""
+    keys = all_keys[places]
+    order = keys.argsort()
+    return places[order], keys[order]
+
+
+def _of_table(shard: TableShard, keys: Int64Array, table: int) -> slice:
+    bits = shard.key_space.id_bits
+    last = (table << bits) | ((1 << bits) - 1)
+    return slice(int(keys.searchsorted(table << bits)), int(keys.searchsorted(last, side="right")))
+
+
+def _dense_part(shard: TableShard, table: int, first_bucket: int, stop_bucket: int) -> tuple[Int64Array, Int64Array]:
+    """(ids, slots) of a bounded table."""
+    first, stop = shard.key_space.position_range(table, first_bucket, stop_bucket)
+    offset = int(shard._bases[table] - shard._first_positions[table])
+    first, stop = max(first + offset, int(shard._bases[table])), min(stop + offset, int(shard._bases[table + 1]))
+    slots = first + np.flatnonzero(shard._counts.memory[first : max(first, stop)])
+    ids = shard._dense_keys(slots) & (shard.key_space.id_limit - 1)
+    order = ids.argsort()
+    return ids[order], slots[order]
+
+
+def _owned(shard: TableShard, keys: Tensor) -> Tensor:
+    buckets = shard.key_space.buckets(keys)
+    first, stop = shard.buckets
+    return (buckets >= first) & (buckets < stop)
+
+
+def _check(shard: TableShard, table: int, tensors: dict[str, Tensor]) -> None:
+    where = f"table {shard.tables[table].name!r}"
+    rows, waiting = len(tensors.get("ids", ())), len(tensors.get("waiting_ids", ()))
+    expected: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
+        "ids": ((rows,), torch.int64),
+        "rows": ((rows, shard.dim), shard.dtype),
+        "counts": ((rows,), torch.int32),
+        "last_step": ((rows,), torch.int32),
+        **{f"state.{name}": ((rows, *slab.row_shape), torch.float32) for name, slab in shard._state.items()},
+        "waiting_ids": ((waiting,), torch.int64),
+        "waiting_counts": ((waiting,), torch.int32),
+        "waiting_ages": ((waiting,), torch.int32),
+    }
+    for name, (shape, dtype) in expected.items():
+        if name not in tensors:
+            raise CheckpointError(
+                "tensor missing", value=name, where=where, hint="saved with another optimizer? start without it"
+            )
+        found = (tuple(tensors[name].shape), tensors[name].dtype)
+        if found != (shape, dtype):
+            raise CheckpointError(
+                f"tensor {name} has shape and dtype {found}, the table needs {(shape, dtype)}",
+                where=where,
+                hint="dim, dtype and optimizer must be those that were saved",
+            )
+    for name in ("ids", "waiting_ids"):
+        bad = (tensors[name] < 0) | (tensors[name] >= shard.key_space.limit(table))
+        if bool(bad.any()):
+            raise CheckpointError(
+                "id outside the table",
+                value=int(tensors[name][bad][0]),
+                where=where,
+                hint=f"ids must be in [0, {shard.key_space.limit(table)})",
+            )
