@@ -324,7 +324,7 @@ def test_replicated_and_sharded_rows_meet_where_the_ids_are(pooling: str, monkey
     they are there."""
     embeddings = mixed(pooling)
     embeddings.replicated.to("meta")
-    for target in ("module.device_of", "cells.device_of"):
+    for target in ("module.device_of", "ids.jagged.device_of"):
         monkeypatch.setattr(f"hvdspark.embedding.{target}", lambda value: torch.device("meta"))
     ids = [torch.tensor([1, 2, 1])] * 4
     stacked = embeddings.stacked(ids)
