@@ -39,4 +39,5 @@ def scorer(spec: ScoringSpec, types: Sequence[DataType]) -> Callable[..., Column
     # A score depends on its row alone. But a function that Spark may call again, it calls again wherever the score is
     # used: a filter on the prediction would score each row twice. The price is that filters on other columns above
     # `transform` are no longer moved below it: filter before scoring.
-    return function.asNondeterministic()
+    scorer: Callable[..., Column] = function.asNondeterministic()
+    return scorer

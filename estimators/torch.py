@@ -138,7 +138,8 @@ class TorchEstimator(
 
     def getModel(self) -> nn.Module | None:
         """The module to train."""
-        return self._objects["model"]
+        module: nn.Module | None = self._objects["model"]
+        return module
 
     def setLoss(self, value: Any) -> TorchEstimator:
         """Set the loss; returns this object."""
@@ -162,7 +163,8 @@ class TorchEstimator(
 
     def getCallbacks(self) -> Sequence[Callback]:
         """The callbacks."""
-        return self._objects["callbacks"]
+        callbacks: Sequence[Callback] = self._objects["callbacks"]
+        return callbacks
 
     def write(self) -> MLWriter:
         """Writer of this estimator, its module's weights included."""

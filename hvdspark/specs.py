@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
-    import numpy as np
+    from numpy.typing import NDArray
 
 T = TypeVar("T")
 
@@ -271,7 +271,7 @@ def _unpack(text: str) -> bytes:
     return zlib.decompress(base64.b64decode(text))
 
 
-def _smallest(values: Any) -> np.ndarray:
+def _smallest(values: Any) -> NDArray[Any]:
     """The values in the smallest unsigned integers that hold them, not to be changed."""
     import numpy as np
 

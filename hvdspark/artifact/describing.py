@@ -80,7 +80,8 @@ class Describer:
             PersistenceError: it has none; says which part of it, and what to do.
         """
         if value is None or type(value) in (bool, int, float, str):
-            return value
+            plain: bool | int | float | str | None = value
+            return plain
         if type(value) is list:
             return [self.describe(item, f"{where}[{k}]") for k, item in enumerate(value)]
         if id(value) in self._numbers and not isinstance(value, Tensor):

@@ -25,8 +25,10 @@ import operator
 import typing
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hvdspark.errors import ConfigurationError
 
@@ -96,8 +98,8 @@ class EpochPlan:
 
     batch_rows: Steps
     global_rows: Steps
-    _row_counts: np.ndarray
-    _order: Sequence[int] | np.ndarray
+    _row_counts: NDArray[Any]
+    _order: Sequence[int] | NDArray[Any]
     _spans: Iterable[tuple[int, int]]
 
     @property
@@ -107,7 +109,7 @@ class EpochPlan:
 
 
 def plan_epoch(
-    row_counts: Sequence[int] | np.ndarray,
+    row_counts: Sequence[int] | NDArray[Any],
     batch_size: int,
     world_size: int,
     rank: int,
@@ -169,9 +171,9 @@ def _share(rows: int, world_size: int, rank: int) -> tuple[int, int]:
     return rows * rank // world_size, rows * (rank + 1) // world_size
 
 
-def _part(counts: np.ndarray, order: np.ndarray, start: int, stop: int) -> tuple[np.ndarray, int]:
+def _part(counts: NDArray[Any], order: NDArray[Any], start: int, stop: int) -> tuple[NDArray[Any], int]:
     """Of row groups laid end to end in an order: those with rows [start, stop), and the rows before them."""
-    kept: list[np.ndarray] = []
+    kept: list[NDArray[Any]] = []
     skipped = position = 0
     for block in range(0, len(order), _BLOCK):
         numbers = order[block : block + _BLOCK]
@@ -189,7 +191,7 @@ def _part(counts: np.ndarray, order: np.ndarray, start: int, stop: int) -> tuple
 
 
 def _cut(
-    row_counts: np.ndarray, order: Sequence[int] | np.ndarray, spans: Iterable[tuple[int, int]]
+    row_counts: NDArray[Any], order: Sequence[int] | NDArray[Any], spans: Iterable[tuple[int, int]]
 ) -> Iterator[RowRange]:
     """The given spans (ascending, disjoint) of the row groups laid end to end in the given order."""
     groups = iter(order)

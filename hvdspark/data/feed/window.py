@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from hvdspark.data.feed.batch import Batch, Layout, Ragged
 
@@ -31,14 +32,14 @@ class RaggedRows:
     offsets[0] may be greater than 0.
     """
 
-    values: np.ndarray
-    offsets: np.ndarray
+    values: NDArray[Any]
+    offsets: NDArray[Any]
 
     def rows(self, start: int, stop: int) -> RaggedRows:
         """Rows [start, stop); the values are shared."""
         return RaggedRows(self.values, self.offsets[start : stop + 1])
 
-    def take(self, order: np.ndarray) -> RaggedRows:
+    def take(self, order: NDArray[Any]) -> RaggedRows:
         """The given rows, in the given order."""
         starts, lengths = self.offsets[order], np.diff(self.offsets)[order]
         offsets = np.zeros(len(order) + 1, np.int64)
@@ -57,7 +58,7 @@ class Columns:
         ragged: by name.
     """
 
-    dense: Mapping[str, np.ndarray]
+    dense: Mapping[str, NDArray[Any]]
     ragged: Mapping[str, RaggedRows]
 
 
@@ -85,7 +86,7 @@ class Window:
         """
         rows = stop - start
         order = None if rng is None else rng.permutation(rows)
-        targets: dict[str, np.ndarray] = {}
+        targets: dict[str, NDArray[Any]] = {}
         for (_, names), buffer in zip(self._layout.scalars, self._buffers, strict=False):
             targets |= {name: line[at : at + rows] for name, line in zip(names, buffer, strict=True)}
         for (name, _, _), buffer in zip(self._layout.fixed, self._buffers[len(self._layout.scalars) :], strict=True):
@@ -161,16 +162,16 @@ class _Spare:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._sets: list[tuple[Layout, list[np.ndarray]]] = []
+        self._sets: list[tuple[Layout, list[NDArray[Any]]]] = []
 
-    def take(self, layout: Layout, capacity: int) -> list[np.ndarray] | None:
+    def take(self, layout: Layout, capacity: int) -> list[NDArray[Any]] | None:
         with self._lock:
             for index, (other, buffers) in enumerate(self._sets):
                 if other == layout and _capacity(layout, buffers) >= capacity:
                     return self._sets.pop(index)[1]
         return None
 
-    def put(self, layout: Layout, buffers: list[np.ndarray]) -> None:
+    def put(self, layout: Layout, buffers: list[NDArray[Any]]) -> None:
         with self._lock:
             self._sets = [*self._sets, (layout, buffers)][-self._KEPT :]
 
@@ -178,13 +179,13 @@ class _Spare:
 _spare = _Spare()
 
 
-def _capacity(layout: Layout, buffers: Sequence[np.ndarray]) -> int:
+def _capacity(layout: Layout, buffers: Sequence[NDArray[Any]]) -> int:
     return min(
         (buffer.shape[1 if index < len(layout.scalars) else 0] for index, buffer in enumerate(buffers)), default=0
     )
 
 
-def _allocate(shape: tuple[int, int], dtype: np.dtype[Any]) -> np.ndarray:
+def _allocate(shape: tuple[int, int], dtype: np.dtype[Any]) -> NDArray[Any]:
     # torch asks for plain memory. numpy asks the kernel for huge pages, and finding some can take longer than all else.
     return torch.empty(shape, dtype=_TORCH[dtype.name]).numpy()
 

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 from petastorm.workers_pool import VentilatedItemProcessedMessage
 from petastorm.workers_pool.thread_pool import ThreadPool
 from petastorm.workers_pool.worker_base import WorkerBase
@@ -208,7 +209,7 @@ class _RowGroupWorker(WorkerBase):
         return read_slices(self._store, path, group, self._footer(path), [column.name for column in self._columns])
 
     def _decode(self, batch: pa.RecordBatch) -> Columns:
-        dense: dict[str, np.ndarray] = {}
+        dense: dict[str, NDArray[Any]] = {}
         ragged: dict[str, RaggedRows] = {}
         for column in self._columns:
             array = batch.column(column.name)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from hvdspark.data.dataset.footers import decoded_bytes
 from hvdspark.errors import DataError
@@ -62,10 +62,11 @@ def slice_rows(group: Any, names: Collection[str]) -> int:
         elif any(path.startswith(f"{name}.") for name in names):
             decoded += decoded_bytes(chunk) + _LEVEL_BYTES * chunk.num_values
     slices = max(-(-decoded // _SLICE_BYTES), -(-group.num_rows // MAX_CHUNK_ROWS), 1)
-    return max(1, -(-group.num_rows // slices))
+    rows: int = max(1, -(-group.num_rows // slices))
+    return rows
 
 
-def values_of(array: pa.Array, column: ColumnSpec) -> np.ndarray:
+def values_of(array: pa.Array, column: ColumnSpec) -> NDArray[Any]:
     """A scalar column, or the flat elements of an array column, without a copy.
 
     Raises:
@@ -73,7 +74,7 @@ def values_of(array: pa.Array, column: ColumnSpec) -> np.ndarray:
     """
     if array.null_count:
         raise DataError("nulls in a dataset", value=array.null_count, where=f"column {column.name!r}")
-    values = array.to_numpy(zero_copy_only=True)
+    values: NDArray[Any] = array.to_numpy(zero_copy_only=True)
     if values.dtype != column.dtype:
         raise DataError("wrong type in a dataset", value=str(values.dtype), where=f"column {column.name!r}")
     return values

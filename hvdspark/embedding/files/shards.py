@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from hvdspark.embedding.files.tensor_file import tensors_of, write_columns
@@ -159,7 +160,7 @@ def parse_entries(entries: Iterable[Mapping[str, Any]], where: str) -> list[File
     return files
 
 
-def file_of_buckets(files: Sequence[FileEntry], table: str, first: int, stop: int, where: str) -> np.ndarray:
+def file_of_buckets(files: Sequence[FileEntry], table: str, first: int, stop: int, where: str) -> NDArray[Any]:
     """For each of the buckets [first, stop) the number of the entry that has the rows of a table. int32 [stop - first]
 
     Raises:

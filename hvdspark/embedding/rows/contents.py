@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -151,7 +151,7 @@ def _blocks(slab: Slab, slots: Int64Array) -> Callable[[], Iterator[Tensor]]:
     return lambda: (slab.take(slots[start : start + _BLOCK_ROWS]) for start in starts)
 
 
-def _ranges_of(shard: TableShard, keys: Int64Array, range_of: NDArray[np.unsignedinteger]) -> NDArray:
+def _ranges_of(shard: TableShard, keys: Int64Array, range_of: NDArray[Any]) -> NDArray[Any]:
     """Number of the range that each key's bucket is in."""
     numbers = np.empty(len(keys), dtype=range_of.dtype)
     for start in range(0, len(keys), _SCANNED_KEYS):
@@ -160,7 +160,7 @@ def _ranges_of(shard: TableShard, keys: Int64Array, range_of: NDArray[np.unsigne
     return numbers
 
 
-def _where(numbers: NDArray, number: int) -> Int64Array:
+def _where(numbers: NDArray[Any], number: int) -> Int64Array:
     """np.flatnonzero(numbers == number), without an array of that size."""
     found = [
         start + np.flatnonzero(numbers[start : start + _SCANNED_KEYS] == number)
