@@ -1,0 +1,335 @@
+"""What happens in a fit, as frozen values, and who is told of it on the driver.
+
+A fit emits events to its listeners: the progress that is shown, the log of a plan's memory, and what a user gives as
+`listeners=[...]` are all `FitListener`s. Ranks and the launcher know no listeners. They report plain data (a dict with
+the key "event"), and `event_of` is the only place that makes events of it.
+
+Reports of ranks are best effort: on Spark Connect, or where executors cannot reach the driver, there are none. What
+must not be lost travels with the result: `FitEnded.history` is complete.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from hvdspark.specs import DatasetSpec
+
+logger = logging.getLogger(__name__)
+
+Report = Mapping[str, Any]
+Row = Mapping[str, Any]
+Phase = Literal["materialize", "launch"]
+
+
+@dataclass(frozen=True)
+class FitEvent:
+    """Base class of all events.
+
+    Attributes:
+        run_id: which fit it is of, because fits of one listener may run side by side (CrossValidator); unique.
+    """
+
+    run_id: str = field(default="", kw_only=True)
+
+
+@dataclass(frozen=True)
+class TablesPlan:
+    """What each rank will hold of the sharded embedding tables of one collection.
+
+    Attributes:
+        tables: how many there are.
+        rank_bytes: by rank, expected bytes of rows, optimizer state and buffers; unbounded tables grow beyond it.
+        available: bytes that a rank may use, tables of other collections subtracted; None where nobody can say.
+        setting: what limits them, e.g. "spark.executor.memoryOverhead"; "" where nobody can say.
+        text: the plan as a table to print.
+    """
+
+    tables: int
+    rank_bytes: tuple[int, ...]
+    available: int | None
+    setting: str
+    text: str
+
+
+@dataclass(frozen=True)
+class FitStarted(FitEvent):
+    """A fit has passed its checks, and nothing is written or started yet.
+
+    Attributes:
+        estimator: its uid.
+        params: every Param that has a value, by name; `env` by its names only.
+        features, labels: columns.
+        weight: column, or None.
+        world_size: ranks that are asked for.
+        plan: of each collection of sharded tables.
+    """
+
+    estimator: str
+    params: Mapping[str, Any]
+    features: tuple[str, ...]
+    labels: tuple[str, ...]
+    weight: str | None
+    world_size: int
+    plan: tuple[TablesPlan, ...] = ()
+
+
+@dataclass(frozen=True)
+class PhaseStarted(FitEvent):
+    """What the fit does until ranks report.
+
+    Attributes:
+        phase: "materialize" (rows are written), then "launch" (ranks start).
+    """
+
+    phase: Phase
+
+
+@dataclass(frozen=True)
+class DatasetReady(FitEvent):
+    """The rows lie in the store, written now or by an earlier fit, and their footers are read."""
+
+    dataset: DatasetSpec
+
+
+@dataclass(frozen=True)
+class GenerationStarted(FitEvent):
+    """The ranks are launched; once more after each failure that is worth it.
+
+    Attributes:
+        generation: 0 for the first launch.
+        world_size: ranks of this generation.
+    """
+
+    generation: int
+    world_size: int
+
+
+@dataclass(frozen=True)
+class StepsDone(FitEvent):
+    """Global batches of an epoch are done; at most four times a second, so not of every batch.
+
+    Attributes:
+        epoch: from 0.
+        epochs: how many there will be at most.
+        step: global batches done in this epoch.
+        steps: global batches of an epoch.
+        rows: training rows of all ranks in this epoch so far.
+        rows_per_s: over this epoch so far.
+        loss: of rank 0's rows of the last batch.
+        seconds: wall seconds by phase in this epoch so far, as rank 0 saw them.
+    """
+
+    epoch: int
+    epochs: int
+    step: int
+    steps: int
+    rows: int
+    rows_per_s: float
+    loss: float
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class EpochEnded(FitEvent):
+    """An epoch is trained, validated and checkpointed.
+
+    Attributes:
+        epoch: from 0.
+        row: its row of the history: "train_loss", "val_...", "learning_rate", "rows", "seconds", ...
+    """
+
+    epoch: int
+    row: Row
+
+
+@dataclass(frozen=True)
+class CheckpointCommitted(FitEvent):
+    """A checkpoint is complete: a later generation may start from it.
+
+    Attributes:
+        epoch: complete epochs that are in it.
+        path: directory, relative to the store.
+    """
+
+    epoch: int
+    path: str
+
+
+@dataclass(frozen=True)
+class RankLost(FitEvent):
+    """A generation failed because a rank died or was lost, not by an error of its own.
+
+    Attributes:
+        generation: which one.
+        rank: the first that failed; None where nobody can say.
+        host: its host, or "unknown".
+        kind: "signal", "executor_lost" or "peer_lost".
+        cause: one sentence.
+    """
+
+    generation: int
+    rank: int | None
+    host: str
+    kind: str
+    cause: str
+
+
+@dataclass(frozen=True)
+class Warned(FitEvent):
+    """Something that the user should know; also logged, and in `model.summary.warnings` if it came from the fit."""
+
+    message: str
+
+
+@dataclass(frozen=True)
+class FitEnded(FitEvent):
+    """The model is in the store. The last event of a fit that succeeded.
+
+    Attributes:
+        model_uri: the directory of the trained model.
+        history: one row for each epoch, complete.
+        best_epoch: whose weights the model has.
+        stopped: why training ended before the last epoch: "patience", "callback" or None.
+        warnings: all of them.
+    """
+
+    model_uri: str
+    history: tuple[Row, ...]
+    best_epoch: int
+    stopped: str | None
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class FitFailed(FitEvent):
+    """The fit ends with this error, KeyboardInterrupt included. The last event of a fit that failed."""
+
+    error: BaseException
+
+
+class FitListener:
+    """Base class: override what you need.
+
+    A fit that starts ends: after `on_fit_started` comes `on_fit_ended` or `on_fit_failed`, exactly once. What is
+    refused before (a wrong Param or column) has no events. The methods are called on the driver, one at a time for each
+    fit, in whatever thread has the news, and the fit waits for them: return soon. An exception is logged and changes
+    nothing for the fit or the other listeners. One listener may serve several fits, also at the same time;
+    `event.run_id` tells them apart.
+    """
+
+    def on_event(self, event: FitEvent) -> None:
+        """Called with every event; calls the method of its kind, if it has one."""
+        name = _METHODS.get(type(event))
+        if name is not None:
+            getattr(self, name)(event)
+
+    def on_fit_started(self, event: FitStarted) -> None:
+        """The checks have passed; nothing is written yet."""
+
+    def on_phase_started(self, event: PhaseStarted) -> None:
+        """Rows are written, or ranks are started."""
+
+    def on_dataset_ready(self, event: DatasetReady) -> None:
+        """The rows lie in the store."""
+
+    def on_generation_started(self, event: GenerationStarted) -> None:
+        """The ranks are launched, or launched again."""
+
+    def on_steps_done(self, event: StepsDone) -> None:
+        """Some global batches are done."""
+
+    def on_epoch_ended(self, event: EpochEnded) -> None:
+        """An epoch is trained, validated and checkpointed."""
+
+    def on_checkpoint_committed(self, event: CheckpointCommitted) -> None:
+        """A checkpoint is complete."""
+
+    def on_rank_lost(self, event: RankLost) -> None:
+        """A rank died or was lost."""
+
+    def on_warned(self, event: Warned) -> None:
+        """Something that the user should know."""
+
+    def on_fit_ended(self, event: FitEnded) -> None:
+        """The model is in the store."""
+
+    def on_fit_failed(self, event: FitFailed) -> None:
+        """The fit ends with an error."""
+
+
+_METHODS: dict[type[FitEvent], str] = {
+    FitStarted: "on_fit_started",
+    PhaseStarted: "on_phase_started",
+    DatasetReady: "on_dataset_ready",
+    GenerationStarted: "on_generation_started",
+    StepsDone: "on_steps_done",
+    EpochEnded: "on_epoch_ended",
+    CheckpointCommitted: "on_checkpoint_committed",
+    RankLost: "on_rank_lost",
+    Warned: "on_warned",
+    FitEnded: "on_fit_ended",
+    FitFailed: "on_fit_failed",
+}
+
+
+class FanOut:
+    """Hands the events of one fit to its listeners, in their order, one event at a time."""
+
+    def __init__(self, run_id: str, listeners: Sequence[FitListener]) -> None:
+        self._run_id, self._listeners = run_id, tuple(listeners)
+        self._lock = threading.RLock()  # a listener's method may be where an event is made
+
+    def emit(self, event: FitEvent) -> None:
+        """Tell every listener; never fails. The event gets the run's id."""
+        event = replace(event, run_id=self._run_id)
+        with self._lock:
+            for listener in self._listeners:
+                try:
+                    listener.on_event(event)
+                except Exception:
+                    logger.warning(
+                        "%s failed in %s; the fit goes on",
+                        type(listener).__name__,
+                        type(event).__name__,
+                        exc_info=True,
+                    )
+
+    def report(self, report: Report) -> None:
+        """Take in what a rank or the launcher reports; what is no event of a fit is dropped."""
+        event = event_of(report)
+        if event is not None:
+            self.emit(event)
+
+
+def event_of(report: Report) -> FitEvent | None:
+    """The event that a report is about; None for what is none. Pure.
+
+    Reports, by their "event" (a rank adds "rank" to each):
+        "progress": epoch, epochs, step, steps, rows, rows_per_s, loss and, optionally, seconds (by phase).
+        "epoch": the row of the history.
+        "checkpoint": epoch, path.
+        "generation": generation, world_size.
+        "rank_lost": generation, lost (rank or None), host, kind, cause.
+        "warning": text.
+
+    Raises:
+        KeyError: a value is missing.
+    """
+    kind = report.get("event")
+    if kind == "progress":
+        names = ("epoch", "epochs", "step", "steps", "rows", "rows_per_s", "loss")
+        return StepsDone(**{name: report[name] for name in names}, seconds=dict(report.get("seconds", {})))
+    if kind == "epoch":
+        row = {name: value for name, value in report.items() if name not in ("event", "rank")}
+        return EpochEnded(row["epoch"], row)
+    if kind == "checkpoint":
+        return CheckpointCommitted(report["epoch"], report["path"])
+    if kind == "generation":
+        return GenerationStarted(report["generation"], report["world_size"])
+    if kind == "rank_lost":
+        return RankLost(report["generation"], report["lost"], report["host"], report["kind"], report["cause"])
+    return Warned(report["text"]) if kind == "warning" else None
