@@ -229,9 +229,9 @@ def measure(
             (loss / (rows * collective.size)).backward()
         with clock.phase("dense exchange"):
             optimizer.synchronize()
-        with clock.phase("dense optimizer"), optimizer.skip_synchronize():
+        with clock.phase("dense optimizer"):
             optimizer.step()
-            optimizer.zero_grad()
+            optimizer.optimizer.zero_grad()
         with clock.phase("other of embeddings"):
             lookups = embeddings._pending.passes[-1]
             embeddings.apply_gradients()

@@ -13,11 +13,12 @@ from hvdspark.collectives.current import current_collective
 from hvdspark.collectives.horovod import HorovodCollective
 from hvdspark.collectives.local import LocalCollective
 from hvdspark.collectives.mpi import MpiCollective
-from hvdspark.collectives.protocol import Collective
+from hvdspark.collectives.protocol import Collective, DistributedOptimizer
 from hvdspark.collectives.threaded import ThreadedCollective, run_threaded
 
 __all__ = [
     "Collective",
+    "DistributedOptimizer",
     "HorovodCollective",
     "LocalCollective",
     "MpiCollective",

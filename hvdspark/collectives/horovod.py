@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -10,8 +11,8 @@ import torch
 from torch import Tensor
 
 from hvdspark.collectives.dtypes import ADDED_UP, MOVED, bits, summable
-from hvdspark.collectives.protocol import rows_by_rank
-from hvdspark.collectives.summing import summing_optimizer
+from hvdspark.collectives.protocol import DistributedOptimizer, rows_by_rank
+from hvdspark.collectives.summing import SummingOptimizer
 
 
 class HorovodCollective:
@@ -89,13 +90,13 @@ class HorovodCollective:
         compression: str = "none",
         accumulation_steps: int = 1,
         sparse_gradients: bool = False,
-    ) -> torch.optim.Optimizer:
+    ) -> DistributedOptimizer:
         names = {parameter: name for name, parameter in named_parameters}
         trained = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
         if compression != "none" or any(parameter.dtype not in ADDED_UP for parameter in trained):
             # Horovod's compression loses what is too small for float16, and its hooks know no other dtypes. What is
             # exchanged after the backward pass costs the overlap with it.
-            return summing_optimizer(
+            return SummingOptimizer(
                 optimizer, ((name, parameter) for parameter, name in names.items()), self, compression
             )
         # The constructor lets ranks compare their parameters, and spins until the last one is there.
@@ -113,7 +114,30 @@ class HorovodCollective:
             _exchanges_asleep(distributed, self._hvd)
         else:
             _always_whole_groups(distributed, self._hvd)
-        return distributed
+        return _HorovodOptimizer(distributed)
+
+
+class _HorovodOptimizer:
+    """A `DistributedOptimizer` whose gradients are exchanged while the backward pass goes on.
+
+    Args:
+        optimizer: Horovod's own.
+    """
+
+    def __init__(self, optimizer: Any) -> None:
+        self.optimizer: torch.optim.Optimizer = optimizer
+        self._distributed = optimizer
+        self._synchronized = False
+
+    def synchronize(self) -> None:
+        self._distributed.synchronize()
+        self._synchronized = True
+
+    def step(self) -> None:
+        exchanged = self._distributed.skip_synchronize() if self._synchronized else contextlib.nullcontext()
+        self._synchronized = False
+        with exchanged:
+            self._distributed.step()
 
 
 def _adoptable(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
-from hvdspark.collectives.protocol import rows_by_rank
-from hvdspark.collectives.summing import summing_optimizer
+from hvdspark.collectives.protocol import DistributedOptimizer, rows_by_rank
+from hvdspark.collectives.summing import SummingOptimizer
 
 
 class LocalCollective:
@@ -41,5 +41,5 @@ class LocalCollective:
         compression: str = "none",
         accumulation_steps: int = 1,
         sparse_gradients: bool = False,
-    ) -> torch.optim.Optimizer:
-        return summing_optimizer(optimizer, named_parameters, self)
+    ) -> DistributedOptimizer:
+        return SummingOptimizer(optimizer, named_parameters, self)

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from hvdspark.collectives.dtypes import summable
-from hvdspark.collectives.protocol import rows_by_rank
-from hvdspark.collectives.summing import summing_optimizer
+from hvdspark.collectives.protocol import DistributedOptimizer, rows_by_rank
+from hvdspark.collectives.summing import SummingOptimizer
 from hvdspark.errors import CollectiveTimeoutError, ConfigurationError, DependencyError
 
 # Open MPI's launcher; those of MPICH, Intel MPI and Cray, and Slurm's for any of them.
@@ -116,7 +116,7 @@ class MpiCollective:
         compression: str = "none",
         accumulation_steps: int = 1,
         sparse_gradients: bool = False,
-    ) -> torch.optim.Optimizer:
+    ) -> DistributedOptimizer:
         if compression != "none":
             raise ConfigurationError(
                 "MPI ranks exchange gradients as they are",
@@ -124,7 +124,7 @@ class MpiCollective:
                 where="compression",
                 hint="'none', or run under Horovod",
             )
-        return summing_optimizer(optimizer, named_parameters, self)
+        return SummingOptimizer(optimizer, named_parameters, self)
 
     def _sum_sparse(self, tensor: Tensor, name: str) -> Tensor:
         counts = self._counts_for_me(torch.full((self.size,), tensor._nnz(), dtype=torch.int32), name).tolist()

@@ -9,6 +9,28 @@ import torch
 from torch import Tensor
 
 
+class DistributedOptimizer(Protocol):
+    """An optimizer of this rank whose steps see gradients *summed* over the ranks.
+
+    Attributes:
+        optimizer: what steps: its groups and state are those to look at, to change and to save. Its own `step()` is
+            collective, too, so that hooks and schedulers of torch work on it.
+    """
+
+    optimizer: torch.optim.Optimizer
+
+    def synchronize(self) -> None:
+        """Collective. Wait until every `grad` is the sum over the ranks, so that it can be looked at and clipped.
+
+        Parameters that no gradient reached on some rank must have been given a zero gradient before.
+        """
+        ...
+
+    def step(self) -> None:
+        """Collective, unless `synchronize` came since the last step: step on the sums."""
+        ...
+
+
 class Collective(Protocol):
     """The operations hvdspark needs from a communication library."""
 
@@ -61,15 +83,16 @@ class Collective(Protocol):
         compression: str = "none",
         accumulation_steps: int = 1,
         sparse_gradients: bool = False,
-    ) -> torch.optim.Optimizer:
-        """An optimizer whose `step()` is collective and sees gradients *summed* over the ranks.
+    ) -> DistributedOptimizer:
+        """Let an optimizer's steps see the gradients of all ranks. Collective where the library compares the ranks.
 
-        The caller scales its local loss so that this sum is the gradient of the global mean. With
-        `accumulation_steps` n, gradients of n backward passes are added up locally before they are exchanged;
-        nothing divides by n. `synchronize()` may come earlier (an incomplete last group) and waits for the exchange,
-        so that gradients can be clipped before `step()`, which must then run inside `skip_synchronize()`. Parameters
-        that no gradient reached on some rank must be given a zero gradient before `synchronize()`. With
-        `sparse_gradients`, gradients may be sparse tensors, for the same parameters on every rank.
+        The caller scales its local loss so that the sum over the ranks is the gradient of the global mean. With
+        `accumulation_steps` n, gradients of n backward passes are added up locally before they are exchanged; nothing
+        divides by n, and an incomplete last group is exchanged by `synchronize`.
+
+        Args:
+            compression: "none", or "fp16": gradients travel as float16.
+            sparse_gradients: gradients may be sparse tensors, for the same parameters on every rank.
         """
         ...
 

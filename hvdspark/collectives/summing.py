@@ -1,10 +1,8 @@
-"""The interface of Horovod's optimizer for collectives that have none of their own."""
+"""Distributed optimizers for collectives whose library has none of its own."""
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,42 +10,47 @@ from torch import Tensor
 from hvdspark.collectives.protocol import Collective
 
 
-def summing_optimizer(
-    optimizer: torch.optim.Optimizer,
-    named_parameters: Iterable[tuple[str, torch.nn.Parameter]],
-    collective: Collective,
-    compression: str = "none",
-) -> torch.optim.Optimizer:
-    """Give `optimizer` the interface of Horovod's DistributedOptimizer, with the sum taken by `collective`.
+class SummingOptimizer:
+    """A `DistributedOptimizer` whose sums are taken by the collective when the backward pass is over.
 
     Args:
         compression: "none", or "fp16": gradients travel as float16, each scaled so that nothing of it overflows.
     """
-    names = {id(parameter): name for name, parameter in named_parameters}
-    state = {"synchronized": False}
 
-    def synchronize() -> None:
-        state["synchronized"] = True
-        reached = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        if collective.size == 1 or not reached:
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        named_parameters: Iterable[tuple[str, torch.nn.Parameter]],
+        collective: Collective,
+        compression: str = "none",
+    ) -> None:
+        self.optimizer = optimizer
+        self._names = {id(parameter): name for name, parameter in named_parameters}
+        self._collective, self._compression = collective, compression
+        self._synchronized = False
+        optimizer.register_step_pre_hook(self._before_step)
+
+    def synchronize(self) -> None:
+        self._synchronized = True
+        reached = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        if self._collective.size == 1 or not reached:
             return
-        if compression == "fp16":
-            for parameter, total in zip(reached, _sum_as_float16([p.grad for p in reached], collective), strict=True):
+        if self._compression == "fp16":
+            totals = _sum_as_float16([parameter.grad for parameter in reached], self._collective)
+            for parameter, total in zip(reached, totals, strict=True):
                 parameter.grad = total
             return
         for parameter in reached:
-            assert parameter.grad is not None
-            parameter.grad = collective.allreduce_sum(parameter.grad, f"gradients/{names[id(parameter)]}")
+            name = f"gradients/{self._names[id(parameter)]}"
+            parameter.grad = self._collective.allreduce_sum(parameter.grad, name)
 
-    def before_step(*_: Any) -> None:
-        if not state["synchronized"]:
-            synchronize()
-        state["synchronized"] = False
+    def step(self) -> None:
+        self.optimizer.step()
 
-    optimizer.register_step_pre_hook(before_step)
-    optimizer.synchronize = synchronize  # type: ignore[attr-defined]
-    optimizer.skip_synchronize = contextlib.nullcontext  # type: ignore[attr-defined]
-    return optimizer
+    def _before_step(self, *_: object) -> None:
+        if not self._synchronized:
+            self.synchronize()
+        self._synchronized = False
 
 
 _LARGEST_EXPONENT = 15  # of float16: 2^15 is below its largest number, 65504

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from hvdspark.collectives.dtypes import summable
-from hvdspark.collectives.protocol import rows_by_rank
-from hvdspark.collectives.summing import summing_optimizer
+from hvdspark.collectives.protocol import DistributedOptimizer, rows_by_rank
+from hvdspark.collectives.summing import SummingOptimizer
 
 R = TypeVar("R")
 
@@ -65,8 +65,8 @@ class ThreadedCollective:
         compression: str = "none",
         accumulation_steps: int = 1,
         sparse_gradients: bool = False,
-    ) -> torch.optim.Optimizer:
-        return summing_optimizer(optimizer, named_parameters, self, compression)
+    ) -> DistributedOptimizer:
+        return SummingOptimizer(optimizer, named_parameters, self, compression)
 
     def _exchange(self, name: str, item: Any) -> list[Any]:
         self.calls[name] += 1

@@ -80,13 +80,14 @@ def train(
 
     make_contiguous(module)
     frozen = kept_in_evaluation(module)
-    optimizer = collective.distributed_optimizer(
+    distributed = collective.distributed_optimizer(
         make_optimizer(program.optimizer, module, spec.learning_rate),
         module.named_parameters(),
         spec.compression,
         spec.accumulation_steps,
         sparse_gradients=bool(sparse_parameters(module)),
     )
+    optimizer = distributed.optimizer
     steps = -(-spec.dataset.train_rows // spec.batch_size)
     updates = spec.epochs * -(-steps // spec.accumulation_steps)
     schedule = program.schedule
@@ -96,7 +97,7 @@ def train(
         spec,
         module,
         loss,
-        optimizer,
+        distributed,
         collective,
         device=device,
         precision=precision,

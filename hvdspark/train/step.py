@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from hvdspark.artifact.forward import Input, Outputs, evaluation, forward, inputs_of, on_device
 from hvdspark.artifact.tables import collections_of
-from hvdspark.collectives import Collective
+from hvdspark.collectives import Collective, DistributedOptimizer
 from hvdspark.collectives.agreement import broadcast_json, ranks_where
 from hvdspark.data.feed.loader import Batch, Ragged
 from hvdspark.embedding.rows.contents import not_finite
@@ -47,7 +47,7 @@ class GradientStep:
         spec: TrainSpec,
         module: nn.Module,
         loss: RowLoss,
-        optimizer: torch.optim.Optimizer,
+        optimizer: DistributedOptimizer,
         collective: Collective,
         *,
         device: str,
@@ -58,9 +58,10 @@ class GradientStep:
         self.outputs: Outputs | None = None
         self.optimizer_steps = 0
         self._spec, self._module, self._loss = spec, module, loss
-        self._optimizer, self._collective, self.device, self._precision = optimizer, collective, device, precision
+        self._distributed, self._optimizer = optimizer, optimizer.optimizer
+        self._collective, self.device, self._precision = collective, device, precision
         self._schedule, self._calibration = schedule, calibration
-        self._rates = [float(group["lr"]) if "lr" in group else None for group in optimizer.param_groups]
+        self._rates = [float(group["lr"]) if "lr" in group else None for group in self._optimizer.param_groups]
         self._collections = collections_of(module)
         sparse = sparse_parameters(module)
         self._trained = self._parameters_to_train()
@@ -226,7 +227,7 @@ class GradientStep:
             return
         self._group_weight = 0.0
         missing = self._fill_missing_gradients()
-        self._optimizer.synchronize()  # type: ignore[attr-defined]
+        self._distributed.synchronize()
         gradients = [parameter.grad for parameter in self._trained if parameter.grad is not None]
         sums = sums_of(gradients)
         # A rank that has diverged has told so through the dense gradients: no rank gets to exchange the sharded ones.
@@ -239,8 +240,7 @@ class GradientStep:
             self._raise_diverged(epoch, step)
         if rate is not None:
             self._set_rate(rate)
-        with self._optimizer.skip_synchronize():  # type: ignore[attr-defined]
-            self._optimizer.step()
+        self._distributed.step()
         for collection in self._collections:
             collection.apply_gradients(1.0 if rate is None else rate)
         self._optimizer.zero_grad()

@@ -16,7 +16,7 @@ def train(collective: Collective, steps: int, accumulation_steps: int = 1, clip:
         accumulation_steps=accumulation_steps,
     )
     for _ in range(steps):
-        optimizer.zero_grad()
+        optimizer.optimizer.zero_grad()
         for _ in range(accumulation_steps):
             loss = everywhere.sum() * (collective.rank + 1)
             if collective.rank == 0:
@@ -27,8 +27,7 @@ def train(collective: Collective, steps: int, accumulation_steps: int = 1, clip:
         if clip is None:
             optimizer.step()
         else:
-            optimizer.synchronize()  # type: ignore[attr-defined]
+            optimizer.synchronize()
             torch.nn.utils.clip_grad_norm_([everywhere, rank_0_only], clip)
-            with optimizer.skip_synchronize():  # type: ignore[attr-defined]
-                optimizer.step()
+            optimizer.step()
     return [everywhere.item(), rank_0_only.item()]

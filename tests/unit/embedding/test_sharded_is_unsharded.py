@@ -203,7 +203,7 @@ def test_three_collectives_for_each_group_and_step(table_count: int, group_count
         dense = torch.nn.Linear(4, 1)
         named = [*dense.named_parameters(), *embeddings.named_parameters()]
         optimizer = collective.distributed_optimizer(torch.optim.SGD([value for _, value in named]), named)
-        embeddings.step_with(optimizer)
+        embeddings.step_with(optimizer.optimizer)
         for _ in range(2):
             outputs = embeddings(ids)
             (loss_of(outputs) + dense(outputs["again"]).sum()).backward()
