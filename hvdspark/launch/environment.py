@@ -38,6 +38,10 @@ _UNLESS_SET = {
     # enough for one rank to write a large model while the others wait.
     "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS": "3600",
 }
+# What a step frees, the next one needs again. glibc gives it back to the system in between, and then takes it page by
+# page. A block above the first size is mapped by itself (the largest size that every glibc takes), so that large slabs
+# of rows are no part of this; what is free at the end of the heap is given back above the second one.
+_KEPT_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(256 << 20)}
 
 
 def rank_environment(base: Mapping[str, str], threads: int, extra: Mapping[str, str]) -> dict[str, str]:
@@ -50,8 +54,8 @@ def rank_environment(base: Mapping[str, str], threads: int, extra: Mapping[str, 
         extra: what the user and the launcher add; wins over everything else.
     """
     kept = {name: value for name, value in base.items() if name not in RESERVED and not name.startswith(_OF_MPI)}
-    limited = {"MALLOC_ARENA_MAX": "1"} if address_space_is_limited() else {}
-    return {**_UNLESS_SET, THREADS: str(threads), **limited, **kept, **_ALWAYS, **extra}
+    malloc = {"MALLOC_ARENA_MAX": "1"} if address_space_is_limited() else _KEPT_MEMORY
+    return {**_UNLESS_SET, THREADS: str(threads), **malloc, **kept, **_ALWAYS, **extra}
 
 
 def address_space_is_limited() -> bool:

@@ -38,6 +38,20 @@ def test_settings_of_the_executors_reach_ranks_unless_they_say_who_a_rank_is() -
     assert not {"HOROVOD_SIZE", "HOROVOD_GLOO_RENDEZVOUS_ADDR"} & set(environment)
 
 
+def test_ranks_keep_freed_memory_unless_they_are_told_otherwise_or_address_space_is_limited(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    environment = rank_environment({}, threads=1, extra={})
+    assert int(environment["MALLOC_MMAP_THRESHOLD_"]) <= 32 << 20, "glibc ignores what is larger"
+    assert int(environment["MALLOC_TRIM_THRESHOLD_"]) > int(environment["MALLOC_MMAP_THRESHOLD_"])
+    of_executors = rank_environment({"MALLOC_TRIM_THRESHOLD_": "1"}, threads=1, extra={})
+    assert of_executors["MALLOC_TRIM_THRESHOLD_"] == "1"
+    of_user = rank_environment({"MALLOC_TRIM_THRESHOLD_": "1"}, threads=1, extra={"MALLOC_TRIM_THRESHOLD_": "2"})
+    assert of_user["MALLOC_TRIM_THRESHOLD_"] == "2"
+    monkeypatch.setattr("hvdspark.launch.environment.address_space_is_limited", lambda: True)
+    assert "MALLOC_TRIM_THRESHOLD_" not in rank_environment({}, threads=1, extra={})
+
+
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
