@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from hvdspark.specs import ColumnSpec
 
 _NUMPY: dict[str, np.dtype[Any]] = {name: np.dtype(name) for name in ("float32", "float64", "int64")}
+_TORCH = {"float32": torch.float32, "float64": torch.float64, "int64": torch.int64}
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,17 @@ class Ragged:
 
     values: Tensor
     offsets: Tensor
+
+    @classmethod
+    def joined(cls, parts: Iterable[tuple[NDArray[Any], NDArray[Any]]], dtype: np.dtype[Any]) -> Ragged:
+        """The rows of all parts, which are values and offsets; offsets may begin above 0. Nothing is shared."""
+        values, offsets, base = [np.empty(0, dtype)], [np.zeros(1, np.int64)], 0
+        for part_values, part_offsets in parts:
+            first, last = part_offsets[0], part_offsets[-1]
+            values.append(part_values[first:last])
+            offsets.append(part_offsets[1:] + (base - first))
+            base += last - first
+        return cls(torch.from_numpy(np.concatenate(values)), torch.from_numpy(np.concatenate(offsets)))
 
     def to(self, device: str | torch.device) -> Ragged:
         return Ragged(self.values.to(device, non_blocking=True), self.offsets.to(device, non_blocking=True))
@@ -72,6 +85,16 @@ class Layout:
         scalars = sum(dtype.itemsize * len(names) for dtype, names in self.scalars)
         return scalars + sum(dtype.itemsize * width for _, dtype, width in self.fixed)
 
+    def allocate(self, rows: int) -> list[Tensor]:
+        """Blocks for this many rows, with any content."""
+        # torch asks for plain memory. numpy asks the kernel for huge pages, and finding some can take longer than all
+        # else.
+        shapes = [
+            *((dtype, (len(names), rows)) for dtype, names in self.scalars),
+            *((dtype, (rows, width)) for _, dtype, width in self.fixed),
+        ]
+        return [torch.empty(shape, dtype=_TORCH[dtype.name]) for dtype, shape in shapes]
+
     def views(self, blocks: Sequence[Tensor]) -> dict[str, Tensor]:
         """The columns as views of the blocks: [rows] for a scalar, [rows, width] for a fixed column."""
         views = {
@@ -101,6 +124,22 @@ class Batch:
     @classmethod
     def of_blocks(cls, layout: Layout, blocks: Sequence[Tensor], ragged: Mapping[str, Ragged], rows: int) -> Batch:
         return cls({**layout.views(blocks), **ragged}, rows, layout, tuple(blocks))
+
+    @classmethod
+    def joined(cls, layout: Layout, parts: Sequence[Batch]) -> Batch:
+        """The rows of all parts, one part after the other; a single part is given back as it is."""
+        if len(parts) == 1:
+            return parts[0]
+        none = Batch.of_blocks(layout, layout.allocate(0), {}, 0)
+        rows_dim = [1] * len(layout.scalars) + [0] * len(layout.fixed)
+        blocks = [
+            torch.cat([part._blocks[number] for part in (none, *parts)], dim) for number, dim in enumerate(rows_dim)
+        ]
+        ragged = {}
+        for name, dtype in layout.ragged:
+            columns = [column for part in parts if isinstance(column := part.columns[name], Ragged)]
+            ragged[name] = Ragged.joined([(column.values.numpy(), column.offsets.numpy()) for column in columns], dtype)
+        return cls.of_blocks(layout, blocks, ragged, sum(part.rows for part in parts))
 
     def to(self, device: str | torch.device) -> Batch:
         """The batch on another device: one copy for each block instead of each column, asynchronous if pinned."""

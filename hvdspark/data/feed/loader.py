@@ -1,13 +1,16 @@
 """Batches of a rank: Parquet -> row groups (Petastorm's threads) -> windows -> batches, all ahead of the training step.
 
-A rank's stream of rows, as `plan` orders it, is cut into windows of whole batches. Threads decode row groups, slice by
+A stream of rows, as `plan` orders it, is cut into windows of whole batches. Threads decode row groups, slice by
 slice, and put their rows into the windows they belong to; so it does not matter which thread is first, and the result
 depends on (plan, seed, epoch) alone. Once a window is complete, its batches are drawn (see `window`), while the next
 one is being filled. With a window at least as large as the rank's part, that is a full shuffle; otherwise rows mix
 inside the window, and windows hold different row groups each epoch.
 
-Memory for each rank, whatever the number of rows: three windows (at most 128 MiB each), a slice for each reading
-thread, and the batches ahead.
+A rank reads one stream. Only while it goes on with an epoch that another number of ranks began, it may read several,
+and puts what it takes of each batch side by side.
+
+Memory for each rank, whatever the number of rows: three windows (at most 128 MiB each; two more for each stream beyond
+the first), a slice for each reading thread, and the batches ahead.
 """
 
 from __future__ import annotations
@@ -57,7 +60,8 @@ def load_batches(
     Args:
         store, dataset: what to read.
         split: "train" or "validation".
-        plan: the rank's plan for this split; batch s has plan.batch_rows[s] rows, and may have none.
+        plan: the rank's plan for this split, of an epoch or of the rest of one; batch s has plan.batch_rows[s] rows,
+            and may have none.
         columns: names of the columns to read; a column that is named twice is read once.
         shuffle_rows: rows that are permuted together, at most (but at least one batch); fewer if they would take more
             than 128 MiB.
@@ -80,56 +84,59 @@ def load_batches(
     if unknown := [name for name in columns if name not in by_name]:
         raise ConfigurationError("the dataset has no such column", value=unknown, hint=f"it has {', '.join(by_name)}")
     specs = [by_name[name] for name in dict.fromkeys(columns)]
-    row_bytes = max(Layout.of(specs).row_bytes, dataset.row_bytes, 1)
+    layout = Layout.of(specs)
+    row_bytes = max(layout.row_bytes, dataset.row_bytes, 1)
     limit = max(1, min(shuffle_rows if shuffle else _PLAIN_WINDOW_ROWS, _WINDOW_BYTES // row_bytes))
-    stream = Stream(specs, groups, plan, limit)
     entropy = [seed % 2**64, epoch] if shuffle else None
-    prefetcher = _Prefetcher(stream, store, dataset.path, entropy, prefetch, pin)
+    sources = [_Source(Stream(specs, groups, part, limit), store, dataset.path, entropy) for part in plan.streams]
+    prefetcher = _Prefetcher(sources, layout, len(plan.batch_rows), prefetch, pin)
     try:
         yield prefetcher.batches()
     finally:
         prefetcher.close()
 
 
-class _Prefetcher:
-    """Keeps a queue of batches filled from a thread of its own."""
+class _Source:
+    """What a rank takes of the batches of one stream. `batches` and `close` are for different threads."""
 
-    def __init__(
-        self, stream: Stream, store: Store, dataset: str, entropy: Sequence[int] | None, prefetch: int, pin: bool
-    ) -> None:
+    def __init__(self, stream: Stream, store: Store, dataset: str, entropy: Sequence[int] | None) -> None:
         self._stream, self._entropy = stream, entropy
         self._windows: dict[int, Window] = {}
         self._missing: dict[int, int] = {}  # rows of a window that have not come yet
         self._lock = threading.Lock()
-        self._stop = threading.Event()
-        self._queue: queue.Queue[Batch | Exception] = queue.Queue(max(1, prefetch))
-        self._pin = pin
         self._reader = RowGroupReader(store, dataset, stream.columns, self._accept)
-        self._thread = threading.Thread(target=self._run, name="hvdspark-prefetch", daemon=True)
-        self._thread.start()
 
     def batches(self) -> Iterator[Batch]:
-        for _ in range(self._stream.steps):
-            item = self._next()
-            if isinstance(item, Exception):
-                raise item
-            yield item
+        windows = self._stream.windows()
+        current = self._begin(windows)
+        while current is not None:
+            following = self._begin(windows)  # is filled while this one is drained
+            while self._missing[current.number]:
+                for piece in self._reader.wait_for_one():
+                    self._missing[piece.window] -= piece.stop - piece.start
+            window = self._window(current.number)
+            yield from window.batches(current.batches, self._rng(current.number, 0), current.taken)
+            with self._lock:
+                self._windows.pop(current.number).close()
+            del self._missing[current.number]
+            current = following
 
-    def close(self) -> None:
-        self._stop.set()
+    def stop(self) -> None:
+        """End all waits of `batches`, and all reading soon."""
         self._reader.stop()
-        self._thread.join(_JOIN_TIMEOUT_S)
+
+    def join(self) -> None:
+        """Wait until reading has ended. Call `stop` first."""
         self._reader.join()
 
-    def _next(self) -> Batch | Exception:
-        while not self._stop.is_set():
-            try:
-                return self._queue.get(timeout=_POLL_S)
-            except queue.Empty:
-                # The thread limits its own waits, so it either brings something or ends.
-                if not self._thread.is_alive() and self._queue.empty():
-                    break
-        raise RuntimeError("batches were asked for after the loader was closed")
+    def _begin(self, windows: Iterator[WindowPlan]) -> WindowPlan | None:
+        """Have the next window read."""
+        window = next(windows, None)
+        if window is not None:
+            self._missing[window.number] = window.rows
+            for group, pieces in window.reads:
+                self._reader.read(group, pieces)
+        return window
 
     def _accept(self, piece: Piece, columns: Columns, first: int) -> None:
         """Runs in the reader's threads."""
@@ -146,34 +153,53 @@ class _Prefetcher:
     def _rng(self, window: int, use: int) -> np.random.Generator | None:
         return None if self._entropy is None else np.random.default_rng([*self._entropy, window, use])
 
+
+class _Prefetcher:
+    """Keeps a queue of batches filled from a thread of its own."""
+
+    def __init__(self, sources: Sequence[_Source], layout: Layout, steps: int, prefetch: int, pin: bool) -> None:
+        self._sources, self._layout, self._steps, self._pin = sources, layout, steps, pin
+        self._stop = threading.Event()
+        self._queue: queue.Queue[Batch | Exception] = queue.Queue(max(1, prefetch))
+        self._thread = threading.Thread(target=self._run, name="hvdspark-prefetch", daemon=True)
+        self._thread.start()
+
+    def batches(self) -> Iterator[Batch]:
+        for _ in range(self._steps):
+            item = self._next()
+            if isinstance(item, Exception):
+                raise item
+            yield item
+
+    def close(self) -> None:
+        self._stop.set()
+        for source in self._sources:
+            source.stop()
+        self._thread.join(_JOIN_TIMEOUT_S)
+        for source in self._sources:
+            source.join()
+
+    def _next(self) -> Batch | Exception:
+        while not self._stop.is_set():
+            try:
+                return self._queue.get(timeout=_POLL_S)
+            except queue.Empty:
+                # The thread limits its own waits, so it either brings something or ends.
+                if not self._thread.is_alive() and self._queue.empty():
+                    break
+        raise RuntimeError("batches were asked for after the loader was closed")
+
     def _run(self) -> None:
         try:
-            windows = self._stream.windows()
-            current = self._begin(windows)
-            while current is not None:
-                following = self._begin(windows)  # is filled while this one is drained
-                while self._missing[current.number]:
-                    for piece in self._reader.wait_for_one():
-                        self._missing[piece.window] -= piece.stop - piece.start
-                window = self._window(current.number)
-                for batch in window.batches(current.batches, self._rng(current.number, 0)):
-                    if not self._put(batch.pin_memory() if self._pin else batch):
-                        return
-                with self._lock:
-                    self._windows.pop(current.number).close()
-                del self._missing[current.number]
-                current = following
+            parts = [source.batches() for source in self._sources]
+            for _ in range(self._steps):
+                batch = Batch.joined(self._layout, [next(part) for part in parts])
+                if not self._put(batch.pin_memory() if self._pin else batch):
+                    return
+            for part in parts:
+                next(part, None)  # the last window gives its memory back
         except Exception as error:
             self._put(error)
-
-    def _begin(self, windows: Iterator[WindowPlan]) -> WindowPlan | None:
-        """Have the next window read."""
-        window = next(windows, None)
-        if window is not None:
-            self._missing[window.number] = window.rows
-            for group, pieces in window.reads:
-                self._reader.read(group, pieces)
-        return window
 
     def _put(self, item: Batch | Exception) -> bool:
         while not self._stop.is_set():

@@ -10,12 +10,26 @@ arithmetic, for T rows in all, a global batch of B rows and N ranks:
 * In an epoch rank r therefore needs R(r) = sum over s of its shares, and the R(r) add up to T.
 
 With `shuffle`, the row groups are permuted by (seed, epoch), laid end to end, and cut into N contiguous spans of R(0),
-R(1), ... rows. At most N - 1 row groups are cut, so all ranks together read at most (row groups + N - 1) times a row
-group, and the rows that a rank sees change from epoch to epoch. Mixing *inside* the span is the loader's work.
+R(1), ... rows, the *streams* of the epoch. At most N - 1 row groups are cut, so all ranks together read at most (row
+groups + N - 1) times a row group, and the rows that a rank sees change from epoch to epoch. Mixing *inside* the span is
+the loader's work.
 
 Without `shuffle`, the global batch of step s is exactly the rows [s * B, s * B + G(s)) in file order for any N, and
 rank r takes its contiguous share of each. Ranks then read the same row groups: that is the price of global batches
 that do not depend on the world size.
+
+An epoch that was begun goes on after any of its global batches, at any world size, with the same global batches as if
+nothing had happened. With `shuffle` their rows depend on the number of streams, so this number stays that of the ranks
+with which the epoch began, until the epoch ends. N ranks that go on with an epoch of M streams put the streams' parts
+of a batch side by side and take their shares of that:
+
+* N = M: each rank has its own stream, and the batches are bit for bit those of an epoch without interruption.
+* N != M: a rank reads the streams that its share overlaps, at most ceil(M / N) + 1 of them, and keeps its rows of each
+  batch. All ranks together read at most (M + N - 1) / M times the rest of the epoch: less than twice as much for fewer
+  ranks, and for more ranks about N / M times, that is, each rank reads as much for a step as the M ranks did. Each
+  stream has shuffle windows of its own in memory.
+* Reading begins at the window that holds the first batch wanted, whose rows before it are read and dropped; no row
+  group of an earlier window is opened.
 """
 
 from __future__ import annotations
@@ -50,26 +64,30 @@ class RowRange:
 
 
 class Steps(Sequence[int]):
-    """Rows of each step: all steps but the last have the same number."""
+    """Rows of each step: all steps but the last have the same number.
+
+    Attributes:
+        full, last: rows of a step before the last one, and of the last one.
+    """
 
     def __init__(self, count: int, full: int, last: int) -> None:
-        self._count, self._full, self._last = count, full, last
+        self._count, self.full, self.last = count, full, last
 
     @property
     def total(self) -> int:
-        return self._full * (self._count - 1) + self._last if self._count else 0
+        return self.full * (self._count - 1) + self.last if self._count else 0
 
     @property
     def most(self) -> int:
-        return max(self._last, self._full if self._count > 1 else 0) if self._count else 0
+        return max(self.last, self.full if self._count > 1 else 0) if self._count else 0
 
     def __len__(self) -> int:
         return self._count
 
     def __iter__(self) -> Iterator[int]:
-        yield from itertools.repeat(self._full, self._count - 1)
+        yield from itertools.repeat(self.full, self._count - 1)
         if self._count:
-            yield self._last
+            yield self.last
 
     @typing.overload
     def __getitem__(self, step: int) -> int: ...
@@ -78,7 +96,7 @@ class Steps(Sequence[int]):
     def __getitem__(self, step: int | slice) -> int | tuple[int, ...]:
         if isinstance(step, slice):
             return tuple(self[index] for index in range(*step.indices(self._count)))
-        return self._last if range(self._count)[step] == self._count - 1 else self._full
+        return self.last if range(self._count)[step] == self._count - 1 else self.full
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Sequence) and len(self) == len(other) and all(map(operator.eq, self, other))
@@ -88,24 +106,52 @@ class Steps(Sequence[int]):
 
 
 @dataclass(frozen=True, eq=False)
+class StreamPlan:
+    """A stream of an epoch, and which of its rows one rank takes. A few bytes for each row group, nothing for a step.
+
+    Attributes:
+        batch_rows: rows of the stream's part of each batch, which may be 0; those of `skipped` batches are not wanted.
+        skipped: batches at the beginning that are drawn and dropped, as they were taken already.
+        full, last: the rank takes the rows [low, high) of the stream's part of each batch, and of the last batch.
+    """
+
+    batch_rows: Steps
+    skipped: int
+    full: tuple[int, int]
+    last: tuple[int, int]
+    _row_counts: NDArray[Any]
+    _order: NDArray[Any]  # numbers of row groups, laid end to end
+    _before: int  # rows of the epoch before the first of these row groups
+    _spans: Iterable[tuple[int, int]]  # the stream's rows, as rows of the epoch
+
+    def ranges(self, start: int = 0) -> Iterator[RowRange]:
+        """The stream's rows from row `start` on, in the order of its batches (before any shuffle window)."""
+        spans = _after(self._spans, start)
+        first = next(spans, None)
+        if first is None:
+            return iter(())
+        order, before = _part(self._row_counts, self._order, first[0], None, self._before)
+        return _cut(self._row_counts, order, before, itertools.chain([first], spans))
+
+    def taken(self, step: int) -> tuple[int, int]:
+        """The rows [low, high) of the stream's part of batch `step` that the rank takes."""
+        return self.last if step == len(self.batch_rows) - 1 else self.full
+
+
+@dataclass(frozen=True, eq=False)
 class EpochPlan:
-    """What one rank reads in one epoch. It takes a few bytes for each row group of the rank, and nothing for a step.
+    """What one rank reads in an epoch, or in the rest of one.
 
     Attributes:
         batch_rows: rows of this rank's part of each step's global batch; may be 0.
         global_rows: rows of each step's whole global batch; the same on every rank, never 0.
+        streams: where the rank's rows come from: its part of a batch is what it takes of each, one after the other.
+            None if all its batches are empty.
     """
 
     batch_rows: Steps
     global_rows: Steps
-    _row_counts: NDArray[Any]
-    _order: Sequence[int] | NDArray[Any]
-    _spans: Iterable[tuple[int, int]]
-
-    @property
-    def ranges(self) -> Iterator[RowRange]:
-        """The rank's rows, in the order in which batches take them (before the loader's shuffle window)."""
-        return _cut(self._row_counts, self._order, self._spans)
+    streams: tuple[StreamPlan, ...]
 
 
 def plan_epoch(
@@ -116,8 +162,10 @@ def plan_epoch(
     seed: int,
     epoch: int,
     shuffle: bool,
+    start_row: int = 0,
+    streams: int | None = None,
 ) -> EpochPlan:
-    """Plan one rank's part of one epoch.
+    """Plan one rank's part of one epoch, or of the rest of it.
 
     Args:
         row_counts: rows of each row group, in file order; zeros are allowed.
@@ -125,6 +173,8 @@ def plan_epoch(
         world_size, rank: number of ranks and this rank in [0, world_size).
         seed, epoch: any integer seed and the epoch's number; only the order of the row groups depends on them.
         shuffle: see the module's docstring.
+        start_row: rows of the epoch that were consumed: those of k global batches, min(k * batch_size, all rows).
+        streams: the world size with which the epoch began, if it was another; without `shuffle` it has no effect.
 
     Raises:
         ConfigurationError: an argument is out of range.
@@ -133,34 +183,74 @@ def plan_epoch(
         raise ConfigurationError("batch size must be at least 1 row", value=batch_size, where="batchSize")
     if not 0 <= rank < world_size:
         raise ConfigurationError("rank is outside the world", value=rank, where=f"a world of {world_size} ranks")
+    dealt = world_size if streams is None else streams
+    if dealt < 1:
+        raise ConfigurationError("an epoch has at least 1 stream", value=dealt, where="streams")
     counts = np.asarray(row_counts) if len(row_counts) else np.zeros(0, np.int64)
     if counts.min(initial=0) < 0:
         raise ConfigurationError("a row group cannot have a negative number of rows", value=int(counts.min()))
     total = int(counts.sum(dtype=np.int64))
     steps = -(-total // batch_size)
+    if not (0 <= start_row < total and start_row % batch_size == 0) and start_row != total:
+        raise ConfigurationError(
+            "an epoch goes on after a whole global batch",
+            value=start_row,
+            where=f"start_row, with {total} rows in batches of {batch_size}",
+        )
+    done = -(-start_row // batch_size)
     last = total - (steps - 1) * batch_size if steps else 0
-    (start, stop), (last_start, last_stop) = _share(batch_size, world_size, rank), _share(last, world_size, rank)
-    batch_rows = Steps(steps, stop - start, last_stop - last_start)
     global_rows = Steps(steps, batch_size, last)
-    if not shuffle:
-        return EpochPlan(batch_rows, global_rows, counts, range(len(counts)), _Shares(global_rows, world_size, rank))
-    # Every full batch has the same shares, so what the ranks before this one need is two products.
-    first = max(steps - 1, 0) * start + last_start
+    shares = _rows(_share(batch_size, world_size, rank)), _rows(_share(last, world_size, rank))
+    batch_rows, rest = Steps(steps - done, *shares), Steps(steps - done, batch_size, last)
+    if not batch_rows.total:
+        return EpochPlan(batch_rows, rest, ())
     numbers = np.arange(len(counts), dtype=np.min_scalar_type(len(counts)))
+    if not shuffle:
+        order, before = _part(counts, numbers, start_row, None)
+        spans = _Shares(rest, world_size, rank, start_row)
+        own = StreamPlan(batch_rows, 0, (0, shares[0]), (0, shares[1]), counts, order, before, spans)
+        return EpochPlan(batch_rows, rest, (own,))
     order = np.random.default_rng([seed % 2**64, epoch]).permutation(numbers)
-    order, skipped = _part(counts, order, first, first + batch_rows.total)
-    spans = [(first - skipped, first - skipped + batch_rows.total)]
-    return EpochPlan(batch_rows, global_rows, counts, order, spans)
+    taken = []
+    for stream in range(dealt):
+        full_rows, last_rows = (
+            _overlap(_share(rows, dealt, stream), _share(rows, world_size, rank)) for rows in (batch_size, last)
+        )
+        if _rows(last_rows) or (_rows(full_rows) and steps - done > 1):
+            taken.append(_stream(counts, order, global_rows, dealt, stream, done, full_rows, last_rows))
+    return EpochPlan(batch_rows, rest, tuple(taken))
+
+
+def _stream(
+    counts: NDArray[Any],
+    order: NDArray[Any],
+    global_rows: Steps,
+    streams: int,
+    stream: int,
+    done: int,
+    full: tuple[int, int],
+    last: tuple[int, int],
+) -> StreamPlan:
+    """One of the streams that the row groups, laid end to end in an order, are cut into."""
+    (start, stop), (last_start, last_stop) = (
+        _share(rows, streams, stream) for rows in (global_rows.full, global_rows.last)
+    )
+    batch_rows = Steps(len(global_rows), stop - start, last_stop - last_start)
+    # Every full batch has the same shares, so what the streams before this one need is two products.
+    first = (len(global_rows) - 1) * start + last_start
+    end = first + batch_rows.total
+    kept, before = _part(counts, order, first, end)
+    return StreamPlan(batch_rows, done, full, last, counts, kept, before, [(first, end)])
 
 
 class _Shares(Iterable[tuple[int, int]]):
-    """A rank's share of each global batch, as rows of the epoch."""
+    """A rank's share of each global batch, as rows of the epoch; the first batch begins with row `first`."""
 
-    def __init__(self, global_rows: Steps, world_size: int, rank: int) -> None:
-        self._global_rows, self._world_size, self._rank = global_rows, world_size, rank
+    def __init__(self, global_rows: Steps, world_size: int, rank: int, first: int) -> None:
+        self._global_rows, self._world_size, self._rank, self._first = global_rows, world_size, rank, first
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        first = 0
+        first = self._first
         for rows in self._global_rows:
             start, stop = _share(rows, self._world_size, self._rank)
             yield first + start, first + stop
@@ -171,31 +261,57 @@ def _share(rows: int, world_size: int, rank: int) -> tuple[int, int]:
     return rows * rank // world_size, rows * (rank + 1) // world_size
 
 
-def _part(counts: NDArray[Any], order: NDArray[Any], start: int, stop: int) -> tuple[NDArray[Any], int]:
-    """Of row groups laid end to end in an order: those with rows [start, stop), and the rows before them."""
+def _rows(span: tuple[int, int]) -> int:
+    return span[1] - span[0]
+
+
+def _overlap(stream: tuple[int, int], mine: tuple[int, int]) -> tuple[int, int]:
+    """The part of a stream's share that is in mine, counted from the beginning of the stream's share."""
+    low, high = max(stream[0], mine[0]) - stream[0], min(stream[1], mine[1]) - stream[0]
+    return (low, high) if low < high else (0, 0)
+
+
+def _after(spans: Iterable[tuple[int, int]], rows: int) -> Iterator[tuple[int, int]]:
+    """The spans without their first `rows` rows."""
+    for start, stop in spans:
+        dropped = min(rows, stop - start)
+        rows -= dropped
+        if start + dropped < stop:
+            yield start + dropped, stop
+
+
+def _part(
+    counts: NDArray[Any], order: NDArray[Any], start: int, stop: int | None, before: int = 0
+) -> tuple[NDArray[Any], int]:
+    """Of row groups laid end to end in an order: those with rows [start, stop), and the rows of the epoch before them.
+
+    Args:
+        stop: None is the end.
+        before: rows of the epoch before all of them.
+    """
     kept: list[NDArray[Any]] = []
-    skipped = position = 0
+    skipped = position = before
     for block in range(0, len(order), _BLOCK):
         numbers = order[block : block + _BLOCK]
         ends = position + np.cumsum(counts[numbers], dtype=np.int64)
-        before = int(np.searchsorted(ends, start, side="right"))
-        behind = int(np.searchsorted(ends, stop, side="left")) + 1
-        if before < behind and before < len(numbers):
+        low = int(np.searchsorted(ends, start, side="right"))
+        high = len(numbers) if stop is None else int(np.searchsorted(ends, stop, side="left")) + 1
+        if low < high and low < len(numbers):
             if not kept:
-                skipped = int(ends[before - 1]) if before else position
-            kept.append(numbers[before:behind])
+                skipped = int(ends[low - 1]) if low else position
+            kept.append(numbers[low:high])
         position = int(ends[-1])
-        if position >= stop:
+        if stop is not None and position >= stop:
             break
     return (np.concatenate(kept) if kept else order[:0]), skipped
 
 
 def _cut(
-    row_counts: NDArray[Any], order: Sequence[int] | NDArray[Any], spans: Iterable[tuple[int, int]]
+    row_counts: NDArray[Any], order: NDArray[Any], before: int, spans: Iterable[tuple[int, int]]
 ) -> Iterator[RowRange]:
-    """The given spans (ascending, disjoint) of the row groups laid end to end in the given order."""
+    """The given spans (ascending, disjoint) of the row groups laid end to end in the given order, behind other rows."""
     groups = iter(order)
-    group, group_start, group_stop = -1, 0, 0
+    group, group_start, group_stop = -1, before, before
     pending: RowRange | None = None
     for span_start, span_stop in spans:
         position = span_start

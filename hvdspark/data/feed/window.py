@@ -22,8 +22,6 @@ from numpy.typing import NDArray
 
 from hvdspark.data.feed.batch import Batch, Layout, Ragged
 
-_TORCH = {"float32": torch.float32, "float64": torch.float64, "int64": torch.int64}
-
 
 @dataclass(frozen=True)
 class RaggedRows:
@@ -72,10 +70,7 @@ class Window:
 
     def __init__(self, layout: Layout, capacity: int) -> None:
         self._layout = layout
-        self._buffers = _spare.take(layout, capacity) or [
-            *(_allocate((len(names), capacity), dtype) for dtype, names in layout.scalars),
-            *(_allocate((capacity, width), dtype) for _, dtype, width in layout.fixed),
-        ]
+        self._buffers = _spare.take(layout, capacity) or [block.numpy() for block in layout.allocate(capacity)]
         self._chunks: dict[int, int] = {}  # where a chunk starts, and its rows
         self._ragged: dict[int, dict[str, RaggedRows]] = {}
 
@@ -103,29 +98,38 @@ class Window:
         self._ragged[at] = ragged
         self._chunks[at] = rows
 
-    def batches(self, rows: Sequence[int], rng: np.random.Generator | None) -> Iterator[Batch]:
+    def batches(
+        self,
+        rows: Sequence[int],
+        rng: np.random.Generator | None,
+        taken: Sequence[tuple[int, int] | None] | None = None,
+    ) -> Iterator[Batch]:
         """Batches of these numbers of rows, which share no memory with the window.
 
         With a generator they mix all chunks, otherwise they are the window's rows in order. Call it when the window
         is full.
+
+        Args:
+            taken: of each batch only the rows [low, high) are given, and with None the batch is left out. What the
+                other batches hold does not depend on it. By default all rows of all batches are given.
         """
         starts = np.array(sorted(self._chunks), np.int64)
         ends = starts + np.array([self._chunks[start] for start in starts.tolist()], np.int64)
-        taken = starts.copy()
-        for count in rows:
-            left = ends - taken
+        used = starts.copy()
+        for count, span in zip(rows, taken or [(0, count) for count in rows], strict=True):
+            left = ends - used
             if rng is not None and count:
                 counts = rng.multivariate_hypergeometric(left, count)
             else:
                 before = np.cumsum(left) - left
                 counts = np.clip(count - before, 0, left)
-            parts = [
-                (start, low, low + size)
-                for start, low, size in zip(starts.tolist(), taken.tolist(), counts.tolist(), strict=True)
-                if size
-            ]
-            yield self._collect(count, parts)
-            taken += counts
+            if span is not None:
+                low, high = (used + np.clip(row - (np.cumsum(counts) - counts), 0, counts) for row in span)
+                parts = [
+                    part for part in zip(starts.tolist(), low.tolist(), high.tolist(), strict=True) if part[1] < part[2]
+                ]
+                yield self._collect(span[1] - span[0], parts)
+            used += counts
 
     def close(self) -> None:
         """Hand the memory on to the next window. Nobody may use this one any more."""
@@ -146,12 +150,10 @@ class Window:
                     block[at : at + high - low] = buffer[low:high]
                 at += high - low
             blocks.append(torch.from_numpy(block))
-        ragged = {
-            name: _concatenate(
-                [self._ragged[start][name].rows(low - start, high - start) for start, low, high in parts], dtype
-            )
-            for name, dtype in self._layout.ragged
-        }
+        ragged = {}
+        for name, dtype in self._layout.ragged:
+            chosen = [self._ragged[start][name].rows(low - start, high - start) for start, low, high in parts]
+            ragged[name] = Ragged.joined([(part.values, part.offsets) for part in chosen], dtype)
         return Batch.of_blocks(self._layout, blocks, ragged, rows)
 
 
@@ -183,18 +185,3 @@ def _capacity(layout: Layout, buffers: Sequence[NDArray[Any]]) -> int:
     return min(
         (buffer.shape[1 if index < len(layout.scalars) else 0] for index, buffer in enumerate(buffers)), default=0
     )
-
-
-def _allocate(shape: tuple[int, int], dtype: np.dtype[Any]) -> NDArray[Any]:
-    # torch asks for plain memory. numpy asks the kernel for huge pages, and finding some can take longer than all else.
-    return torch.empty(shape, dtype=_TORCH[dtype.name]).numpy()
-
-
-def _concatenate(parts: Sequence[RaggedRows], dtype: np.dtype[Any]) -> Ragged:
-    values, offsets, base = [np.empty(0, dtype)], [np.zeros(1, np.int64)], 0
-    for part in parts:
-        first, last = part.offsets[0], part.offsets[-1]
-        values.append(part.values[first:last])
-        offsets.append(part.offsets[1:] + (base - first))
-        base += last - first
-    return Ragged(torch.from_numpy(np.concatenate(values)), torch.from_numpy(np.concatenate(offsets)))

@@ -155,6 +155,48 @@ def test_windows_are_bounded_in_bytes(store: Store, monkeypatch: pytest.MonkeyPa
     assert torch.equal(numbers // 100, torch.arange(1000) // 100)
 
 
+@pytest.mark.parametrize("shuffle", [True, False])
+@pytest.mark.parametrize("window", [1, 100, 1 << 19])
+def test_an_epoch_goes_on_where_it_stood(store: Store, window: int, shuffle: bool) -> None:
+    files, batch, begun = [150, 1, 0, 57], 30, 3
+    dataset = write(store, files, group=50)
+
+    def gang(world: int, step: int) -> list[list[torch.Tensor]]:
+        options: dict[str, Any] = {"start_row": min(step * batch, sum(files)), "streams": begun}
+        parts = [plan(dataset, batch, world, rank, shuffle, **options) for rank in range(world)]
+        return [load(store, dataset, part, shuffle_rows=window, shuffle=shuffle) for part in parts]
+
+    whole = gang(begun, 0)
+    steps = len(whole[0])
+    for step in (1, 4, steps):
+        for ranks, left in zip(gang(begun, step), whole, strict=True):
+            assert all(torch.equal(*pair) for pair in zip(ranks, left[step:], strict=True)), "bit for bit"
+        for world in (1, 2, 5):
+            ranks = gang(world, step)
+            for number in range(step, steps):
+                rows = torch.cat([rank[number - step] for rank in ranks])
+                expected = torch.cat([rank[number] for rank in whole])
+                assert torch.equal(rows.sort().values, expected.sort().values), "the same global batches"
+
+
+def test_what_is_over_is_not_read(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = write(store, [1000], group=50)
+    read: list[int] = []
+    original = row_groups._RowGroupWorker._read
+
+    def reading(self: Any, path: str, group: RowGroup) -> Any:
+        read.append(group.index)
+        return original(self, path, group)
+
+    monkeypatch.setattr(row_groups._RowGroupWorker, "_read", reading)
+    load(store, dataset, plan(dataset, 50, start_row=750), shuffle_rows=100)
+    # The batch of row 750 is the second one of its window.
+    assert len(read) == len(set(read)) == 20 - 14
+    read.clear()
+    load(store, dataset, plan(dataset, 50, shuffle=False, start_row=750), shuffle=False)
+    assert sorted(read) == [15, 16, 17, 18, 19]
+
+
 def test_nothing_to_read_is_no_batches(store: Store) -> None:
     dataset = write(store, [])
     assert load(store, dataset, plan(dataset, 10)) == []

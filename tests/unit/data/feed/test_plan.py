@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import collections
+import itertools
 import time
 import tracemalloc
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -34,8 +36,13 @@ def plans(counts: list[int], batch: int, world: int, **kwargs: object) -> list[E
     return [plan_epoch(counts, batch, world, rank, **arguments) for rank in range(world)]  # type: ignore[arg-type]
 
 
+def ranges_of(plan: EpochPlan) -> Iterator[RowRange]:
+    """What the rank reads, stream by stream."""
+    return itertools.chain.from_iterable(stream.ranges() for stream in plan.streams)
+
+
 def rows_of(plan: EpochPlan) -> list[tuple[int, int]]:
-    return [(piece.group, row) for piece in plan.ranges for row in range(piece.start, piece.stop)]
+    return [(piece.group, row) for piece in ranges_of(plan) for row in range(piece.start, piece.stop)]
 
 
 def batches_of(plan: EpochPlan) -> list[list[tuple[int, int]]]:
@@ -54,8 +61,8 @@ def check(counts: list[int], batch: int, world: int, shuffle: bool, seed: int = 
     steps = -(-len(every_row) // batch)
     for plan in gang:
         assert len(plan.batch_rows) == len(plan.global_rows) == steps, "the same number of steps on every rank"
-        assert sum(plan.batch_rows) == sum(piece.rows for piece in plan.ranges)
-        assert all(piece.rows > 0 for piece in plan.ranges)
+        assert sum(plan.batch_rows) == sum(piece.rows for piece in ranges_of(plan))
+        assert all(piece.rows > 0 for piece in ranges_of(plan))
         assert plan.global_rows == gang[0].global_rows
     for step in range(steps):
         shares = [plan.batch_rows[step] for plan in gang]
@@ -63,7 +70,7 @@ def check(counts: list[int], batch: int, world: int, shuffle: bool, seed: int = 
         assert max(shares) - min(shares) <= 1, "shares are even"
     assert all(rows == batch for rows in gang[0].global_rows[:-1])
     if shuffle:
-        readers = collections.Counter(group for plan in gang for group in {piece.group for piece in plan.ranges})
+        readers = collections.Counter(group for plan in gang for group in {piece.group for piece in ranges_of(plan)})
         assert sum(readers.values()) <= sum(1 for count in counts if count) + world - 1, "read amplification"
 
 
@@ -114,7 +121,7 @@ def test_shuffle_is_a_function_of_seed_and_epoch() -> None:
     counts = [100] * 40
 
     def ranges(seed: int, epoch: int) -> list[list[RowRange]]:
-        return [list(plan.ranges) for plan in plans(counts, 64, 4, seed=seed, epoch=epoch)]
+        return [list(ranges_of(plan)) for plan in plans(counts, 64, 4, seed=seed, epoch=epoch)]
 
     first = ranges(seed=3, epoch=0)
     assert first == ranges(seed=3, epoch=0)
@@ -135,7 +142,7 @@ def test_rows_move_between_ranks_from_epoch_to_epoch() -> None:
 
 def test_ranges_that_touch_are_one_range() -> None:
     (alone,) = plans([100, 50], 7, 1, shuffle=False)
-    assert tuple(alone.ranges) == (RowRange(0, 0, 100), RowRange(1, 0, 50))
+    assert tuple(ranges_of(alone)) == (RowRange(0, 0, 100), RowRange(1, 0, 50))
 
 
 @pytest.mark.parametrize(
@@ -154,6 +161,23 @@ def test_bad_arguments_are_named(counts: list[int], batch: int, world: int, rank
         plan_epoch(counts, batch, world, rank, 0, 0, True)
 
 
+@pytest.mark.parametrize(
+    ("start_row", "streams", "says"),
+    [(3, None, "start_row"), (-5, None, "-5"), (15, None, "start_row"), (5, 0, "streams")],
+)
+def test_an_epoch_goes_on_after_a_whole_batch(start_row: int, streams: int | None, says: str) -> None:
+    with pytest.raises(ConfigurationError, match=says):
+        plan_epoch([7, 5], 5, 2, 0, 0, 0, True, start_row, streams)
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_nothing_is_left_of_an_epoch(shuffle: bool) -> None:
+    for world in (1, 2, 5):
+        for plan in plans([7, 5], 5, world, start_row=12, streams=2, shuffle=shuffle):
+            assert len(plan.batch_rows) == len(plan.global_rows) == 0
+            assert rows_of(plan) == []
+
+
 def test_a_hundred_thousand_files_are_a_small_thing() -> None:
     files, groups_of_a_file, ranks = 100_000, 33, 256
     rows = 10**11 // (files * groups_of_a_file) + np.random.default_rng(0).integers(-99, 99, files * groups_of_a_file)
@@ -168,17 +192,19 @@ def test_a_hundred_thousand_files_are_a_small_thing() -> None:
     dataset = from_json(DatasetSpec, text)
     gang = [plan_epoch(dataset.train.rows, 1 << 21, ranks, rank, 0, 0, shuffle=True) for rank in (0, 100)]
     ordered = plan_epoch(dataset.train.rows, 1 << 21, ranks, 100, 0, 0, shuffle=False)
-    first = [next(iter(plan.ranges)) for plan in (*gang, ordered)]
-    assert time.process_time() - started < 3 * 2.0, "2 s for each of three plans; it takes 0.1 s"
+    late = 40_000 << 21  # four fifths of the epoch
+    rest = [plan_epoch(dataset.train.rows, 1 << 21, ranks, 100, 0, 0, True, late, streams) for streams in (256, 300)]
+    first = [next(ranges_of(plan)) for plan in (*gang, ordered, *rest)]
+    assert time.process_time() - started < 5 * 2.0, "2 s for each of five plans; it takes 0.1 s"
     assert dataset == written
     assert all(piece.rows <= dataset.train[piece.group].rows for piece in first)
-    assert all(plan.batch_rows.total == sum(piece.rows for piece in plan.ranges) for plan in gang)
+    assert all(plan.batch_rows.total == sum(piece.rows for piece in ranges_of(plan)) for plan in gang)
 
     tracemalloc.start()
     try:
         held = from_json(DatasetSpec, text)
         plan = plan_epoch(held.train.rows, 1 << 21, ranks, 100, 0, 1, shuffle=True)
-        assert sum(piece.rows for piece in plan.ranges) == plan.batch_rows.total
+        assert sum(piece.rows for piece in ranges_of(plan)) == plan.batch_rows.total
         assert tracemalloc.get_traced_memory()[0] < 50e6
     finally:
         tracemalloc.stop()
