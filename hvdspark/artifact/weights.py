@@ -17,8 +17,9 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from hvdspark.embedding.files.tensor_file import Column, write_columns
+from hvdspark.embedding.files.tensor_file import write_columns
 from hvdspark.embedding.lineage import dense_weights_alone
+from hvdspark.embedding.rows.column import Column
 from hvdspark.errors import CheckpointError, ConfigurationError, StoreError
 from hvdspark.store import Store
 

@@ -19,6 +19,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 POOLINGS = ("none", "sum", "mean")
 PLACEMENTS = ("auto", "replicated", "row", "table")
 OPTIMIZERS = ("sgd", "adagrad", "rowwise_adagrad", "adam", "ftrl")
+LAST = "last."  # how states of a last column of its own begin
 DISTRIBUTIONS = ("uniform", "normal", "zeros")
 
 
@@ -90,6 +91,27 @@ class SparseOptimizer:
     l2: float = 0.0
     clip_norm: float | None = None
     last: SparseOptimizer | None = None
+
+    def state_shapes(self, dim: int) -> dict[str, tuple[int, ...]]:
+        """Shape of each state of one row of `dim` columns; () is one float32.
+
+        States of a last column of its own begin with "last.".
+        """
+        if self.last is not None:
+            last = self.last.state_shapes(1)
+            return self.of_others().state_shapes(dim - 1) | {LAST + name: shape for name, shape in last.items()}
+        shapes: dict[str, dict[str, tuple[int, ...]]] = {
+            "sgd": {},
+            "adagrad": {"accumulator": (dim,)},
+            "rowwise_adagrad": {"accumulator": ()},
+            "adam": {"mean": (dim,), "variance": (dim,), "steps": ()},
+            "ftrl": {"accumulator": (dim,), "linear": (dim,), "rate": ()},
+        }
+        return shapes[self.name]
+
+    def of_others(self) -> SparseOptimizer:
+        """That of all columns but a last one of its own."""
+        return replace(self, last=None)
 
     def scaled(self, factor: float) -> SparseOptimizer:
         """With all learning rates multiplied, as by a schedule."""

@@ -14,17 +14,18 @@ from hvdspark.embedding.config import DTYPES, TableConfig
 from hvdspark.embedding.exchange.expand import Source, stack, take
 from hvdspark.embedding.exchange.frozen import FrozenExchange
 from hvdspark.embedding.exchange.prefetch import Prefetched
-from hvdspark.embedding.exchange.trained import BadId, BadIdError, GroupExchange
+from hvdspark.embedding.exchange.trained import GroupExchange
 from hvdspark.embedding.files.description import absent_state, check_description, describe_tables, matching_tables
 from hvdspark.embedding.files.frozen import FrozenGroup
 from hvdspark.embedding.files.host_copies import locate_files
 from hvdspark.embedding.files.shards import read_shards, write_shards
 from hvdspark.embedding.graphs import memory_that_lasts, outside_graphs, refuse_tracing
+from hvdspark.embedding.ids.bad_id import BadId, BadIdError
 from hvdspark.embedding.ids.distinct import Unique
-from hvdspark.embedding.ids.jagged import Cells, cells_of, device_of, name_features
+from hvdspark.embedding.ids.jagged import Jagged, device_of, jagged_of, name_features
 from hvdspark.embedding.ids.keys import KeySpace
-from hvdspark.embedding.plan.groups import Layout
-from hvdspark.embedding.rows.replicated import Replicas
+from hvdspark.embedding.plan.groups import TableGroups
+from hvdspark.embedding.rows.replicated import ReplicatedTables
 from hvdspark.embedding.rows.shard import TableShard
 from hvdspark.embedding.updates import UpdatedRows
 from hvdspark.errors import ConfigurationError
@@ -87,10 +88,10 @@ class ShardedEmbeddingCollection(UpdatedRows):
         super().__init__(name)
         if wire_dtype not in DTYPES:
             raise ConfigurationError("unknown wire_dtype", value=wire_dtype, hint=f"known are {', '.join(DTYPES)}")
-        self._layout = Layout(tables, features)
-        self.tables, self.features, self.groups = self._layout.tables, self._layout.features, self._layout.groups
+        self._plan = TableGroups(tables, features)
+        self.tables, self.features, self.groups = self._plan.tables, self._plan.features, self._plan.groups
         self.seed, self.wire_dtype = seed, wire_dtype
-        self.replicated = Replicas(self._layout.replicated, seed)
+        self.replicated = ReplicatedTables(self._plan.replicated, seed)
         self._collective = collective
         self._exchanges: list[GroupExchange] | None = None
         self._frozen: list[FrozenExchange] | None = None
@@ -178,7 +179,7 @@ class ShardedEmbeddingCollection(UpdatedRows):
 
     def description(self) -> dict[str, Any]:
         """What a manifest has to say about the sharded tables, beside the entries of their files; JSON-able."""
-        return describe_tables(self.groups, self._layout.homes, self.seed, self._lineage.steps)
+        return describe_tables(self.groups, self._plan.homes, self.seed, self._lineage.steps)
 
     def write_rows(self, store: Store, directory: str, *, state: bool) -> list[dict[str, Any]]:
         """Write this rank's sharded rows into a directory of the store; the entries of its files for a manifest.
@@ -249,7 +250,7 @@ class ShardedEmbeddingCollection(UpdatedRows):
         locate = locate_files(store, directory, fingerprint)
         self._frozen = [
             FrozenExchange(FrozenGroup(group, homes, self.seed, entries, locate))
-            for group, homes in zip(self.groups, self._layout.homes, strict=True)
+            for group, homes in zip(self.groups, self._plan.homes, strict=True)
         ]
 
     def _drop_rows(self) -> None:
@@ -289,7 +290,7 @@ class ShardedEmbeddingCollection(UpdatedRows):
 
     def _exchanges_of(self, ranks: Collective) -> Iterator[GroupExchange]:
         """An exchange for each group, with a shard that has no rows yet."""
-        for number, (group, homes) in enumerate(zip(self.groups, self._layout.homes, strict=True)):
+        for number, (group, homes) in enumerate(zip(self.groups, self._plan.homes, strict=True)):
             shard = TableShard(group, rank=ranks.rank, world_size=ranks.size, seed=self.seed, home_buckets=homes)
             shard.count_occurrences(self._counting)
             name, wire = f"{self.name}/{number}", DTYPES[self.wire_dtype]
@@ -308,10 +309,10 @@ class ShardedEmbeddingCollection(UpdatedRows):
             self._pending.remember(lookups)
         read: list[tuple[list[str], Tensor, Unique | None]] = [
             (features, lookup.rows, lookup.distinct)
-            for features, lookup in zip(self._layout.readers, lookups, strict=True)
+            for features, lookup in zip(self._plan.readers, lookups, strict=True)
         ]
         read += [
-            (self._layout.readers_of([table]), self.replicated.rows(table), None) for table in self.replicated.tables
+            (self._plan.readers_of([table]), self.replicated.rows(table), None) for table in self.replicated.tables
         ]
         columns = {feature: number for number, feature in enumerate(self.features)}
         sources = []
@@ -323,16 +324,16 @@ class ShardedEmbeddingCollection(UpdatedRows):
             sources.append(Source(rows, distinct, *of_features))
         return sources
 
-    def _cells(self, by_feature: Mapping[str, Any]) -> dict[str, Cells]:
+    def _cells(self, by_feature: Mapping[str, Any]) -> dict[str, Jagged]:
         return {
-            feature: cells_of(by_feature[feature], self.tables[table].pooling, feature)
+            feature: jagged_of(by_feature[feature], self.tables[table].pooling, feature)
             for feature, table in self.features.items()
         }
 
     def _is_training(self) -> bool:
         return self.training and torch.is_grad_enabled()
 
-    def _look_up(self, by_feature: Mapping[str, Any], cells: Mapping[str, Cells], train: bool) -> list[Any]:
+    def _look_up(self, by_feature: Mapping[str, Any], cells: Mapping[str, Jagged], train: bool) -> list[Any]:
         """Collective. One lookup for each group; DataError on every rank if some rank has a bad id."""
         self._check_pass(train)
         prefetched, self._prefetched = self._prefetched, None
@@ -344,12 +345,12 @@ class ShardedEmbeddingCollection(UpdatedRows):
             pairs = zip(self._lookups_by(), keys, strict=True)
             return [exchange.look_up(some, train=train, bad=bad) for exchange, some in pairs]
 
-    def _keys(self, cells: Mapping[str, Cells]) -> tuple[list[Tensor], BadId | None]:
+    def _keys(self, cells: Mapping[str, Jagged]) -> tuple[list[Tensor], BadId | None]:
         """What each group is asked for."""
         rank = 0 if self._frozen is not None else self._ranks().rank
-        keys, bad = self._layout.keys(cells, self._spaces(), rank)
+        keys, bad = self._plan.keys(cells, self._spaces(), rank)
         if bad is not None and not keys:  # nobody else would hear of it
-            raise self._layout.error(bad, [])
+            raise self._plan.error(bad, [])
         return keys, bad
 
     def _spaces(self) -> list[KeySpace]:
@@ -360,7 +361,7 @@ class ShardedEmbeddingCollection(UpdatedRows):
         try:
             yield
         except BadIdError as error:
-            raise self._layout.error(error.bad, self._spaces()) from None
+            raise self._plan.error(error.bad, self._spaces()) from None
 
     def _has_rows_apart(self) -> bool:
         return bool(self.groups)

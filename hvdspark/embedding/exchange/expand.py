@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from hvdspark.embedding.ids.distinct import Unique, sum_equal, whole_table
-from hvdspark.embedding.ids.jagged import Cells
+from hvdspark.embedding.ids.jagged import Jagged
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Source:
 
     rows: Tensor
     distinct: Unique | None
-    cells: Sequence[Cells]
+    cells: Sequence[Jagged]
     columns: Sequence[int]
 
     def indexes(self, device: torch.device | None = None) -> Sequence[Tensor]:
@@ -45,7 +45,7 @@ class Source:
         return (self.distinct.inverse if device is None else self.distinct.inverse.to(device)).split(sizes)
 
 
-def outputs(rows: Tensor, index: Tensor, cells: Cells) -> Tensor:
+def outputs(rows: Tensor, index: Tensor, cells: Jagged) -> Tensor:
     """A feature's output from a table's rows: [U, D], int64 [n] -> [*cells.shape, D]. Empty bags give zeros."""
     if cells.offsets is None:
         return F.embedding(index, rows).view(*cells.shape, rows.shape[1])
@@ -147,14 +147,14 @@ def _readers(sources: Sequence[Source]) -> Unique:
     return whole_table(torch.cat(ids), sum(len(source.rows) for source in sources))
 
 
-def _of_each_row(gradient: Tensor, cells: Cells) -> Tensor:
+def _of_each_row(gradient: Tensor, cells: Jagged) -> Tensor:
     """What each id of a row of cells gets, once for each row: [*shape, D] -> [rows, D]."""
     if cells.offsets is not None and cells.pooling == "mean":
         gradient = gradient / cells.offsets.diff().clamp(min=1).unsqueeze(1)
     return gradient.reshape(-1, gradient.shape[-1])
 
 
-def _places(cells: Sequence[Cells], parts: Sequence[Tensor]) -> Tensor | None:
+def _places(cells: Sequence[Jagged], parts: Sequence[Tensor]) -> Tensor | None:
     """The row of the concatenated `parts` that each id of all cells has its gradient in; None: row l for id l."""
     if all(feature.offsets is None for feature in cells):
         return None

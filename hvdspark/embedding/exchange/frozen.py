@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hvdspark.embedding.exchange.trained import BadId, BadIdError
 from hvdspark.embedding.files.frozen import FrozenGroup
+from hvdspark.embedding.ids.bad_id import BadId, BadIdError
 from hvdspark.embedding.ids.distinct import Unique, unique
 from hvdspark.embedding.ids.keys import KeySpace
 from hvdspark.errors import ConfigurationError

@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from hvdspark.embedding.exchange.trained import BadId, BadIdError, GroupExchange, Lookup
+from hvdspark.embedding.exchange.trained import GroupExchange, Lookup
+from hvdspark.embedding.ids.bad_id import BadId, BadIdError
 from hvdspark.errors import ConfigurationError
 
 

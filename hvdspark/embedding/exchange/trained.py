@@ -17,6 +17,7 @@ from torch import Tensor
 
 from hvdspark.collectives import Collective
 from hvdspark.embedding.graphs import memory_that_lasts
+from hvdspark.embedding.ids.bad_id import BadId, BadIdError
 from hvdspark.embedding.ids.distinct import Route, Unique, all_distinct, route, sum_equal, unique
 from hvdspark.embedding.ids.keys import KeySpace
 from hvdspark.embedding.rows.shard import TableShard
@@ -25,29 +26,6 @@ from hvdspark.embedding.rows.shard import TableShard
 # followed by how often each of them occurs.
 _HEADER = 2
 _GROWTH = 1.5
-
-
-@dataclass(frozen=True)
-class BadId:
-    """The first id that a rank cannot look up.
-
-    Attributes:
-        feature: number of the feature, the same on all ranks.
-        id: what it is.
-        rank: where it was met.
-    """
-
-    feature: int
-    id: int
-    rank: int
-
-
-class BadIdError(Exception):
-    """Some rank met a bad id; raised on all ranks, with the same `bad` (that of the lowest such rank)."""
-
-    def __init__(self, bad: BadId) -> None:
-        super().__init__(bad)
-        self.bad = bad
 
 
 @dataclass(frozen=True)

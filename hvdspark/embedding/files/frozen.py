@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hvdspark.embedding.arrays import NUMPY_DTYPES, BoolArray, Int64Array
 from hvdspark.embedding.config import TableConfig
 from hvdspark.embedding.files.shards import FileEntry, file_of_buckets, parse_entries, tensor_name
 from hvdspark.embedding.files.tensor_file import Extent, extents
@@ -19,15 +20,6 @@ from hvdspark.embedding.ids.hashing import BUCKETS, salt_of
 from hvdspark.embedding.ids.keys import KeySpace
 from hvdspark.embedding.rows.initializer import initial_rows
 from hvdspark.errors import CheckpointError
-
-Int64Array = NDArray[np.int64]
-
-_NUMPY_DTYPES: dict[torch.dtype, Any] = {
-    torch.float32: np.float32,
-    torch.float16: np.float16,
-    torch.bfloat16: np.int16,  # numpy has no bfloat16; the same 16 bits
-    torch.int64: np.int64,
-}
 
 
 class FrozenGroup:
@@ -81,11 +73,11 @@ class FrozenGroup:
             CheckpointError: a file is missing or damaged.
         """
         fused = keys.numpy()
-        numbers = self._entry_of[fused >> self.key_space.id_bits, self.key_space.buckets(keys).numpy()]
+        numbers = self._entry_of[self.key_space.tables_of(fused), self.key_space.buckets(keys).numpy()]
         order = numbers.argsort(kind="stable")  # keys of one file stay ascending
         numbers, sought = numbers[order], fused[order]
         first = self.tables[0]
-        found = np.empty((len(fused), first.dim), dtype=_NUMPY_DTYPES[first.torch_dtype])
+        found = np.empty((len(fused), first.dim), dtype=NUMPY_DTYPES[first.torch_dtype])
         known = np.zeros(len(fused), dtype=bool)
         edges = np.flatnonzero(np.diff(numbers, prepend=-1, append=-1)).tolist()
         for start, stop in itertools.pairwise(edges):
@@ -101,12 +93,12 @@ class FrozenGroup:
 
     def _fill(self, rows: Tensor, missing: Int64Array, fused: Int64Array) -> None:
         rows[torch.from_numpy(missing)] = 0
-        tables = fused[missing] >> self.key_space.id_bits
+        tables = self.key_space.tables_of(fused[missing])
         for number in np.unique(tables):
             table = self.tables[number]
             if table.num_embeddings is not None:
                 mine = missing[tables == number]
-                ids = torch.from_numpy(fused[mine] & (self.key_space.id_limit - 1))
+                ids = torch.from_numpy(self.key_space.ids_of(fused[mine]))
                 fresh = initial_rows(ids, table.dim, self._seed, salt_of("table", table.name), table.init)
                 rows[torch.from_numpy(mine)] = fresh.to(table.torch_dtype).float()
 
@@ -149,10 +141,10 @@ class _MappedFile:
             for table in tables
         ]
 
-    def look_up(self, keys: Int64Array, space: KeySpace, found: NDArray[Any], known: NDArray[np.bool_]) -> None:
+    def look_up(self, keys: Int64Array, space: KeySpace, found: NDArray[Any], known: BoolArray) -> None:
         """Copy the rows of ascending keys into `found`, and say in `known` which ones are there."""
-        tables = keys >> space.id_bits
-        sought = keys & (space.id_limit - 1)
+        tables = space.tables_of(keys)
+        sought = space.ids_of(keys)
         places = np.empty(len(keys), dtype=np.int64)
         start = 0
         while start < len(keys):
@@ -184,4 +176,4 @@ def _run(
             where=where,
             hint="the file is of other tables, or was not written by hvdspark",
         )
-    return data[parts[0].start : parts[-1].stop].view(_NUMPY_DTYPES[dtype]).reshape(-1, *row_shape)
+    return data[parts[0].start : parts[-1].stop].view(NUMPY_DTYPES[dtype]).reshape(-1, *row_shape)

@@ -23,7 +23,6 @@ from torch import Tensor
 from hvdspark.embedding.files.tensor_file import tensors_of, write_columns
 from hvdspark.embedding.ids.hashing import BUCKETS
 from hvdspark.embedding.rows.contents import Part
-from hvdspark.embedding.rows.optimizers import state_shapes
 from hvdspark.embedding.rows.shard import TableShard
 from hvdspark.errors import CheckpointError, StoreError
 from hvdspark.store import Store
@@ -225,7 +224,7 @@ def _file_buckets(shard: TableShard, state: bool) -> int:
     """Buckets of a file: so many that it stays below FILE_BYTES, if one bucket does. A power of two."""
     row = shard.dim * shard.dtype.itemsize + 8
     if state:
-        shapes = state_shapes(shard.optimizer, shard.dim).values()
+        shapes = shard.optimizer.state_shapes(shard.dim).values()
         row += 4 * (2 + sum(math.prod(shape) for shape in shapes))
     first, stop = shard.buckets
     of_a_bucket = row * sum(shard.row_counts()) / max(1, stop - first)

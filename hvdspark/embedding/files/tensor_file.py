@@ -9,13 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
 
+from hvdspark.embedding.rows.column import Column
 from hvdspark.errors import CheckpointError
 
 _DTYPES = {
@@ -33,22 +34,6 @@ _NAMES = {dtype: name for name, dtype in _DTYPES.items()} | {
     torch.bool: "BOOL",
 }
 _MAX_HEADER = 100_000_000  # what safetensors itself allows
-
-
-@dataclass(frozen=True)
-class Column:
-    """A tensor that is made block by block.
-
-    Attributes:
-        name: among the tensors of one table.
-        shape: [n, ...].
-        blocks: makes tensors of `dtype`, or of bytes, that are the whole one when concatenated.
-    """
-
-    name: str
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    blocks: Callable[[], Iterable[Tensor]]
 
 
 @dataclass(frozen=True)

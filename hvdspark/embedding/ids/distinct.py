@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-Int64Array = NDArray[np.int64]
+from hvdspark.embedding.arrays import Int64Array
 
 # 2**64 over the golden ratio: the high bits of a product with it tell keys apart (Fibonacci hashing, Knuth 6.4).
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)

@@ -9,9 +9,10 @@ import hashlib
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from hvdspark.embedding.arrays import Int64Array
 
 BUCKETS = 4096
 _BUCKET_SHIFT = np.uint64(64 - 12)
@@ -31,26 +32,20 @@ def mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return values
 
 
-def splitmix64(values: Tensor) -> Tensor:
-    """splitmix64 of an int64 CPU tensor of any shape, as a new int64 tensor; the bits are the unsigned result's."""
-    mixed = values.detach().numpy().astype(np.uint64, order="C", copy=True)
-    return torch.from_numpy(mix(mixed).view(np.int64))
-
-
 def salt_of(*parts: Any) -> int:
     """64 bits that depend on every part (their str()), the same in every process: in [0, 2**64)."""
     text = "\x1f".join(str(part) for part in parts)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
-def bucket_of(keys: Tensor, salt: int) -> Tensor:
-    """Bucket in [0, BUCKETS) of every id of an unbounded table. int64 [n] -> int64 [n].
+def bucket_of(ids: Int64Array, salts: NDArray[np.uint64] | np.uint64) -> Int64Array:
+    """Bucket in [0, BUCKETS) of ids of unbounded tables. int64 [n] -> int64 [n].
 
     Args:
-        salt: of the table, from `salt_of(name)`, so that one id is not hot on the same rank in every table.
+        salts: of the ids' tables, from `salt_of("placement", name)`, so that one id is not hot on the same rank in
+            every table; uint64 [n], or one for all.
     """
-    mixed = mix(keys.detach().numpy().astype(np.uint64) ^ np.uint64(salt))
-    return torch.from_numpy((mixed >> _BUCKET_SHIFT).view(np.int64))
+    return (mix(ids.astype(np.uint64) ^ salts) >> _BUCKET_SHIFT).view(np.int64)
 
 
 def owner_of(bucket: Tensor, world_size: int) -> Tensor:

@@ -15,7 +15,7 @@ _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 @dataclass(frozen=True)
-class Cells:
+class Jagged:
     """One feature of a batch.
 
     Attributes:
@@ -30,7 +30,7 @@ class Cells:
     pooling: str
     offsets: Tensor | None
 
-    def to(self, device: torch.device) -> Cells:
+    def to(self, device: torch.device) -> Jagged:
         """On another device than the CPU."""
         offsets = None if self.offsets is None else self.offsets.to(device)
         return replace(self, ids=self.ids.to(device), offsets=offsets)
@@ -47,13 +47,13 @@ def name_features(inputs: Mapping[str, Any] | Sequence[Any], features: Sequence[
 
 
 def device_of(value: Any) -> torch.device:
-    """Where the ids of a feature are, in whatever form `cells_of` takes."""
+    """Where the ids of a feature are, in whatever form `jagged_of` takes."""
     if isinstance(value, Tensor):
         return value.device
     return value[0].device if isinstance(value, tuple) else value.values.device
 
 
-def cells_of(value: Any, pooling: str, feature: str) -> Cells:
+def jagged_of(value: Any, pooling: str, feature: str) -> Jagged:
     """Read a feature.
 
     Args:
@@ -71,9 +71,9 @@ def cells_of(value: Any, pooling: str, feature: str) -> Cells:
         if ids.dim() not in (1, 2):
             raise SchemaError("ids come as [rows] or [rows, k]", value=tuple(ids.shape), where=where)
         if pooling == "none":
-            return Cells(ids.reshape(-1), tuple(ids.shape), pooling, None)
+            return Jagged(ids.reshape(-1), tuple(ids.shape), pooling, None)
         rows, width = len(ids), ids.shape[1] if ids.dim() == 2 else 1
-        return Cells(ids.reshape(-1), (rows,), pooling, torch.arange(rows + 1) * width)
+        return Jagged(ids.reshape(-1), (rows,), pooling, torch.arange(rows + 1) * width)
     if isinstance(value, tuple) and len(value) == 2:
         ids, offsets = value
     elif hasattr(value, "values") and hasattr(value, "offsets"):
@@ -92,7 +92,7 @@ def cells_of(value: Any, pooling: str, feature: str) -> Cells:
         raise DataError(
             "offsets must rise from 0 to the number of values", value=f"{ends} for {len(ids)} values", where=where
         )
-    return Cells(ids, (len(offsets) - 1,), pooling, offsets)
+    return Jagged(ids, (len(offsets) - 1,), pooling, offsets)
 
 
 def _integers(value: Any, where: str) -> Tensor:

@@ -16,13 +16,11 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from hvdspark.embedding.arrays import Int64Array
 from hvdspark.embedding.config import TableConfig
-from hvdspark.embedding.ids.hashing import BUCKETS, mix, owner_of, salt_of
-
-Int64Array = NDArray[np.int64]
+from hvdspark.embedding.ids.hashing import BUCKETS, bucket_of, owner_of, salt_of
 
 _GOLDEN = (math.sqrt(5) - 1) / 2
 # Products of two numbers below 2**31 fit into int64. Larger tables multiply their ids in two parts.
@@ -75,13 +73,26 @@ class KeySpace:
         """(table indexes, ids), both int64 [n]."""
         return keys >> self.id_bits, keys & (self.id_limit - 1)
 
+    def tables_of(self, keys: Int64Array) -> Int64Array:
+        """Table index of every key. int64 [n] -> int64 [n]."""
+        return keys >> self.id_bits
+
+    def ids_of(self, keys: Int64Array) -> Int64Array:
+        """Id of every key in its table. int64 [n] -> int64 [n]."""
+        return keys & (self.id_limit - 1)
+
+    def run_of(self, table: int, keys: Int64Array) -> slice:
+        """Where the keys of one table are among ascending ones."""
+        least = table << self.id_bits
+        return slice(int(keys.searchsorted(least)), int(keys.searchsorted(least + self.id_limit - 1, side="right")))
+
     def buckets(self, keys: Tensor) -> Tensor:
         """Bucket in [0, 4096) of every key, in any order. int64 [n] -> int64 [n]."""
         tables, ids = (part.numpy() for part in self.split(keys))
         if self.bounded.all():
             buckets = self._positions(tables, ids) * BUCKETS // self._sizes[tables]
         else:
-            buckets = (mix(ids.astype(np.uint64) ^ self.salts[tables]) >> np.uint64(52)).view(np.int64)
+            buckets = bucket_of(ids, self.salts[tables])
             if self.bounded.any():
                 some = self.bounded[tables]
                 buckets[some] = self._positions(tables[some], ids[some]) * BUCKETS // self._sizes[tables[some]]

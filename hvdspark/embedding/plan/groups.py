@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from hvdspark.embedding.config import TableConfig, check_unique_names
-from hvdspark.embedding.exchange.trained import BadId
-from hvdspark.embedding.ids.jagged import Cells
+from hvdspark.embedding.ids.bad_id import BadId
+from hvdspark.embedding.ids.jagged import Jagged
 from hvdspark.embedding.ids.keys import KeySpace
 from hvdspark.embedding.plan.placement import group_tables, home_buckets, is_replicated
 from hvdspark.errors import ConfigurationError, DataError
 
 
-class Layout:
+class TableGroups:
     """The tables of a collection and their features.
 
     Args:
@@ -55,7 +55,7 @@ class Layout:
         return [feature for feature, table in self.features.items() if table in tables]
 
     def keys(
-        self, cells: Mapping[str, Cells], spaces: Sequence[KeySpace], rank: int
+        self, cells: Mapping[str, Jagged], spaces: Sequence[KeySpace], rank: int
     ) -> tuple[list[Tensor], BadId | None]:
         """What each group is asked for in a batch: int64 [L] each, and none where there is a bad id.
 

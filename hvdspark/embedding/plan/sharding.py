@@ -14,7 +14,6 @@ from hvdspark.embedding.config import SparseOptimizer, TableConfig, check_unique
 from hvdspark.embedding.ids.hashing import BUCKETS, bucket_range
 from hvdspark.embedding.ids.keys import KeySpace
 from hvdspark.embedding.plan.placement import group_tables, home_buckets, is_replicated
-from hvdspark.embedding.rows.optimizers import state_shapes
 from hvdspark.errors import ConfigurationError
 
 # A replicated table is exchanged whole in every step: not worth it when a step asks for few of its rows.
@@ -63,7 +62,7 @@ class PlannedTable:
 
     def bytes_per_row(self) -> tuple[float, float]:
         """(row, optimizer state and bookkeeping) bytes of one sharded row."""
-        shapes = state_shapes(self.table.optimizer, self.table.dim).values()
+        shapes = self.table.optimizer.state_shapes(self.table.dim).values()
         extra = sum(4 * int(np.prod(shape)) for shape in shapes) + _COUNTS
         row = float(self.table.dim * self.table.torch_dtype.itemsize)
         if self.table.num_embeddings is None:
@@ -236,31 +235,6 @@ def plan_sharding(
         rank_bytes=tuple(memory for memory, _ in shares),
         rank_ids=tuple(ids for _, ids in shares),
     )
-
-
-@dataclass(frozen=True)
-class BucketMove:
-    """Buckets [first, stop) that a rank of the old world had."""
-
-    old_rank: int
-    first: int
-    stop: int
-
-
-def reshard(old_world_size: int, new_world_size: int) -> list[list[BucketMove]]:
-    """For each rank of the new world, whose buckets of the old world it takes over: consecutive, in order."""
-    moves = []
-    for rank in range(new_world_size):
-        first, stop = bucket_range(rank, new_world_size)
-        sources = []
-        for old_rank in range(first * old_world_size // BUCKETS, old_world_size):
-            old_first, old_stop = bucket_range(old_rank, old_world_size)
-            if old_first >= stop:
-                break
-            if max(first, old_first) < min(stop, old_stop):
-                sources.append(BucketMove(old_rank, max(first, old_first), min(stop, old_stop)))
-        moves.append(sources)
-    return moves
 
 
 def table_bytes(planned: PlannedTable, world_size: int) -> float:

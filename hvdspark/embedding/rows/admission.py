@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hvdspark.embedding.rows.key_index import Int64Array, KeyIndex
+from hvdspark.embedding.arrays import BoolArray, Int64Array
+from hvdspark.embedding.rows.key_index import KeyIndex
 from hvdspark.embedding.rows.slab import Slab
 
 
@@ -34,7 +35,7 @@ class WaitingKeys:
         self._ages.memory[places] = 0
         return np.where(admitted, counts, 0)
 
-    def forget(self, keys: NDArray[np.bool_]) -> None:
+    def forget(self, keys: BoolArray) -> None:
         """Drop keys whose entry of `keys` (as in `all_keys`) is True, where they were not sighted since it last was.
 
         So the keys of a table do not age by what is forgotten of other tables.
@@ -52,7 +53,7 @@ class WaitingKeys:
         """Every key that has an entry, for `forget`; a view."""
         return self._index.keys
 
-    def waits(self, places: Int64Array) -> NDArray[np.bool_]:
+    def waits(self, places: Int64Array) -> BoolArray:
         """Which of the keys `all_keys[places]` wait; the others were admitted."""
         return self._counts.memory[places] > 0
 

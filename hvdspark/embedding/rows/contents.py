@@ -14,15 +14,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hvdspark.embedding.files.tensor_file import Column
+from hvdspark.embedding.arrays import Int64Array
 from hvdspark.embedding.ids.hashing import BUCKETS
+from hvdspark.embedding.rows.column import Column
 from hvdspark.embedding.rows.slab import Slab
 from hvdspark.errors import CheckpointError
 
 if TYPE_CHECKING:
     from hvdspark.embedding.rows.shard import TableShard
-
-Int64Array = NDArray[np.int64]
 
 _BLOCK_ROWS = 1 << 16  # rows that are copied at a time: bounds the work memory
 _SCANNED_KEYS = 1 << 17
@@ -52,11 +51,10 @@ class Part:
         rows = _slab_column("rows", shard._rows, slots)
         if not state:
             return [_column("ids", self.ids[table]), rows]
-        key_mask = shard.key_space.id_limit - 1
         keys, counts, ages = shard._waiting.entries(self.waiting[table])
         return [
             _column("ids", self.ids[table]),
-            _column("waiting_ids", keys & key_mask),
+            _column("waiting_ids", shard.key_space.ids_of(keys)),
             _column("waiting_counts", counts),
             _column("waiting_ages", ages),
             _slab_column("counts", shard._counts, slots),
@@ -84,14 +82,14 @@ def parts(shard: TableShard, ranges: Sequence[tuple[int, int]]) -> Iterator[Part
         waits, waiting_keys = _sorted_by_key(shard._waiting.all_keys, waits[shard._waiting.waits(waits)])
         for table, config in enumerate(shard.tables):
             if config.num_embeddings is None:
-                mine = _of_table(shard, keys, table)
-                ids.append(keys[mine] & (shard.key_space.id_limit - 1))
+                mine = shard.key_space.run_of(table, keys)
+                ids.append(shard.key_space.ids_of(keys[mine]))
                 slots.append(places[mine] + shard._dense)
             else:
                 dense_ids, dense_slots = _dense_part(shard, table, first, stop)
                 ids.append(dense_ids)
                 slots.append(dense_slots)
-            waiting_places.append(waits[_of_table(shard, waiting_keys, table)])
+            waiting_places.append(waits[shard.key_space.run_of(table, waiting_keys)])
         yield Part(shard, first, stop, tuple(ids), tuple(slots), tuple(waiting_places))
 
 
@@ -133,7 +131,7 @@ def not_finite(shard: TableShard) -> str | None:
             slot = int(slots[int((~finite).nonzero()[0])])
             if slot < shard._dense:
                 return shard.tables[int(np.searchsorted(shard._bases, slot, side="right")) - 1].name
-            return shard.tables[int(shard._index.keys[slot - shard._dense]) >> shard.key_space.id_bits].name
+            return shard.tables[int(shard.key_space.tables_of(shard._index.keys[slot - shard._dense]))].name
     return None
 
 
@@ -176,19 +174,13 @@ def _sorted_by_key(all_keys: Int64Array, places: Int64Array) -> tuple[Int64Array
     return places[order], keys[order]
 
 
-def _of_table(shard: TableShard, keys: Int64Array, table: int) -> slice:
-    bits = shard.key_space.id_bits
-    last = (table << bits) | ((1 << bits) - 1)
-    return slice(int(keys.searchsorted(table << bits)), int(keys.searchsorted(last, side="right")))
-
-
 def _dense_part(shard: TableShard, table: int, first_bucket: int, stop_bucket: int) -> tuple[Int64Array, Int64Array]:
     """(ids, slots) of a bounded table."""
     first, stop = shard.key_space.position_range(table, first_bucket, stop_bucket)
     offset = int(shard._bases[table] - shard._first_positions[table])
     first, stop = max(first + offset, int(shard._bases[table])), min(stop + offset, int(shard._bases[table + 1]))
     slots = first + np.flatnonzero(shard._counts.memory[first : max(first, stop)])
-    ids = shard._dense_keys(slots) & (shard.key_space.id_limit - 1)
+    ids = shard.key_space.ids_of(shard._dense_keys(slots))
     order = ids.argsort()
     return ids[order], slots[order]
 

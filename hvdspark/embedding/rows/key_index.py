@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
+from hvdspark.embedding.arrays import BoolArray, Int64Array
 from hvdspark.embedding.ids.hashing import mix
-
-Int64Array = NDArray[np.int64]
 
 _MAX_LOAD = 0.6
 _MAX_KEYS = (1 << 31) - 1
@@ -72,7 +70,7 @@ class KeyIndex:
             self._place(first, stop)
         return np.arange(first, stop)
 
-    def keep(self, kept: NDArray[np.bool_]) -> None:
+    def keep(self, kept: BoolArray) -> None:
         """Drop the keys whose entry of `kept` (bool [len]) is False; the others move up and keep their order."""
         size = 0
         for start in range(0, self._size, _CHUNK):

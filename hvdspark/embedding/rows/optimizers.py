@@ -1,42 +1,23 @@
 """Sparse optimizers: pure updates of the rows that a step touched, each row once, in float32.
 
-State is one tensor for each name in `state_shapes`, its first dimension that of the rows. Duplicates must have been
-summed before: the optimizers are not linear in the gradient.
+State is one tensor for each name in `SparseOptimizer.state_shapes`, its first dimension that of the rows. Duplicates
+must have been summed before: the optimizers are not linear in the gradient.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 
-from hvdspark.embedding.config import SparseOptimizer
-
-_LAST = "last."
-
-
-def state_shapes(optimizer: SparseOptimizer, dim: int) -> dict[str, tuple[int, ...]]:
-    """Shape of each state of one row; () is one float32. States of a last column of its own begin with "last."."""
-    if optimizer.last is not None:
-        last = state_shapes(optimizer.last, 1)
-        return state_shapes(_of_others(optimizer), dim - 1) | {_LAST + name: shape for name, shape in last.items()}
-    shapes: dict[str, dict[str, tuple[int, ...]]] = {
-        "sgd": {},
-        "adagrad": {"accumulator": (dim,)},
-        "rowwise_adagrad": {"accumulator": ()},
-        "adam": {"mean": (dim,), "variance": (dim,), "steps": ()},
-        "ftrl": {"accumulator": (dim,), "linear": (dim,), "rate": ()},
-    }
-    return shapes[optimizer.name]
+from hvdspark.embedding.config import LAST, SparseOptimizer
 
 
 def initial_state(optimizer: SparseOptimizer, rows: Tensor) -> dict[str, Tensor]:
     """State of rows that were never updated. float32 [n, D] -> each float32 [n, ...]."""
     if optimizer.last is not None:
         last = initial_state(optimizer.last, rows[:, -1:])
-        return initial_state(_of_others(optimizer), rows[:, :-1]) | {_LAST + name: some for name, some in last.items()}
-    shapes = state_shapes(optimizer, rows.shape[1])
+        return initial_state(optimizer.of_others(), rows[:, :-1]) | {LAST + name: some for name, some in last.items()}
+    shapes = optimizer.state_shapes(rows.shape[1])
     state = {name: torch.zeros((len(rows), *shape)) for name, shape in shapes.items()}
     if "accumulator" in state:
         state["accumulator"].fill_(optimizer.initial_accumulator)
@@ -53,12 +34,12 @@ def update(optimizer: SparseOptimizer, rows: Tensor, state: dict[str, Tensor], g
 
     Args:
         rows: gathered rows, float32 [n, D].
-        state: gathered state, see `state_shapes`; float32 [n, ...].
+        state: gathered state, see `SparseOptimizer.state_shapes`; float32 [n, ...].
         gradients: of the global mean loss, summed over duplicates, float32 [n, D].
     """
     if optimizer.last is not None:
-        last = {name.removeprefix(_LAST): values for name, values in state.items() if name.startswith(_LAST)}
-        update(_of_others(optimizer), rows[:, :-1], state, gradients[:, :-1])
+        last = {name.removeprefix(LAST): values for name, values in state.items() if name.startswith(LAST)}
+        update(optimizer.of_others(), rows[:, :-1], state, gradients[:, :-1])
         update(optimizer.last, rows[:, -1:], last, gradients[:, -1:])
         return
     if optimizer.clip_norm is not None:
@@ -67,10 +48,6 @@ def update(optimizer: SparseOptimizer, rows: Tensor, state: dict[str, Tensor], g
     if optimizer.l2 and optimizer.name != "ftrl":
         gradients = gradients.add(rows, alpha=optimizer.l2)
     _UPDATES[optimizer.name](optimizer, rows, state, gradients)
-
-
-def _of_others(optimizer: SparseOptimizer) -> SparseOptimizer:
-    return replace(optimizer, last=None)
 
 
 def _sgd(optimizer: SparseOptimizer, rows: Tensor, state: dict[str, Tensor], gradients: Tensor) -> None:

@@ -12,7 +12,7 @@ from hvdspark.embedding.ids.hashing import salt_of
 from hvdspark.embedding.rows.initializer import initial_rows
 
 
-class Replicas(nn.ModuleDict):
+class ReplicatedTables(nn.ModuleDict):
     """An `nn.Embedding` for each table, with the rows that a sharded table would begin with.
 
     Args:

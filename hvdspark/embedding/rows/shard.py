@@ -6,16 +6,16 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from hvdspark.embedding.arrays import BoolArray, Int64Array
 from hvdspark.embedding.config import TableConfig
 from hvdspark.embedding.ids.hashing import bucket_range, salt_of
 from hvdspark.embedding.ids.keys import KeySpace
 from hvdspark.embedding.rows import contents, optimizers
 from hvdspark.embedding.rows.admission import WaitingKeys
 from hvdspark.embedding.rows.initializer import initial_rows
-from hvdspark.embedding.rows.key_index import Int64Array, KeyIndex
+from hvdspark.embedding.rows.key_index import KeyIndex
 from hvdspark.embedding.rows.rounding import stochastic_round
 from hvdspark.embedding.rows.slab import Slab
 from hvdspark.errors import ConfigurationError
@@ -92,7 +92,7 @@ class TableShard:
         self._rows = Slab(self._dense, (self.dim,), self.dtype)
         self._state = {
             name: Slab(self._dense, shape, torch.float32)
-            for name, shape in optimizers.state_shapes(self.optimizer, self.dim).items()
+            for name, shape in self.optimizer.state_shapes(self.dim).items()
         }
         self._counts = Slab(self._dense, (), torch.int32)  # bounded: 0 = never met, its memory says nothing
         self._last_step = Slab(self._dense, (), torch.int32)
@@ -127,7 +127,7 @@ class TableShard:
             return torch.from_numpy(self._dense_slots(fused, insert))
         if not bounded.any():
             return torch.from_numpy(self._hashed_slots(fused, insert, occurrences))
-        dense = bounded[fused >> self.key_space.id_bits]
+        dense = bounded[self.key_space.tables_of(fused)]
         found = np.empty(len(fused), dtype=np.int64)
         found[dense] = self._dense_slots(fused[dense], insert)
         occurrences = None if occurrences is None else occurrences[~dense]
@@ -220,10 +220,10 @@ class TableShard:
                 slab.resize(self._dense + len(self._index))
         return dropped
 
-    def _kept(self, due: Sequence[int], step: int, start: int, stop: int) -> NDArray[np.bool_]:
+    def _kept(self, due: Sequence[int], step: int, start: int, stop: int) -> BoolArray:
         """Which of the ids [start, stop) of unbounded tables stay; counts that were looked at are halved."""
         places = slice(self._dense + start, self._dense + stop)
-        table_of = self._index.keys[start:stop] >> self.key_space.id_bits
+        table_of = self.key_space.tables_of(self._index.keys[start:stop])
         counts, ages = self._counts.memory[places], step - self._last_step.memory[places]
         kept = np.ones(stop - start, dtype=bool)
         for number in due:
@@ -248,7 +248,7 @@ class TableShard:
             keys = self._waiting.all_keys
             passed = np.empty(len(keys), dtype=bool)
             for start in range(0, len(keys), _BLOCK_ROWS):
-                some = keys[start : start + _BLOCK_ROWS] >> self.key_space.id_bits
+                some = self.key_space.tables_of(keys[start : start + _BLOCK_ROWS])
                 passed[start : start + _BLOCK_ROWS] = np.isin(some, due)
             self._waiting.forget(passed)
 
@@ -284,7 +284,7 @@ class TableShard:
 
     def row_counts(self) -> list[int]:
         """Rows of each table met in training, on this rank."""
-        hashed = np.bincount(self._index.keys >> self.key_space.id_bits, minlength=len(self.tables))
+        hashed = np.bincount(self.key_space.tables_of(self._index.keys), minlength=len(self.tables))
         bases = self._bases
         dense = [np.count_nonzero(self._counts.memory[bases[t] : bases[t + 1]]) for t in range(len(self.tables))]
         return [int(number) for number in hashed + dense]
@@ -297,14 +297,14 @@ class TableShard:
         yield from (self._rows, self._counts, self._last_step, *self._state.values())
 
     def _dense_slots(self, keys: Int64Array, insert: bool) -> Int64Array:
-        tables = keys >> self.key_space.id_bits
+        tables = self.key_space.tables_of(keys)
         local = self.key_space.positions(torch.from_numpy(keys)).numpy() - self._first_positions[tables]
         foreign = local.view(np.uint64) >= self._owned[tables]  # also where it is negative
         slots = local + self._bases[tables]
         if foreign.any():
             first = int(np.flatnonzero(foreign)[0])
             raise IndexError(
-                f"id {int(keys[first]) & (self.key_space.id_limit - 1)} of table "
+                f"id {int(self.key_space.ids_of(keys[first]))} of table "
                 f"{self.tables[int(tables[first])].name!r} is not on this rank (buckets {self.buckets})"
             )
         if insert:
@@ -324,7 +324,7 @@ class TableShard:
         new = np.flatnonzero(~known)
         if len(new):
             counts = np.ones(len(new), dtype=np.int64)
-            least = self._least_counts[keys[new] >> self.key_space.id_bits]
+            least = self._least_counts[self.key_space.tables_of(keys[new])]
             rare = least > 1
             if rare.any():
                 counts[rare] = 0
@@ -342,7 +342,7 @@ class TableShard:
         """Slots of keys of one kind, made where missing; nothing is written into them."""
         if not len(keys):
             return np.empty(0, dtype=np.int64)
-        if self.key_space.bounded[int(keys[0]) >> self.key_space.id_bits]:
+        if self.key_space.bounded[int(self.key_space.tables_of(keys[0]))]:
             return self._dense_slots(keys, insert=False)
         places = self._index.find(keys)
         new = places < 0
@@ -364,8 +364,8 @@ class TableShard:
             self._last_step.memory[some] = self._step
 
     def _initial(self, keys: Int64Array) -> Tensor:
-        tables = keys >> self.key_space.id_bits
-        ids = torch.from_numpy(keys & (self.key_space.id_limit - 1))
+        tables = self.key_space.tables_of(keys)
+        ids = torch.from_numpy(self.key_space.ids_of(keys))
         rows = torch.empty((len(keys), self.dim))
         for number in np.unique(tables):
             table = self.tables[number]

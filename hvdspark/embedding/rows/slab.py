@@ -10,14 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-Int64Array = NDArray[np.int64]
-
-_NUMPY_DTYPES: dict[torch.dtype, Any] = {
-    torch.float32: np.float32,
-    torch.float16: np.float16,
-    torch.bfloat16: np.int16,  # numpy has no bfloat16; the same 16 bits
-    torch.int32: np.int32,
-}
+from hvdspark.embedding.arrays import NUMPY_DTYPES, BoolArray, Int64Array
 
 
 class Slab:
@@ -33,7 +26,7 @@ class Slab:
 
     def __init__(self, rows: int, row_shape: tuple[int, ...], dtype: torch.dtype) -> None:
         self.dtype, self.row_shape = dtype, row_shape
-        self.memory: NDArray[Any] = np.zeros((rows, *row_shape), dtype=_NUMPY_DTYPES[dtype])
+        self.memory: NDArray[Any] = np.zeros((rows, *row_shape), dtype=NUMPY_DTYPES[dtype])
         self._row = np.dtype((np.void, self.memory.itemsize * math.prod(row_shape)))
 
     def __len__(self) -> int:
@@ -57,7 +50,7 @@ class Slab:
         else:
             self.memory[slots] = values
 
-    def move_up(self, first: int, kept: NDArray[np.bool_]) -> None:
+    def move_up(self, first: int, kept: BoolArray) -> None:
         """Close the gaps among the rows from `first` on: row first + i stays where kept[i], in the same order."""
         target = first
         for start in range(0, len(kept), _MOVED_ROWS):

@@ -10,7 +10,7 @@ from torch import Tensor
 from hvdspark.data.feed.batch import Ragged
 from hvdspark.embedding.exchange.expand import Source, outputs, stack, take
 from hvdspark.embedding.ids.distinct import sum_equal, unique, whole_table
-from hvdspark.embedding.ids.jagged import Cells, cells_of
+from hvdspark.embedding.ids.jagged import Jagged, jagged_of
 
 BAGS = st.lists(st.lists(st.integers(0, 6), max_size=4), max_size=6)
 IDS = st.lists(st.lists(st.integers(0, 6), min_size=5, max_size=5), max_size=9)
@@ -22,7 +22,7 @@ def ragged(bags: list[list[int]]) -> tuple[Tensor, Tensor]:
     return values, F.pad(lengths.cumsum(0), (1, 0))
 
 
-def sources_of(table: Tensor, cells: list[Cells], replicated: bool) -> tuple[Source, Tensor]:
+def sources_of(table: Tensor, cells: list[Jagged], replicated: bool) -> tuple[Source, Tensor]:
     """What reads some rows of a table, and the leaf whose gradient is that of the table."""
     if replicated:
         return Source(table, None, cells, range(len(cells))), table
@@ -37,7 +37,7 @@ def test_outputs_and_gradients_are_those_of_stock_autograd(
 ) -> None:
     torch.manual_seed(0)
     matrix = torch.randint(0, 7, (len(bags), width))
-    cells = [cells_of(matrix, "none", "m"), cells_of(ragged(bags), pooling, "r"), cells_of(matrix, pooling, "p")]
+    cells = [jagged_of(matrix, "none", "m"), jagged_of(ragged(bags), pooling, "r"), jagged_of(matrix, pooling, "p")]
     table = torch.rand(7, 3, requires_grad=True)
     source, leaf = sources_of(table, cells, replicated)
 
@@ -62,7 +62,7 @@ def test_one_table_alone_has_the_gradient_of_torch_bit_for_bit() -> None:
     gradient = torch.randn(8192, 16)
     (stock,) = torch.autograd.grad(F.embedding(ids, table), table, gradient)
     for replicated in (True, False):
-        source, leaf = sources_of(table, [cells_of(ids, "none", "f")], replicated)
+        source, leaf = sources_of(table, [jagged_of(ids, "none", "f")], replicated)
         assert torch.equal(torch.autograd.grad(take([source]), leaf, [gradient])[0], stock)
 
 
@@ -70,7 +70,7 @@ def test_one_table_alone_has_the_gradient_of_torch_bit_for_bit() -> None:
 def test_stacked_is_taken_and_stacked(ids: list[list[int]]) -> None:
     """Two features of one sharded source, two of one replicated table, and one more of a third; mixed up."""
     features = torch.tensor(ids, dtype=torch.int64).reshape(len(ids), 5)
-    cells = [cells_of(column, "none", "f") for column in features.unbind(1)]
+    cells = [jagged_of(column, "none", "f") for column in features.unbind(1)]
     distinct = unique(torch.cat([cells[3].ids, cells[0].ids]))
     leaves = [torch.rand(n, 3, requires_grad=True) for n in (len(distinct.keys), 7, 8)]
     sources = [
@@ -91,7 +91,7 @@ def test_stacked_is_taken_and_stacked(ids: list[list[int]]) -> None:
 def test_gradients_in_any_layout(batch: int) -> None:
     table = torch.rand(7, 3, requires_grad=True)
     columns = torch.randint(0, 7, (batch, 4))
-    cells = [cells_of(column, "none", "f") for column in columns.unbind(1)]
+    cells = [jagged_of(column, "none", "f") for column in columns.unbind(1)]
 
     def of(gradient: Tensor) -> Tensor:
         return torch.autograd.grad(stack([Source(table, None, cells, range(4))]), table, gradient)[0]
@@ -111,13 +111,13 @@ def test_gradients_in_any_layout(batch: int) -> None:
 
 def test_what_is_pooled_is_stacked_too() -> None:
     table = torch.rand(7, 3)
-    cells = [cells_of(torch.tensor([[1, 2], [3, 4]]), "sum", "a"), cells_of(torch.tensor([5, 6]), "none", "b")]
+    cells = [jagged_of(torch.tensor([[1, 2], [3, 4]]), "sum", "a"), jagged_of(torch.tensor([5, 6]), "none", "b")]
     stacked = stack([Source(table, None, cells, [1, 0])])
     assert torch.equal(stacked, torch.stack([table[[5, 6]], table[[1, 3]] + table[[2, 4]]], dim=1))
 
 
 def test_features_of_different_lengths_are_not_stacked() -> None:
-    cells = [cells_of(torch.zeros(rows, dtype=torch.int64), "none", "f") for rows in (2, 1)]
+    cells = [jagged_of(torch.zeros(rows, dtype=torch.int64), "none", "f") for rows in (2, 1)]
     with pytest.raises(RuntimeError, match="equal size"):
         stack([Source(torch.rand(7, 3), None, cells, [0, 1])])
     with pytest.raises(RuntimeError, match="equal size"):
@@ -126,14 +126,14 @@ def test_features_of_different_lengths_are_not_stacked() -> None:
 
 def test_rows_on_another_device() -> None:
     """ "meta" stands for a GPU: it refuses to work with what is on the CPU, too."""
-    cells = [cells_of(torch.tensor([1, 2]), "none", "a"), cells_of(ragged([[1], [2, 2]]), "mean", "b")]
+    cells = [jagged_of(torch.tensor([1, 2]), "none", "a"), jagged_of(ragged([[1], [2, 2]]), "mean", "b")]
     taken = take([Source(torch.rand(7, 3, device="meta"), None, cells, [0, 1])])
     assert [(value.device.type, value.shape) for value in taken] == [("meta", (2, 3))] * 2
     assert stack([Source(torch.rand(7, 3, device="meta"), None, cells[:1], [0])]).device.type == "meta"
 
 
 def test_an_output_that_the_loss_does_not_use() -> None:
-    cells = [cells_of(torch.tensor([1, 2]), "none", "a"), cells_of(torch.tensor([2, 3]), "none", "b")]
+    cells = [jagged_of(torch.tensor([1, 2]), "none", "a"), jagged_of(torch.tensor([2, 3]), "none", "b")]
     rows = torch.rand(3, 2, requires_grad=True)
     take([Source(rows, unique(torch.tensor([1, 2, 2, 3])), cells, [0, 1])])[0].sum().backward()
     assert rows.grad is not None
@@ -152,13 +152,13 @@ def test_shapes() -> None:
         (Ragged(*ragged([[1], [], [2, 2]])), "sum", (3, 3)),
         (ragged([]), "mean", (0, 3)),
     ]:
-        cells = cells_of(value, pooling, "f")
+        cells = jagged_of(value, pooling, "f")
         assert outputs(rows, cells.ids, cells).shape == expected
 
 
 @pytest.mark.parametrize("pooling", ["sum", "mean"])
 def test_an_empty_bag_is_zeros(pooling: str) -> None:
-    cells = cells_of(ragged([[], [1]]), pooling, "f")
+    cells = jagged_of(ragged([[], [1]]), pooling, "f")
     assert outputs(torch.ones(2, 3), cells.ids, cells).tolist() == [[0.0] * 3, [1.0] * 3]
 
 
@@ -173,11 +173,11 @@ def test_the_gradient_of_bags_is_that_of_each_lookup_summed_without_writing_it(
     lengths = torch.randint(0, 6, (50,), generator=random)
     offsets = F.pad(lengths.cumsum(0), (1, 0))
     bags = (torch.randint(0, 40, (int(lengths.sum()),), generator=random), offsets)
-    cells = [cells_of(bags, pooling, "bags")]
+    cells = [jagged_of(bags, pooling, "bags")]
     if others == "with an id":
-        cells.append(cells_of(torch.randint(0, 40, (50,), generator=random), "none", "one"))
+        cells.append(jagged_of(torch.randint(0, 40, (50,), generator=random), "none", "one"))
     if others == "with bags":
-        cells.append(cells_of(torch.randint(0, 40, (50, 3), generator=random), "sum", "matrix"))
+        cells.append(jagged_of(torch.randint(0, 40, (50, 3), generator=random), "sum", "matrix"))
     source, leaf = sources_of(torch.rand(40, 4, requires_grad=True), cells, replicated)
     gradients = [torch.randn(50, 8, generator=random)[:, :4] for _ in cells]
     if layout != "sliced":

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from hvdspark.collectives import Collective, LocalCollective, ThreadedCollective, run_threaded
 from hvdspark.embedding.config import Eviction, SparseOptimizer, TableConfig
-from hvdspark.embedding.exchange.trained import BadId, BadIdError, GroupExchange, Lookup
+from hvdspark.embedding.exchange.trained import GroupExchange, Lookup
+from hvdspark.embedding.ids.bad_id import BadId, BadIdError
 from hvdspark.embedding.ids.hashing import salt_of
 from hvdspark.embedding.rows.initializer import initial_rows
 from hvdspark.embedding.rows.shard import TableShard

@@ -19,8 +19,9 @@ from hvdspark.embedding.config import DISTRIBUTIONS, Initialization, SparseOptim
 from hvdspark.embedding.files.frozen import FrozenGroup
 from hvdspark.embedding.files.host_copies import locate_files
 from hvdspark.embedding.files.shards import write_shards
-from hvdspark.embedding.files.tensor_file import Column, write_columns
+from hvdspark.embedding.files.tensor_file import write_columns
 from hvdspark.embedding.module import ShardedEmbeddingCollection
+from hvdspark.embedding.rows.column import Column
 from hvdspark.embedding.rows.shard import TableShard
 from hvdspark.errors import CheckpointError, ConfigurationError
 from hvdspark.store import Store

@@ -9,7 +9,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from hvdspark.embedding.files.tensor_file import Column, extents, tensors_of, write_columns
+from hvdspark.embedding.files.tensor_file import extents, tensors_of, write_columns
+from hvdspark.embedding.rows.column import Column
 from hvdspark.errors import CheckpointError
 
 TENSORS = {

@@ -3,21 +3,20 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hvdspark.embedding.ids.hashing import BUCKETS, bucket_of, bucket_range, owner_of, salt_of, splitmix64
+from hvdspark.embedding.ids.hashing import BUCKETS, bucket_of, bucket_range, mix, owner_of, salt_of
 
 
-def test_splitmix64_is_the_published_sequence() -> None:
+def test_mix_is_the_published_sequence() -> None:
     # The first outputs of the reference generator from seed 1234567: state i is seed + i * golden.
     golden = 0x9E3779B97F4A7C15
     states = [(1234567 + step * golden) % 2**64 for step in range(5)]
-    signed = torch.tensor([state - 2**64 if state >= 2**63 else state for state in states])
-    outputs = [value % 2**64 for value in splitmix64(signed).tolist()]
-    assert outputs == [
+    assert mix(np.array(states, dtype=np.uint64)).tolist() == [
         6457827717110365317,
         3203168211198807973,
         9817491932198370423,
@@ -26,25 +25,18 @@ def test_splitmix64_is_the_published_sequence() -> None:
     ]
 
 
-def test_the_input_is_left_alone() -> None:
-    keys = torch.arange(12).reshape(3, 4)
-    assert splitmix64(keys).shape == (3, 4)
-    assert splitmix64(keys[:, ::2]).tolist() == splitmix64(keys)[:, ::2].tolist()
-    assert torch.equal(keys, torch.arange(12).reshape(3, 4))
-
-
 @pytest.mark.parametrize("stride", [1, 2, 4, 8, 4096, 2**40])
 def test_buckets_are_balanced_whatever_the_pattern_of_ids(stride: int) -> None:
-    keys = torch.arange(1 << 16) * stride
-    counts = torch.bincount(bucket_of(keys, salt_of("t")), minlength=BUCKETS)
+    keys = np.arange(1 << 16) * stride
+    counts = np.bincount(bucket_of(keys, np.uint64(salt_of("t"))), minlength=BUCKETS)
     assert len(counts) == BUCKETS
     chi2 = ((counts - 16.0) ** 2 / 16).sum().item()
     assert abs(chi2 - BUCKETS) < 6 * (2 * BUCKETS) ** 0.5
 
 
 def test_salts_separate_tables() -> None:
-    keys = torch.arange(4096)
-    same = (bucket_of(keys, salt_of("a")) == bucket_of(keys, salt_of("b"))).sum().item()
+    keys = np.arange(4096)
+    same = (bucket_of(keys, np.uint64(salt_of("a"))) == bucket_of(keys, np.uint64(salt_of("b")))).sum().item()
     assert same < 20
     assert salt_of("a", "b") != salt_of("ab") != salt_of("a\x00b")
 

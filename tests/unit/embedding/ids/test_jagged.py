@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hvdspark.data.feed.batch import Ragged
-from hvdspark.embedding.ids.jagged import cells_of, device_of, name_features
+from hvdspark.embedding.ids.jagged import device_of, jagged_of, name_features
 from hvdspark.errors import ConfigurationError
 
 VALUES, OFFSETS = torch.tensor([4, 5, 6]), torch.tensor([0, 0, 3])
@@ -22,14 +22,14 @@ VALUES, OFFSETS = torch.tensor([4, 5, 6]), torch.tensor([0, 0, 3])
     ],
 )
 def test_forms(value: object, pooling: str, ids: list[int], shape: tuple[int, ...], offsets: list[int] | None) -> None:
-    cells = cells_of(value, pooling, "f")
+    cells = jagged_of(value, pooling, "f")
     assert (cells.ids.dtype, cells.ids.tolist(), cells.shape) == (torch.int64, ids, shape)
     assert cells.offsets is None if offsets is None else cells.offsets is not None and cells.offsets.tolist() == offsets
     assert device_of(value) == torch.device("cpu")
 
 
 def test_to_another_device() -> None:
-    pooled, single = cells_of((VALUES, OFFSETS), "sum", "f"), cells_of(VALUES, "none", "f")
+    pooled, single = jagged_of((VALUES, OFFSETS), "sum", "f"), jagged_of(VALUES, "none", "f")
     for cells in (pooled, single):
         moved = cells.to(torch.device("meta"))
         assert {value.device.type for value in (moved.ids, moved.offsets) if value is not None} == {"meta"}

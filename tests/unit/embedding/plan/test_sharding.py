@@ -2,13 +2,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from hvdspark.embedding.config import SparseOptimizer, TableConfig
-from hvdspark.embedding.ids.hashing import BUCKETS, bucket_range
 from hvdspark.embedding.plan.placement import group_tables, home_buckets, is_replicated
-from hvdspark.embedding.plan.sharding import Traffic, format_bytes, plan_sharding, reshard
+from hvdspark.embedding.plan.sharding import Traffic, format_bytes, plan_sharding
 from hvdspark.embedding.rows.shard import TableShard
 from hvdspark.errors import ConfigurationError
 
@@ -140,23 +137,6 @@ def test_bad_input() -> None:
         plan_sharding(TABLES[:1], 2, traffic={"bgi": Traffic(3)})
     with pytest.raises(ConfigurationError, match="world_size is out of range: 0"):
         plan_sharding(TABLES, 0)
-
-
-@given(st.integers(1, 100), st.integers(1, 100))
-def test_resharding_moves_every_bucket_once(old: int, new: int) -> None:
-    moves = reshard(old, new)
-    assert len(moves) == new
-    covered = []
-    for rank, sources in enumerate(moves):
-        first, stop = bucket_range(rank, new)
-        assert sources[0].first == first
-        assert sources[-1].stop == stop
-        for move in sources:
-            old_first, old_stop = bucket_range(move.old_rank, old)
-            assert old_first <= move.first < move.stop <= old_stop
-            covered += range(move.first, move.stop)
-    assert covered == list(range(BUCKETS))
-    assert sum(len(sources) for sources in moves) <= old + new - 1
 
 
 def test_format_bytes() -> None:

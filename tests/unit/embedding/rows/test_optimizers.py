@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hvdspark.embedding.config import OPTIMIZERS, SparseOptimizer
-from hvdspark.embedding.rows.optimizers import initial_state, state_shapes, update
+from hvdspark.embedding.rows.optimizers import initial_state, update
 
 N, DIM, STEPS, RATE = 40, 5, 20, 0.1
 
@@ -152,7 +152,7 @@ def test_state_is_what_the_shapes_say(name: str, last: SparseOptimizer | None) -
     rows, _ = rows_and_gradients()
     state = initial_state(optimizer, rows)
     assert {key: values.shape for key, values in state.items()} == {
-        key: (N, *shape) for key, shape in state_shapes(optimizer, DIM).items()
+        key: (N, *shape) for key, shape in optimizer.state_shapes(DIM).items()
     }
     assert all(values.dtype == torch.float32 for values in state.values())
     empty = initial_state(optimizer, rows[:0])

@@ -1,0 +1,25 @@
+"""A tensor on its way to a file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Column:
+    """A tensor that is made block by block.
+
+    Attributes:
+        name: among the tensors of one table.
+        shape: [n, ...].
+        blocks: makes tensors of `dtype`, or of bytes, that are the whole one when concatenated.
+    """
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    blocks: Callable[[], Iterable[Tensor]]
