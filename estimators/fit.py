@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pyspark.sql import DataFrame, SparkSession
 
 from hvdspark import launch, versions
-from hvdspark.artifact import describe as architecture
 from hvdspark.artifact.forward import OutputSpec
 from hvdspark.artifact.tables import collections_of
 from hvdspark.data.dataset import cache
@@ -31,6 +30,7 @@ from hvdspark.store import Store
 from hvdspark.train.check import check_program
 from hvdspark.train.loss import RowLoss
 from hvdspark.train.on_rank import initial_weights, send, train_on_rank
+from hvdspark.train.pickling import skeleton
 from hvdspark.train.program import Program, TrainResult
 from hvdspark.train.progress import progress
 from hvdspark.train.rehearsal import try_out
@@ -158,7 +158,7 @@ def fit(
     return FittedModule(
         store_uri=store.uri,
         model_path=result.model_path,
-        skeleton=architecture.skeleton(program.module),
+        skeleton=skeleton(program.module),
         features=tuple(columns[name] for name in features),
         result=result,
         types=types_of((dataset if owner is None else owner).schema, features),

@@ -7,10 +7,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-import cloudpickle
 from torch import nn
 
-from hvdspark.artifact import describe as architecture
+from hvdspark.artifact import objects as architecture
 from hvdspark.artifact.tables import TABLES, load_model
 from hvdspark.artifact.trust import Trust
 from hvdspark.artifact.weights import WEIGHTS, check_unchanged, checksum, read_manifest
@@ -19,6 +18,7 @@ from hvdspark.estimators.persistence import DATA, Saved, pack, unpack
 from hvdspark.score import ScoringSpec
 from hvdspark.specs import ColumnSpec, from_json, to_json
 from hvdspark.store import Store
+from hvdspark.train.pickling import skeleton, unpickled
 from hvdspark.train.program import TrainResult
 
 
@@ -68,7 +68,7 @@ class FittedModule:
         return tuple(ModelOutput(output.name, output.shape not in ((), (1,))) for output in self.result.outputs)
 
     def module(self) -> nn.Module:
-        return load_model(Store(self.store_uri), self.model_path, self.skeleton, self.fingerprint)
+        return load_model(Store(self.store_uri), self.model_path, unpickled(self.skeleton), self.fingerprint)
 
     def scoring_spec(self, handle_invalid: str) -> ScoringSpec:
         return ScoringSpec(
@@ -84,7 +84,7 @@ class FittedModule:
         """
         if self.saved is not None:
             return self.saved
-        module: nn.Module = cloudpickle.loads(self.skeleton)
+        module: nn.Module = unpickled(self.skeleton)
         objects, files = pack({"module": module}, architecture.weights_of(module), allow_pickle)
         store = Store(self.store_uri)
         manifest = read_manifest(store, self.model_path)
@@ -107,7 +107,7 @@ class FittedModule:
         return cls(
             store_uri=store.uri,
             model_path=DATA,
-            skeleton=architecture.skeleton(module),
+            skeleton=skeleton(module),
             features=tuple(ColumnSpec(**column) for column in saved.state["features"]),
             result=replace(result, model_path=DATA),
             types=saved.state.get("types", {}),

@@ -12,13 +12,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-import cloudpickle
 import safetensors.torch
 from pyspark.ml.util import DefaultParamsReader, DefaultParamsWriter, MLReader, MLWriter
 from pyspark.sql import SparkSession
 from torch import Tensor
 
-from hvdspark.artifact import describe as architecture
+from hvdspark.artifact import objects as architecture
 from hvdspark.artifact.tables import TABLES
 from hvdspark.artifact.trust import TRUSTED_PACKAGES, Trust
 from hvdspark.artifact.weights import FORMAT, checksum, read_manifest, verify
@@ -28,6 +27,7 @@ from hvdspark.errors import PersistenceError
 from hvdspark.estimators.paths import check_same_place, spark_store
 from hvdspark.estimators.table_files import copy_tables, verify_tables
 from hvdspark.store import Store
+from hvdspark.train.pickling import pickled, unpickled
 
 ALLOW_PICKLE = "spark.hvdspark.allowPickle"
 DATA = "data"
@@ -152,7 +152,7 @@ def pack(
 
 def _pickled(objects: Mapping[str, Any], weights: Mapping[str, Tensor]) -> bytes:
     try:
-        return architecture.pickled(dict(objects), weights)
+        return pickled(dict(objects), weights)
     except Exception as error:
         raise PersistenceError(
             "it cannot be pickled either",
@@ -176,7 +176,7 @@ def unpack(state: Mapping[str, Any], files: Mapping[str, bytes], trust: Trust) -
                 "this was saved with pickle, and loading it would run code from the file",
                 hint=f"if you trust where it comes from, set {ALLOW_PICKLE}=true in the Spark session",
             )
-        objects.update(cloudpickle.loads(files[_PICKLE]))
+        objects.update(unpickled(files[_PICKLE]))
     return objects
 
 

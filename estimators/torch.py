@@ -16,7 +16,7 @@ from pyspark.sql import functions as F
 from pyspark.sql.types import ArrayType, DoubleType, StructField, StructType
 from torch import nn
 
-from hvdspark.artifact import describe as architecture
+from hvdspark.artifact import objects as architecture
 from hvdspark.artifact.trust import Trust
 from hvdspark.artifact.weights import WEIGHTS
 from hvdspark.artifact.weights import pack as pack_tensors

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import collections
 import os
+import pickle
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -40,7 +41,7 @@ class ScoringSpec:
     Attributes:
         store_uri, model_path: where the committed model lies (`weights.safetensors` and its manifest).
         fingerprint: of the weights that were there when the plan was made; others are refused.
-        skeleton: `train.architecture.skeleton` of the module.
+        skeleton: `train.pickling.skeleton` of the module.
         features: columns in the order of the module's arguments.
         handle_invalid: "keep" scores null and NaN of float columns as NaN; "error" and "skip" refuse them (for
             "skip", the Spark plan has dropped these rows before).
@@ -133,7 +134,7 @@ def load_module(spec: ScoringSpec) -> nn.Module:
         if key in _cache:
             _cache.move_to_end(key)
             return _cache[key]
-        _cache[key] = load_model(Store(spec.store_uri), spec.model_path, spec.skeleton, spec.fingerprint)
+        _cache[key] = load_model(Store(spec.store_uri), spec.model_path, pickle.loads(spec.skeleton), spec.fingerprint)
         while len(_cache) > _MODELS_KEPT:
             _cache.popitem(last=False)
         return _cache[key]

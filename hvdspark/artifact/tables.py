@@ -10,7 +10,6 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import cloudpickle
 import torch
 from torch import nn
 
@@ -157,17 +156,16 @@ def _part(directory: str, rank: int) -> str:
     return f"{directory}/{TABLES}/rank-{rank:05d}.json"
 
 
-def load_model(store: Store, directory: str, skeleton: bytes, fingerprint: str) -> nn.Module:
+def load_model(store: Store, directory: str, module: nn.Module, fingerprint: str) -> nn.Module:
     """A trained module in evaluation mode; its sharded rows are looked up in the store's files.
 
     Args:
-        skeleton: `architecture.skeleton` of the module.
+        module: without weights, to be filled.
         fingerprint: of the weights that are meant; others are refused.
 
     Raises:
         CheckpointError: the weights are missing, damaged, others than meant, or do not fit the module.
     """
-    module: nn.Module = cloudpickle.loads(skeleton)
     manifest = load_weights(store, directory, module, fingerprint)
     freeze_tables(store, directory, module, manifest, fingerprint)
     return module.eval()

@@ -15,7 +15,7 @@ class Architecture(nn.Module):
     """From the numbers of a row and the embeddings of its categories to one logit.
 
     Knows no embedding table: whoever calls it looks the embeddings up, so they may live anywhere. Constructor arguments
-    stay readable under their own names, from which `train.architecture` rebuilds the module.
+    stay readable under their own names, from which `artifact.objects` rebuilds the module.
 
     Attributes:
         uses_vectors, uses_weights: what `forward` reads; what it does not read may be empty, say [rows, 0].

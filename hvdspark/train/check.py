@@ -8,7 +8,6 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from hvdspark.artifact.describe import skeleton
 from hvdspark.artifact.weights import check_saveable
 from hvdspark.collectives import LocalCollective
 from hvdspark.errors import ConfigurationError
@@ -17,6 +16,7 @@ from hvdspark.train.batch_norm import check_layers
 from hvdspark.train.history import resolve_monitor
 from hvdspark.train.loss import RowLoss
 from hvdspark.train.optimizer import check_optimizer
+from hvdspark.train.pickling import skeleton
 from hvdspark.train.program import Program
 from hvdspark.train.schedule import make_schedule
 from hvdspark.train.torch_loss import check_loss

@@ -10,13 +10,13 @@ from dataclasses import replace
 
 import cloudpickle
 
-from hvdspark.artifact.describe import skeleton
 from hvdspark.artifact.weights import load_weights, write_weights
 from hvdspark.collectives import HorovodCollective
 from hvdspark.launch import context
 from hvdspark.specs import TrainSpec, from_json, to_json
 from hvdspark.store import Store
 from hvdspark.train.loop import train
+from hvdspark.train.pickling import skeleton
 from hvdspark.train.program import Program
 from hvdspark.train.saving import state_besides_weights, warnings_about_lost_state
 from hvdspark.train.uncompiled import spare_the_compiler

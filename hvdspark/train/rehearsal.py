@@ -22,8 +22,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy as is_uninitialised
 
-from hvdspark.artifact.describe import skeleton, weights_of
 from hvdspark.artifact.forward import Outputs, OutputSpec, forward, inputs_of
+from hvdspark.artifact.objects import weights_of
 from hvdspark.artifact.tables import take_over
 from hvdspark.data.feed.loader import Batch, Ragged
 from hvdspark.data.feed.sample import first_rows
@@ -34,6 +34,7 @@ from hvdspark.train.diagnosis import Watch, is_about_the_driver, what_failed
 from hvdspark.train.last_layer import warnings_about
 from hvdspark.train.loss import RowLoss
 from hvdspark.train.metrics import metric_names
+from hvdspark.train.pickling import skeleton
 from hvdspark.train.program import Program
 from hvdspark.train.saving import warnings_about_saving
 from hvdspark.train.step import tensor_column

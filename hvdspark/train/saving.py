@@ -8,16 +8,17 @@ import cloudpickle
 import torch
 from torch import Tensor, nn
 
-from hvdspark.artifact.describe import describe_all, rebuild_all, skeleton, weights_of
-from hvdspark.artifact.describing import Describer, Description
+from hvdspark.artifact.compare import changed, first_difference, same_bits
+from hvdspark.artifact.describe import Describer, Description
 from hvdspark.artifact.forward import forward, inputs_of
-from hvdspark.artifact.sameness import changed, first_difference, same_bits
+from hvdspark.artifact.objects import describe_all, rebuild_all, weights_of
 from hvdspark.artifact.tables import take_over
 from hvdspark.artifact.trust import Trust
 from hvdspark.data.feed.loader import Batch
 from hvdspark.errors import PersistenceError
 from hvdspark.specs import TrainSpec
 from hvdspark.train.diagnosis import is_about_the_driver
+from hvdspark.train.pickling import skeleton
 
 _FLAGS = ("training", "evaluating", "frozen", "requires_grad")
 

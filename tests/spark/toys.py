@@ -13,13 +13,13 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from torch import Tensor, nn
 
-from hvdspark.artifact.describe import skeleton
 from hvdspark.artifact.forward import OutputSpec
 from hvdspark.artifact.weights import FORMAT, WEIGHTS, checksum, pack
 from hvdspark.estimators import TorchEstimator, TorchModel
 from hvdspark.estimators.fitted import FittedModule
 from hvdspark.specs import ColumnSpec
 from hvdspark.store import Store
+from hvdspark.train.pickling import skeleton
 from hvdspark.train.program import TrainResult
 
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import nn
 
-from hvdspark.artifact.describe import rebuild
-from hvdspark.artifact.describing import Describer
+from hvdspark.artifact.describe import Describer
+from hvdspark.artifact.objects import rebuild
 from hvdspark.artifact.trust import Trust, path_of
 from hvdspark.errors import PersistenceError
 from tests.unit.train import ordinary

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hvdspark.artifact.describe import describe, rebuild
+from hvdspark.artifact.objects import describe, rebuild
 from hvdspark.errors import ConfigurationError
 from hvdspark.models import ARCHITECTURES, Architecture, make_model
 

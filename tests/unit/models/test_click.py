@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from hvdspark.artifact import describe as architecture
+from hvdspark.artifact import objects as architecture
 from hvdspark.collectives import LocalCollective
 from hvdspark.data.feed.batch import Ragged
 from hvdspark.embedding.config import OPTIMIZERS

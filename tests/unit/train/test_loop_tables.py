@@ -213,12 +213,10 @@ def test_a_resumed_run_is_the_uninterrupted_one_at_any_size(store: Store, resume
 
 
 def scored(store: Store, program: Program, result: TrainResult) -> Callable[[Tensor, Tensor], Tensor]:
-    from hvdspark.artifact import describe as architecture
     from hvdspark.artifact.weights import fingerprint, read_manifest
 
-    skeleton = architecture.skeleton(ShardedNet())
     manifest = read_manifest(store, result.model_path)
-    return load_model(store, result.model_path, skeleton, fingerprint(manifest))
+    return load_model(store, result.model_path, ShardedNet(), fingerprint(manifest))
 
 
 def test_the_model_has_the_rows_of_the_best_epoch(store: Store) -> None:

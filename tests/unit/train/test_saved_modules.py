@@ -15,10 +15,11 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from hvdspark.artifact.describe import describe_all, rebuild, skeleton, weights_of
+from hvdspark.artifact.objects import describe_all, rebuild, weights_of
 from hvdspark.artifact.trust import Trust
 from hvdspark.artifact.weights import pack, unpack
 from hvdspark.errors import PersistenceError
+from hvdspark.train.pickling import skeleton
 from tests.unit.train.ordinary import MODULES, REFUSED, rows
 
 ROOT = Path(__file__).resolve().parents[3]

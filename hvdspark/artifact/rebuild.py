@@ -1,4 +1,4 @@
-"""Python objects from their descriptions (`describing`). Only constructors of hvdspark's own classes are called."""
+"""Python objects from their descriptions (`describe`). Only constructors of hvdspark's own classes are called."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torch.nn.modules.module import _WrappedHook
 from torch.nn.utils import parametrize
 from torch.utils.hooks import RemovableHandle
 
-from hvdspark.artifact.describing import FACTORIES, Description
+from hvdspark.artifact.describe import FACTORIES, Description
 from hvdspark.artifact.trust import TRUSTED_PACKAGES, Trust
 from hvdspark.errors import PersistenceError
 

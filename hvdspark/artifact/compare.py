@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hvdspark.artifact.describing import HOOKS, STRUCTURE, Description
+from hvdspark.artifact.describe import HOOKS, STRUCTURE, Description
 from hvdspark.errors import PersistenceError
 
 # Parts of a description that are pairs of a name and what it names.
