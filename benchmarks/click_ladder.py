@@ -26,7 +26,7 @@ from pyspark.sql import functions as F
 from torch import Tensor, nn
 
 from hvdspark.collectives import LocalCollective
-from hvdspark.data.feed.moments import moments
+from hvdspark.data.readers.moments import moments
 from hvdspark.embedding.ids.hashing import salt_of
 from hvdspark.embedding.module import ShardedEmbeddingCollection
 from hvdspark.embedding.rows import optimizers

@@ -10,7 +10,7 @@ from pyspark.sql import functions as F
 from pyspark.sql.types import DecimalType, LongType, StructType
 
 from hvdspark.data.dataset.schema import quoted
-from hvdspark.data.feed.moments import Moments
+from hvdspark.data.readers.moments import Moments
 from hvdspark.errors import SchemaError
 from hvdspark.estimators.trained import NUMBERS, check_still_numbers, found_types, kind_of
 

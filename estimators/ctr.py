@@ -15,7 +15,7 @@ from pyspark.sql import functions as F
 from pyspark.sql.types import ArrayType, DoubleType, StructField, StructType
 
 from hvdspark.artifact.trust import Trust
-from hvdspark.data.feed.moments import training_moments
+from hvdspark.data.readers.moments import training_moments
 from hvdspark.errors import ConfigurationError, SchemaError
 from hvdspark.estimators.categories import category_key, check_categories, is_array
 from hvdspark.estimators.classes import second_class

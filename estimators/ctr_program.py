@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from hvdspark.data.feed.moments import Moments
+from hvdspark.data.readers.moments import Moments
 from hvdspark.estimators.defaults import DensePace, Pace, dense_pace, embedding_pace, set_value
 from hvdspark.models.click import ClickModel
 from hvdspark.train.optimizer import named

@@ -15,7 +15,7 @@ from pyspark.ml.evaluation import BinaryClassificationEvaluator
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from hvdspark.data.feed import moments
+from hvdspark.data.readers import moments
 from hvdspark.errors import CheckpointError, ConfigurationError, DataError, PersistenceError, SchemaError
 from hvdspark.estimators import CTRClassificationModel, CTRClassifier
 from hvdspark.estimators.columns import scoring_input

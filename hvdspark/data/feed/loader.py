@@ -1,4 +1,4 @@
-"""Batches of a rank: Parquet -> row groups (Petastorm's threads) -> windows -> batches, all ahead of the training step.
+"""Batches of a rank: Parquet -> row groups (a reader's threads) -> windows -> batches, all ahead of the training step.
 
 A stream of rows, as `plan` orders it, is cut into windows of whole batches. Threads decode row groups, slice by
 slice, and put their rows into the windows they belong to; so it does not matter which thread is first, and the result
@@ -16,19 +16,21 @@ the first), a slice for each reading thread, and the batches ahead.
 from __future__ import annotations
 
 import contextlib
+import functools
 import queue
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
 from hvdspark.data.feed.batch import Batch, Layout, Ragged
 from hvdspark.data.feed.plan import EpochPlan
-from hvdspark.data.feed.stream import Piece, Stream, WindowPlan
-from hvdspark.data.feed.window import Columns, Window
-from hvdspark.data.readers.petastorm import RowGroupReader
+from hvdspark.data.feed.stream import Stream, WindowPlan
+from hvdspark.data.feed.window import Window
+from hvdspark.data.readers import open_reader
+from hvdspark.data.readers.protocol import Columns, OpenReader, Piece, RowGroupReader, Sink
 from hvdspark.errors import ConfigurationError
-from hvdspark.specs import DatasetSpec
+from hvdspark.specs import ColumnSpec, DatasetSpec
 from hvdspark.store import Store
 
 __all__ = ["Batch", "Ragged", "load_batches"]
@@ -54,6 +56,7 @@ def load_batches(
     shuffle: bool,
     prefetch: int = 4,
     pin: bool = False,
+    reader: OpenReader = open_reader,
 ) -> Iterator[Iterator[Batch]]:
     """Read one rank's batches of one epoch.
 
@@ -69,6 +72,7 @@ def load_batches(
         shuffle: whether to permute at all.
         prefetch: batches that are kept ready.
         pin: whether batches are put into page-locked memory, for copies to this rank's GPU; it takes memory on a GPU.
+        reader: makes what reads the row groups of a stream.
 
     Yields:
         An iterator of len(plan.batch_rows) batches. Closing the context early ends all threads.
@@ -88,7 +92,8 @@ def load_batches(
     row_bytes = max(layout.row_bytes, dataset.row_bytes, 1)
     limit = max(1, min(shuffle_rows if shuffle else _PLAIN_WINDOW_ROWS, _WINDOW_BYTES // row_bytes))
     entropy = [seed % 2**64, epoch] if shuffle else None
-    sources = [_Source(Stream(specs, groups, part, limit), store, dataset.path, entropy) for part in plan.streams]
+    streams = [Stream(specs, groups, part, limit) for part in plan.streams]
+    sources = [_Source(stream, functools.partial(reader, store, dataset.path), entropy) for stream in streams]
     prefetcher = _Prefetcher(sources, layout, len(plan.batch_rows), prefetch, pin)
     try:
         yield prefetcher.batches()
@@ -99,12 +104,17 @@ def load_batches(
 class _Source:
     """What a rank takes of the batches of one stream. `batches` and `close` are for different threads."""
 
-    def __init__(self, stream: Stream, store: Store, dataset: str, entropy: Sequence[int] | None) -> None:
+    def __init__(
+        self,
+        stream: Stream,
+        reader: Callable[[Sequence[ColumnSpec], Sink], RowGroupReader],
+        entropy: Sequence[int] | None,
+    ) -> None:
         self._stream, self._entropy = stream, entropy
         self._windows: dict[int, Window] = {}
         self._missing: dict[int, int] = {}  # rows of a window that have not come yet
         self._lock = threading.Lock()
-        self._reader = RowGroupReader(store, dataset, stream.columns, self._accept)
+        self._reader = reader(stream.columns, self._accept)
 
     def batches(self) -> Iterator[Batch]:
         windows = self._stream.windows()

@@ -12,17 +12,8 @@ from dataclasses import dataclass
 
 from hvdspark.data.feed.batch import Layout
 from hvdspark.data.feed.plan import RowRange, StreamPlan
+from hvdspark.data.readers.protocol import Piece
 from hvdspark.specs import ColumnSpec, RowGroup
-
-
-@dataclass(frozen=True)
-class Piece:
-    """Rows [start, stop) of a row group, which go to rows [at, at + stop - start) of a window."""
-
-    start: int
-    stop: int
-    window: int
-    at: int
 
 
 @dataclass(frozen=True)

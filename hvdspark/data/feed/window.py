@@ -12,8 +12,7 @@ Permuting 40 whole columns of a large window instead means 40 cache misses for e
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,43 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from hvdspark.data.feed.batch import Batch, Layout, Ragged
-
-
-@dataclass(frozen=True)
-class RaggedRows:
-    """Consecutive rows of a ragged column: values [n] and offsets [rows + 1]; row i is values[offsets[i]:offsets[i+1]].
-
-    offsets[0] may be greater than 0.
-    """
-
-    values: NDArray[Any]
-    offsets: NDArray[Any]
-
-    def rows(self, start: int, stop: int) -> RaggedRows:
-        """Rows [start, stop); the values are shared."""
-        return RaggedRows(self.values, self.offsets[start : stop + 1])
-
-    def take(self, order: NDArray[Any]) -> RaggedRows:
-        """The given rows, in the given order."""
-        starts, lengths = self.offsets[order], np.diff(self.offsets)[order]
-        offsets = np.zeros(len(order) + 1, np.int64)
-        np.cumsum(lengths, out=offsets[1:])
-        # Element j comes from where its row starts, plus its place in the row.
-        source = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], lengths)
-        return RaggedRows(self.values[source], offsets)
-
-
-@dataclass(frozen=True)
-class Columns:
-    """Some rows, column by column.
-
-    Attributes:
-        dense: by name, [rows] for a scalar column, [rows, width] for a fixed one.
-        ragged: by name.
-    """
-
-    dense: Mapping[str, NDArray[Any]]
-    ragged: Mapping[str, RaggedRows]
+from hvdspark.data.readers.protocol import Columns, RaggedRows
 
 
 class Window:

@@ -19,17 +19,14 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 from petastorm.workers_pool import VentilatedItemProcessedMessage
 from petastorm.workers_pool.thread_pool import ThreadPool
 from petastorm.workers_pool.worker_base import WorkerBase
 
 from hvdspark.data.dataset.footers import read_footer
-from hvdspark.data.feed.stream import Piece
-from hvdspark.data.feed.window import Columns, RaggedRows
-from hvdspark.data.readers.slices import read_slices, values_of
+from hvdspark.data.readers.protocol import Piece, Sink
+from hvdspark.data.readers.slices import columns_of, errors_named, read_slices
 from hvdspark.errors import DataError, HvdSparkError, StoreError
 from hvdspark.specs import ColumnSpec, RowGroup
 from hvdspark.store import Store
@@ -45,26 +42,19 @@ _REMOTE_THREADS = 8
 _FOOTERS_KEPT = 16
 
 
-class RowGroupReader:
-    """Reads row groups in background threads and hands their rows to `sink`, which runs in those threads.
+class PetastormReader:
+    """A `protocol.RowGroupReader` whose threads are those of Petastorm's pool; the sink runs in them.
 
-    A row group is decoded in slices. What a thread holds is bounded by the slice, however many rows there are, and
-    reading stops after any slice until more of the row group is asked for.
+    What a thread holds is bounded by the slice, however many rows a row group has, and reading stops after any slice
+    until more of the row group is asked for.
 
     Args:
         store, dataset: where the dataset is.
         columns: what to read.
-        sink: called with a piece of a row group, columns that hold it, and the row of the row group that they begin
-            with; calls overlap and may come out of order. No piece is larger than `slices.MAX_CHUNK_ROWS`.
+        sink: see `protocol.Sink`.
     """
 
-    def __init__(
-        self,
-        store: Store,
-        dataset: str,
-        columns: Sequence[ColumnSpec],
-        sink: Callable[[Piece, Columns, int], None],
-    ) -> None:
+    def __init__(self, store: Store, dataset: str, columns: Sequence[ColumnSpec], sink: Sink) -> None:
         self._stopped = threading.Event()
         self._pool = _BoundedThreadPool(_THREADS if store.local_path() is not None else _REMOTE_THREADS)
         footer = functools.lru_cache(_FOOTERS_KEPT)(lambda path: read_footer(store, path))
@@ -72,7 +62,6 @@ class RowGroupReader:
         self._last: _Read | None = None
 
     def read(self, group: RowGroup, pieces: Sequence[Piece]) -> None:
-        """Have these rows read; pieces ascend. In the row group of the call before, reading goes on where it is."""
         last = self._last
         if last is None or (last.opened.group.path, last.opened.group.index) != (group.path, group.index):
             self._last = _Read(_OpenGroup(group), 0, pieces)
@@ -81,12 +70,6 @@ class RowGroupReader:
         self._pool.ventilate(read=self._last)
 
     def wait_for_one(self) -> Sequence[Piece]:
-        """Wait until what a call of `read` asked for, and was not reported yet, has gone through `sink`; its pieces.
-
-        Raises:
-            StoreError: it cannot be read, or nothing arrives within READ_TIMEOUT_S.
-            DataError: it is not what the dataset's spec says.
-        """
         result = self._pool.get_results()
         if isinstance(result, HvdSparkError):
             raise result
@@ -94,12 +77,10 @@ class RowGroupReader:
         return pieces
 
     def stop(self) -> None:
-        """End a `wait_for_one` that another thread may be in, and all reading after the current slices."""
         self._stopped.set()
         self._pool.stop()
 
     def join(self) -> None:
-        """Wait, for a limited time, until the threads have ended, and close what is open. Call `stop` first."""
         self._pool.join()
         if self._last is not None:
             self._last.opened.close()
@@ -176,20 +157,14 @@ class _RowGroupWorker(WorkerBase):
         if not opened.wait_for(read.turn, self._stopped):
             return
         try:
-            if opened.slices is None:
-                opened.slices = self._read(path, opened.group)
-            self._deliver(opened, read.pieces)
-            result: Any = read.pieces
+            with errors_named(self._store, path):
+                if opened.slices is None:
+                    names = [column.name for column in self._columns]
+                    opened.slices = read_slices(self._store, path, opened.group, self._footer(path), names)
+                self._deliver(opened, read.pieces)
+            result: Sequence[Piece] | HvdSparkError = read.pieces
         except HvdSparkError as error:
             result = error
-        except (OSError, pa.ArrowException) as error:
-            result = StoreError(
-                f"a row group cannot be read ({type(error).__name__}: {error})",
-                value=self._store.spark_uri(path),
-                hint="was the dataset deleted, or the disk full, while ranks were reading?",
-            )
-        except Exception as error:
-            result = DataError(f"a row group cannot be decoded ({type(error).__name__}: {error})", value=path)
         opened.end_turn()
         self.publish_func(result)
 
@@ -200,29 +175,10 @@ class _RowGroupWorker(WorkerBase):
             while start < piece.stop and not self._stopped.is_set():
                 opened.advance_to(start)
                 if columns is None or decoded is not opened.batch:
-                    decoded, columns = opened.batch, self._decode(opened.batch)
+                    decoded, columns = opened.batch, columns_of(opened.batch, self._columns)
                 stop = min(piece.stop, opened.first + opened.rows)
                 self._sink(Piece(start, stop, piece.window, piece.at + start - piece.start), columns, opened.first)
                 start = stop
-
-    def _read(self, path: str, group: RowGroup) -> Iterator[pa.RecordBatch]:
-        return read_slices(self._store, path, group, self._footer(path), [column.name for column in self._columns])
-
-    def _decode(self, batch: pa.RecordBatch) -> Columns:
-        dense: dict[str, NDArray[Any]] = {}
-        ragged: dict[str, RaggedRows] = {}
-        for column in self._columns:
-            array = batch.column(column.name)
-            if column.layout == "scalar":
-                dense[column.name] = values_of(array, column)
-                continue
-            values = values_of(array.flatten(), column)
-            if column.layout == "fixed":
-                dense[column.name] = values.reshape(batch.num_rows, column.width)
-            else:
-                offsets = array.offsets.to_numpy().astype(np.int64)
-                ragged[column.name] = RaggedRows(values, offsets - offsets[0])  # flatten() begins at the first row
-        return Columns(dense, ragged)
 
 
 class _BoundedThreadPool(ThreadPool):

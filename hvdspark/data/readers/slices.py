@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+import contextlib
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from hvdspark.data.dataset.footers import decoded_bytes
-from hvdspark.errors import DataError
+from hvdspark.data.readers.protocol import Columns, RaggedRows
+from hvdspark.errors import DataError, HvdSparkError, StoreError
 from hvdspark.specs import ColumnSpec, RowGroup
 from hvdspark.store import Store
 
@@ -64,6 +67,50 @@ def slice_rows(group: Any, names: Collection[str]) -> int:
     slices = max(-(-decoded // _SLICE_BYTES), -(-group.num_rows // MAX_CHUNK_ROWS), 1)
     rows: int = max(1, -(-group.num_rows // slices))
     return rows
+
+
+def columns_of(batch: pa.RecordBatch, columns: Sequence[ColumnSpec]) -> Columns:
+    """A slice as arrays that share its memory.
+
+    Raises:
+        DataError: see `values_of`.
+    """
+    dense: dict[str, NDArray[Any]] = {}
+    ragged: dict[str, RaggedRows] = {}
+    for column in columns:
+        array = batch.column(column.name)
+        if column.layout == "scalar":
+            dense[column.name] = values_of(array, column)
+            continue
+        values = values_of(array.flatten(), column)
+        if column.layout == "fixed":
+            dense[column.name] = values.reshape(batch.num_rows, column.width or 0)
+        else:
+            offsets = array.offsets.to_numpy().astype(np.int64)
+            ragged[column.name] = RaggedRows(values, offsets - offsets[0])  # flatten() starts at the first row
+    return Columns(dense, ragged)
+
+
+@contextlib.contextmanager
+def errors_named(store: Store, path: str) -> Iterator[None]:
+    """Whatever goes wrong while a file is read and decoded becomes an error of ours that names the file.
+
+    Raises:
+        StoreError: it cannot be read.
+        DataError: it cannot be decoded, or is not what the dataset's spec says.
+    """
+    try:
+        yield
+    except HvdSparkError:
+        raise
+    except (OSError, pa.ArrowException) as error:
+        raise StoreError(
+            f"a row group cannot be read ({type(error).__name__}: {error})",
+            value=store.spark_uri(path),
+            hint="was the dataset deleted, or the disk full, while ranks were reading?",
+        ) from error
+    except Exception as error:
+        raise DataError(f"a row group cannot be decoded ({type(error).__name__}: {error})", value=path) from error
 
 
 def values_of(array: pa.Array, column: ColumnSpec) -> NDArray[Any]:

@@ -17,7 +17,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from hvdspark.collectives import LocalCollective
-from hvdspark.data.feed.moments import training_moments
+from hvdspark.data.readers.moments import training_moments
 from hvdspark.estimators import CTRClassifier
 from hvdspark.estimators.ctr_program import click_program
 from hvdspark.estimators.fit import _train_spec

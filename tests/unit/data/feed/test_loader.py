@@ -18,8 +18,7 @@ from hvdspark.data.feed import loader, window
 from hvdspark.data.feed.batch import Layout
 from hvdspark.data.feed.loader import Batch, Ragged, load_batches
 from hvdspark.data.feed.plan import EpochPlan, plan_epoch
-from hvdspark.data.readers import petastorm as row_groups
-from hvdspark.data.readers import slices
+from hvdspark.data.readers import petastorm, slices
 from hvdspark.errors import ConfigurationError, DataError, StoreError
 from hvdspark.specs import ColumnSpec, DatasetSpec, RowGroup, RowGroups
 from hvdspark.store import Store
@@ -125,7 +124,7 @@ def test_order_depends_on_seed_and_epoch_and_on_nothing_else(store: Store, monke
 
     first = order(seed=0)
     for threads in (1, 7):
-        monkeypatch.setattr(row_groups, "_THREADS", threads)
+        monkeypatch.setattr(petastorm, "_THREADS", threads)
         assert order(seed=0) == first
     assert order(seed=0, epoch=1) != first
     assert order(seed=1) != first
@@ -182,13 +181,13 @@ def test_an_epoch_goes_on_where_it_stood(store: Store, window: int, shuffle: boo
 def test_what_is_over_is_not_read(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = write(store, [1000], group=50)
     read: list[int] = []
-    original = row_groups._RowGroupWorker._read
+    original = petastorm.read_slices
 
-    def reading(self: Any, path: str, group: RowGroup) -> Any:
+    def reading(store: Store, path: str, group: RowGroup, *arguments: Any) -> Any:
         read.append(group.index)
-        return original(self, path, group)
+        return original(store, path, group, *arguments)
 
-    monkeypatch.setattr(row_groups._RowGroupWorker, "_read", reading)
+    monkeypatch.setattr(petastorm, "read_slices", reading)
     load(store, dataset, plan(dataset, 50, start_row=750), shuffle_rows=100)
     # The batch of row 750 is the second one of its window.
     assert len(read) == len(set(read)) == 20 - 14
@@ -249,13 +248,13 @@ def test_a_row_group_is_decoded_in_slices(store: Store, monkeypatch: pytest.Monk
     # A row is an id, x, two elements of v and one of history, each with its level; 50 rows of it are a slice.
     monkeypatch.setattr(slices, "_SLICE_BYTES", 50 * (8 + 4 + 2 * (4 + 4) + (8 + 4)))
     decoded: list[int] = []
-    original = row_groups._RowGroupWorker._decode
+    original = petastorm.columns_of
 
-    def decode(self: Any, batch: pa.RecordBatch) -> Any:
+    def decode(batch: pa.RecordBatch, columns: Any) -> Any:
         decoded.append(batch.num_rows)
-        return original(self, batch)
+        return original(batch, columns)
 
-    monkeypatch.setattr(row_groups._RowGroupWorker, "_decode", decode)
+    monkeypatch.setattr(petastorm, "columns_of", decode)
     for shuffle, expected in whole.items():
         got = load(
             store, dataset, plan(dataset, 50, 2, 1, shuffle), shuffle=shuffle, shuffle_rows=200 if shuffle else 1
@@ -281,13 +280,13 @@ def test_a_row_group_of_any_length_takes_the_memory_of_a_slice(store: Store, mon
     dataset = DatasetSpec("d", columns, RowGroups.of([RowGroup("a.parquet", 0, len(vector))]))
     options: dict[str, Any] = {"shuffle_rows": 1 << 12, "seed": 0, "epoch": 0, "shuffle": True}
     held: list[int] = []
-    original = row_groups._RowGroupWorker._decode
+    original = petastorm.columns_of
 
-    def decode(self: Any, *arguments: Any) -> Any:
+    def decode(*arguments: Any) -> Any:
         held.append(pa.total_allocated_bytes() - before)
-        return original(self, *arguments)
+        return original(*arguments)
 
-    monkeypatch.setattr(row_groups._RowGroupWorker, "_decode", decode)
+    monkeypatch.setattr(petastorm, "columns_of", decode)
     before = pa.total_allocated_bytes()
     with load_batches(store, dataset, "train", plan(dataset, 500), ["x", "v"], **options) as batches:
         assert sum(batch.rows for batch in batches) == len(vector)
@@ -298,13 +297,13 @@ def test_a_row_group_of_any_length_takes_the_memory_of_a_slice(store: Store, mon
 def test_a_rank_reads_a_row_group_once(store: Store, monkeypatch: pytest.MonkeyPatch, shuffle: bool, most: int) -> None:
     dataset = write(store, [250], group=64)
     read: list[int] = []
-    original = row_groups._RowGroupWorker._read
+    original = petastorm.read_slices
 
-    def reading(self: Any, path: str, group: RowGroup) -> Any:
+    def reading(store: Store, path: str, group: RowGroup, *arguments: Any) -> Any:
         read.append(group.index)
-        return original(self, path, group)
+        return original(store, path, group, *arguments)
 
-    monkeypatch.setattr(row_groups._RowGroupWorker, "_read", reading)
+    monkeypatch.setattr(petastorm, "read_slices", reading)
     for rank in range(3):
         before = len(read)
         load(store, dataset, plan(dataset, 9, 3, rank, shuffle), shuffle=shuffle)
@@ -366,8 +365,8 @@ def test_files_that_are_not_what_the_spec_says(store: Store, table: dict[str, An
 
 def test_a_store_that_hangs_is_an_error(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset, let_go = write(store, [50]), threading.Event()
-    monkeypatch.setattr(row_groups, "READ_TIMEOUT_S", 0.3)
-    monkeypatch.setattr(row_groups._RowGroupWorker, "_read", lambda *_: let_go.wait(30))
+    monkeypatch.setattr(petastorm, "READ_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(petastorm, "read_slices", lambda *_: let_go.wait(30))
     threading.Timer(1.0, let_go.set).start()
     with pytest.raises(StoreError, match="no row group arrived"):
         consume(store, dataset)

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hvdspark.data.feed.plan import EpochPlan, plan_epoch
-from hvdspark.data.feed.stream import Piece, Stream
+from hvdspark.data.feed.stream import Stream
+from hvdspark.data.readers.protocol import Piece
 from hvdspark.specs import ColumnSpec, RowGroup
 
 COLUMNS = [ColumnSpec("x", "float32", "scalar")]

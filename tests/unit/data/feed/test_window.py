@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from hvdspark.data.feed import window as window_module
 from hvdspark.data.feed.batch import Batch, Layout, Ragged
-from hvdspark.data.feed.window import Columns, RaggedRows, Window
+from hvdspark.data.feed.window import Window
+from hvdspark.data.readers.protocol import Columns, RaggedRows
 from hvdspark.specs import ColumnSpec
 
 COLUMNS = [

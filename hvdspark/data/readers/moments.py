@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hvdspark.data.dataset.footers import read_footer
+from hvdspark.data.readers.slices import read_slices, values_of
 from hvdspark.specs import ColumnSpec, DatasetSpec, RowGroup
 from hvdspark.store import Store
 
@@ -124,8 +125,6 @@ def _of_groups(
     weight: ColumnSpec | None,
     groups: Iterable[RowGroup],
 ) -> Moments:
-    from hvdspark.data.readers.slices import read_slices, values_of
-
     store = Store(store_uri)
     footer_of = functools.lru_cache(1)(lambda file: read_footer(store, file))  # row groups of a file stand together
     columns = list(

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from hvdspark.data.feed.moments import Moments, inputs, merged, moments, training_moments
+from hvdspark.data.readers.moments import Moments, inputs, merged, moments, training_moments
 from hvdspark.models import numbers
 from hvdspark.store import Store
 from tests.unit.train.datasets import write_dataset
