@@ -1,167 +1,132 @@
-"""The barrier task: one per rank, on the executors. Meets the others, starts the rank, reports how it ended.
+"""Ranks as tasks of a barrier result stage of Spark, one for each: the driver's side and the executors'.
 
-A task never raises for what happens inside its rank. It returns rows, so that all outcomes reach the driver, which
-then names the rank that failed first; raising would make Spark abort the stage with whichever error came first.
+Spark never retries such a stage ("Could not recover from a failed barrier ResultStage"), so restarts are the
+supervisor's.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import socket
 import threading
-import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 from pyspark import BarrierTaskContext, SparkFiles
 
 from hvdspark.errors import StartTimeoutError
-from hvdspark.launch.addresses import LOOPBACK, host_of, interface_towards
-from hvdspark.launch.channel import ChannelSender
-from hvdspark.launch.child import RankProcess
-from hvdspark.launch.devices import cuda_environment
-from hvdspark.launch.environment import INTERFACE, rank_environment, search_path
-from hvdspark.launch.host_store import HostStore
-from hvdspark.launch.placement import Peer, assign, host_key, one_host
-from hvdspark.launch.rendezvous import RendezvousClient, RendezvousServer, retried
-from hvdspark.specs import World
+from hvdspark.launch import session
+from hvdspark.launch.addresses import host_of
+from hvdspark.launch.interrupt import cancel, interruptible, new_tag
+from hvdspark.launch.job_errors import explain
+from hvdspark.launch.memory import check_address_space
+from hvdspark.launch.outcomes import Outcome
+from hvdspark.launch.protocol import DriverAddress, LaunchSpec, Located
+from hvdspark.launch.task import Place, run_task
+from hvdspark.launch.workers import check_workers
 
-SCHEMA = "rank int, outcome string, sequence int, chunk binary"
+if TYPE_CHECKING:
+    from pyspark.sql import Row, SparkSession
+
+_SCHEMA = "rank int, outcome string, sequence int, chunk binary"
 _ARROW_SCHEMA = pa.schema(
     [("rank", pa.int32()), ("outcome", pa.string()), ("sequence", pa.int32()), ("chunk", pa.binary())]
 )
 # Spark Connect caps a message at 4 MiB (TorchDistributor sends 4 KiB rows for the same reason).
 _CHUNK_BYTES = 1 << 20
-# After the decision to stop, how long partition 0 keeps the server for reports of the other ranks.
-_LAST_REPORTS_S = 10.0
-# A task asks every 10 s whether its rank must stop, and notices a cut connection within 15. Silent for longer than
-# that, twice, it is over, and its report was lost.
-_SILENT_S = 40.0
-# A server that cannot be reached for so long took partition 0 with it. Spark ends the other tasks before.
-_SERVER_GONE_S = 60.0
-_RETRY_PAUSE_S = 0.5
-_SERVER_GONE = {"kind": "stopped", "cause": "stopped because the task of rank 0 could not be reached any more"}
-_DRIVER_GONE = {"kind": "stopped", "cause": "stopped because the driver could not be reached any more"}
 
 
-@dataclass(frozen=True)
-class LaunchSpec:
-    """What every task of one generation of the gang is given.
+class BarrierLauncher:
+    """The `Launcher` of a Spark session, classic or Connect."""
 
-    Attributes:
-        program: cloudpickled (fn, args, kwargs).
-        secret: of this generation; for the rendezvous and the channel.
-        channel: (host, port) of the driver's listener, or None.
+    def __init__(self, spark: SparkSession) -> None:
+        self._spark = spark
+        self._broadcasts: dict[int, Any] = {}
+
+    def check(self, world_size: int, device: str, start_timeout_s: float) -> None:
+        """Refuse a session in which `world_size` ranks cannot run.
+
+        Raises:
+            What `session.check_session`, `memory.check_address_space` and, in clusters, `workers.check_workers` raise.
+        """
+        session.check_session(self._spark, world_size, device)
+        check_address_space(self._spark)
+        if not session.is_local(self._spark):
+            check_workers(self._spark, world_size, start_timeout_s)
+
+    def wait_for_slots(self, world_size: int, wait_s: float) -> None:
+        session.wait_for_slots(self._spark, world_size, wait_s)
+
+    def driver_address(self) -> DriverAddress | None:
+        return session.driver_address(self._spark)
+
+    def job(self, spec: LaunchSpec) -> BarrierJob:
+        # Found only by the first generation after the program was pickled in this thread; all of them need them.
+        self._broadcasts.update(session.pickled_broadcasts(self._spark))
+        return BarrierJob(self._spark, spec, self._broadcasts)
+
+
+class BarrierJob:
+    """One barrier job."""
+
+    def __init__(self, spark: SparkSession, spec: LaunchSpec, broadcasts: Mapping[int, Any]) -> None:
+        self._spark, self._spec, self._broadcasts = spark, spec, broadcasts
+        self._tag = new_tag()
+
+    def run(self) -> dict[int, Outcome]:
+        # `broadcasts` must be in the closure as they are, for Spark to bring them to the tasks.
+        spec, broadcasts, local_mode = self._spec, self._broadcasts, session.is_local(self._spark)
+
+        def task(_: Iterable[Any]) -> Iterable[pa.RecordBatch]:
+            return run_barrier_task(spec, broadcasts, local_mode)
+
+        # A bare collect: a shuffle behind the barrier would make Spark retry it, without anyone agreeing on a state.
+        size = spec.world_size
+        stage = self._spark.range(0, size, 1, size).mapInArrow(task, _SCHEMA, barrier=True)
+        return _outcomes(interruptible(self._spark, stage.collect, self._tag))
+
+    def has_begun(self) -> bool | None:
+        return session.tasks_run(self._spark, self._tag)
+
+    def cancel(self) -> None:
+        cancel(self._spark, self._tag)
+
+    def explain(self, error: Exception, lost: Located | None) -> Exception:
+        return explain(error, lost)
+
+
+def run_barrier_task(spec: LaunchSpec, broadcasts: Mapping[int, Any], local_mode: bool) -> Iterator[pa.RecordBatch]:
+    """Body of one barrier task; yields the rows of `_SCHEMA`.
+
+    Args:
+        broadcasts: broadcast variables in the program, by id.
         local_mode: Spark runs in the driver's process and does not schedule GPUs.
-        environment: extra variables for the ranks.
-        broadcasts: broadcast variables in `program`, by id. As a part of this object they reach the tasks.
-        start_timeout_s: limit for all ranks to be ready for `hvd.init`, from the start of the tasks on.
     """
-
-    program: bytes
-    size: int
-    secret: str
-    generation: int
-    device: str
-    store_uri: str | None
-    channel: tuple[str, int] | None
-    local_mode: bool
-    environment: dict[str, str]
-    start_timeout_s: float
-    broadcasts: dict[int, Any]
-
-
-def run_task(spec: LaunchSpec) -> Iterator[pa.RecordBatch]:
-    """Body of one barrier task; yields the rows of `SCHEMA`."""
     context = BarrierTaskContext.get()
     gpus = context.resources().get("gpu")
     assigned = list(gpus.addresses) if gpus else []
-    cuda = cuda_environment(spec.device, assigned, os.environ.get("CUDA_VISIBLE_DEVICES"))
-    environment = rank_environment(os.environ, threads=context.cpus(), extra={**cuda, **spec.environment})
-    with contextlib.ExitStack() as stack:
-        channel_holder: list[ChannelSender] = []
-        process = RankProcess(
-            environment, lambda event: channel_holder[0].send(event), search_path=search_path(spec.environment)
-        )
-        stack.callback(process.end)
-        channel = ChannelSender(spec.channel, spec.secret, on_closed=lambda: process.stop(_DRIVER_GONE))
-        stack.callback(channel.close)
-        channel_holder.append(channel)
-        process.send_program(spec.program)
-        peers, server = _meet(context, spec, stack)
-        world = assign([peer.peer for peer in peers])[context.partitionId()]
-        # The worker's own record of the task, for the driver to name an executor that is lost later.
-        channel.send({"event": "started", "rank": world.rank, "host": world.hostname})
-        host = _rendezvous_host([peer.peer for peer in peers])
-        gang = RendezvousClient(host, peers[0].port, spec.secret)
-        store = HostStore(gang, world, spec.secret)
-        stack.callback(store.close)
-        process.send_assignment(
-            {
-                "world": asdict(world),
-                "environment": {
-                    INTERFACE: environment.get(INTERFACE) or interface_towards(host),
-                    **horovod_environment(world),
-                    **store.horovod_environment(),
-                },
-                "device": spec.device,
-                "gpu_scheduled": bool(assigned) or spec.local_mode,
-                "generation": spec.generation,
-                "store_uri": spec.store_uri,
-                "files": SparkFiles.getRootDirectory(),
-                "has_files": bool(os.listdir(SparkFiles.getRootDirectory())),
-                "broadcasts": {key: variable._path for key, variable in spec.broadcasts.items()},
-            },
-            prefix=f"[rank {world.rank} {world.hostname}] ",
-        )
-        outcome = _watch(process, gang, world.rank)
-        if server is not None:
-            _keep_until_all_reported(server)
-    yield from _rows(world, outcome)
+    files = SparkFiles.getRootDirectory()
+    place = Place(
+        partition=context.partitionId(),
+        addresses=[host_of(info.address) for info in context.getTaskInfos()],
+        threads=context.cpus(),
+        gpus=assigned,
+        gpu_scheduled=bool(assigned) or local_mode,
+        meet=lambda text: all_gather(context, text, spec.start_timeout_s),
+        files=files if broadcasts or os.listdir(files) else None,
+        broadcasts={str(key): variable._path for key, variable in broadcasts.items()},
+    )
+    world, outcome = run_task(spec, place)
+    yield from _rows(world.rank, outcome)
 
 
-def horovod_environment(world: World) -> dict[str, str]:
-    """Horovod's variables for one rank (names: horovod/runner/gloo_run.py `create_slot_env_vars`)."""
-    return {
-        # Names the scope in which the ranks of a host meet: two containers may have one host name.
-        "HOROVOD_HOSTNAME": f"{world.hostname}-{world.rank - world.local_rank}",
-        "HOROVOD_RANK": str(world.rank),
-        "HOROVOD_SIZE": str(world.size),
-        "HOROVOD_LOCAL_RANK": str(world.local_rank),
-        "HOROVOD_LOCAL_SIZE": str(world.local_size),
-        "HOROVOD_CROSS_RANK": str(world.cross_rank),
-        "HOROVOD_CROSS_SIZE": str(world.cross_size),
-    }
+def all_gather(context: BarrierTaskContext, message: str, limit_s: float) -> list[str]:
+    """Collective of the tasks: `context.allGather`, which by itself waits for a year (spark.barrier.sync.timeout).
 
-
-@dataclass(frozen=True)
-class _Introduction:
-    peer: Peer
-    port: int  # of the rendezvous server; 0 from every task but partition 0's
-
-
-def _meet(
-    context: BarrierTaskContext, spec: LaunchSpec, stack: contextlib.ExitStack
-) -> tuple[list[_Introduction], RendezvousServer | None]:
-    """One allGather (it costs about a second: BarrierTaskContext polls once a second). `stack` closes the server."""
-    addresses = [host_of(info.address) for info in context.getTaskInfos()]
-    partition = context.partitionId()
-    server = None
-    if partition == 0:
-        server = RendezvousServer(_bindable(addresses), spec.size, spec.secret, spec.start_timeout_s)
-        stack.callback(server.close)
-    peer = Peer(partition, host_key(), socket.gethostname(), addresses[partition])
-    mine = json.dumps({"peer": asdict(peer), "port": server.port if server else 0})
-    answers = [json.loads(text) for text in _all_gather(context, mine, spec.start_timeout_s)]
-    return [_Introduction(Peer(**answer["peer"]), answer["port"]) for answer in answers], server
-
-
-def _all_gather(context: BarrierTaskContext, message: str, limit_s: float) -> list[str]:
-    """`context.allGather`, which by itself waits for a year (spark.barrier.sync.timeout)."""
+    It costs about a second, because BarrierTaskContext polls once a second. Raises StartTimeoutError.
+    """
     answers: list[str] = []
     errors: list[BaseException] = []
 
@@ -181,91 +146,27 @@ def _all_gather(context: BarrierTaskContext, message: str, limit_s: float) -> li
     return answers
 
 
-def _bindable(addresses: list[str]) -> str:
-    """Loopback when every executor has one address, so that nothing is open to the network; else all interfaces.
-
-    All interfaces, because the address under which others reach this executor may not exist on it (NAT, services
-    in front of pods). Requests without the run's secret are refused.
-    """
-    return LOOPBACK if len(set(addresses)) == 1 else ""
-
-
-def _rendezvous_host(peers: list[Peer]) -> str:
-    """Where tasks reach the server of partition 0; loopback exactly where `_bindable` or sharing a host allows it."""
-    shared = one_host(peers) or len({peer.address for peer in peers}) == 1
-    return LOOPBACK if shared else peers[0].address
-
-
-def _watch(process: RankProcess, gang: RendezvousClient, rank: int) -> dict[str, Any]:
-    """Let the rank begin with the others, wait for it to end, stop it when the gang must stop, and report its outcome
-    to the server."""
-    ended = threading.Event()
-    threads = [
-        threading.Thread(target=_start_with_the_gang, args=(process, gang, rank, ended), daemon=True),
-        threading.Thread(target=_stop_with_the_gang, args=(process, gang, rank, ended), daemon=True),
-    ]
-    for thread in threads:
-        thread.start()
-    outcome = process.wait()
-    ended.set()
-    with contextlib.suppress(OSError):  # without the server, the row that follows still tells the driver
-        outcome["order"] = retried(
-            lambda: gang.record(rank, {"status": outcome["status"], "kind": outcome.get("kind", "")})
-        )
-    return outcome
-
-
-def _start_with_the_gang(process: RankProcess, gang: RendezvousClient, rank: int, ended: threading.Event) -> None:
-    """No rank calls `hvd.init` before all of them can: Gloo's time limit for that is none for slow imports."""
-    if not process.wait_ready():
-        return
-    said = False
-    while not ended.is_set():
-        try:
-            if not said:
-                gang.ready(rank)
-                said = True
-            elif gang.all_ready():
-                process.go()
-                return
-        except OSError:
-            ended.wait(_RETRY_PAUSE_S)
-
-
-def _stop_with_the_gang(process: RankProcess, gang: RendezvousClient, rank: int, ended: threading.Event) -> None:
-    heard_s = time.monotonic()
-    while not ended.is_set():
-        try:
-            cause = gang.stop_cause(rank)
-            heard_s = time.monotonic()
-        except OSError:
-            cause = _SERVER_GONE if time.monotonic() - heard_s > _SERVER_GONE_S else None
-            ended.wait(_RETRY_PAUSE_S)
-        if cause is not None and not ended.is_set():
-            process.stop(cause)
-            return
-
-
-def _keep_until_all_reported(server: RendezvousServer) -> None:
-    """Hold the server while ranks run. Unlimited while all is well; Spark ends this task if an executor is lost."""
-    while not server.outcomes.wait_all(wait_s=1.0):
-        if server.outcomes.must_stop(wait_s=0):
-            server.outcomes.wait_all(wait_s=_LAST_REPORTS_S)
-            return
-        if server.outcomes.rest_is_silent(_SILENT_S):
-            return  # the rows of those tasks tell the driver how their ranks ended
-
-
-def _rows(world: World, outcome: dict[str, Any]) -> Iterator[pa.RecordBatch]:
-    result: bytes = outcome.pop("result", b"")
-    outcome = {**outcome, "host": world.hostname, "ended_at_s": time.time()}
+def _rows(rank: int, outcome: Outcome) -> Iterator[pa.RecordBatch]:
+    result, others = outcome.result, asdict(replace(outcome, result=b""))
+    del others["result"]
     for sequence, start in enumerate(range(0, max(len(result), 1), _CHUNK_BYTES)):
         yield pa.RecordBatch.from_pydict(
             {
-                "rank": [world.rank],
-                "outcome": [json.dumps(outcome) if sequence == 0 else ""],
+                "rank": [rank],
+                "outcome": [json.dumps(others) if sequence == 0 else ""],
                 "sequence": [sequence],
                 "chunk": [result[start : start + _CHUNK_BYTES]],
             },
             schema=_ARROW_SCHEMA,
         )
+
+
+def _outcomes(rows: Iterable[Row]) -> dict[int, Outcome]:
+    """By rank, from the rows of all tasks."""
+    chunks: dict[int, list[bytes]] = {}
+    others: dict[int, dict[str, Any]] = {}
+    for row in sorted(rows, key=lambda row: (row["rank"], row["sequence"])):
+        chunks.setdefault(row["rank"], []).append(bytes(row["chunk"]))
+        if row["sequence"] == 0:
+            others[row["rank"]] = json.loads(row["outcome"])
+    return {rank: Outcome(**values, result=b"".join(chunks[rank])) for rank, values in others.items()}

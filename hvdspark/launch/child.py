@@ -1,4 +1,4 @@
-"""Start, feed, watch and end one rank process, from inside its barrier task."""
+"""Start, feed, watch and end one rank process, from inside its task."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ from typing import Any
 import psutil
 
 from hvdspark.launch import frames
+from hvdspark.launch.outcomes import Outcome, StopCause
 from hvdspark.launch.output import Output
+from hvdspark.specs import to_json
 
 _PR_SET_CHILD_SUBREAPER = 36
 _READ_BYTES = 1 << 16
@@ -26,7 +28,7 @@ _READ_BYTES = 1 << 16
 _LEAVE_S = 10.0
 # How long the kernel may take to end what was killed. It cannot while a system call hangs (a dead file server).
 _DIE_S = 30.0
-STOPPED = {"kind": "stopped", "cause": "stopped because its task is over"}
+STOPPED = StopCause("stopped", "stopped because its task is over")
 
 # sys.path is set before anything is imported, so that a file in the working directory cannot shadow a module.
 _BOOTSTRAP = (
@@ -52,7 +54,7 @@ class RankProcess:
         self._on_event = on_event
         self._answer: tuple[bytes, bytes] | None = None
         self._output = Output()
-        self._stop_cause: Mapping[str, str] | None = None
+        self._stop_cause: StopCause | None = None
         self._given_up = False
         self._ended = threading.Event()  # the process is gone
         self._changed = threading.Event()  # it is gone, has answered, or must go
@@ -93,10 +95,10 @@ class RankProcess:
     def send_program(self, program: bytes) -> None:
         self._to_send.put((frames.PROGRAM, program))
 
-    def send_assignment(self, assignment: dict[str, Any], prefix: str) -> None:
-        """Give the rank its place; `prefix` marks its lines in the executor's log from now on."""
-        self._output.prefix = prefix
-        self._to_send.put((frames.ASSIGNMENT, json.dumps(assignment).encode()))
+    def send_assignment(self, assignment: frames.Assignment) -> None:
+        """Give the rank its place. Its lines in the log of the task are marked with it from now on."""
+        self._output.prefix = f"[rank {assignment.world.rank} {assignment.world.hostname}] "
+        self._to_send.put((frames.ASSIGNMENT, to_json(assignment).encode()))
 
     def wait_ready(self) -> bool:
         """Wait until the rank has imported everything; False when it ends before."""
@@ -107,8 +109,8 @@ class RankProcess:
         """All others are ready, too."""
         self._to_send.put((frames.GO, b""))
 
-    def wait(self) -> dict[str, Any]:
-        """Wait until the process has ended and say how: `{"status": "ok" | "failed" | "aborted", ...}`.
+    def wait(self) -> Outcome:
+        """Wait until the process has ended and say how.
 
         Unlimited on purpose: training takes as long as it takes. Whoever decides that it must end calls `stop`. From
         then on, or when the rank has answered, it takes a minute at most.
@@ -132,7 +134,7 @@ class RankProcess:
             self.stop()
             self.wait()
 
-    def stop(self, cause: Mapping[str, str] = STOPPED) -> None:
+    def stop(self, cause: StopCause = STOPPED) -> None:
         """End the rank because of something outside it: its outcome is then "aborted", with `cause`, not "failed"."""
         self._stop_cause = self._stop_cause or cause
         self._kill_group()
@@ -153,18 +155,17 @@ class RankProcess:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, signal.SIGKILL)
 
-    def _outcome(self, code: int | None) -> dict[str, Any]:
+    def _outcome(self, code: int | None) -> Outcome:
         tail = self._output.tail
         if self._answer is not None and self._answer[0] == frames.RESULT:
-            return {"status": "ok", "result": self._answer[1]}
+            return Outcome("ok", result=self._answer[1])
         if self._answer is not None:
-            return {"status": "failed", "tail": tail, **json.loads(self._answer[1])}
+            return Outcome("failed", tail=tail, **json.loads(self._answer[1]))
         if self._stop_cause is not None:
-            return {"status": "aborted", **self._stop_cause}
+            return Outcome("aborted", self._stop_cause.kind, self._stop_cause.cause)
         if code is not None and code < 0:
-            return {"status": "failed", "kind": "signal", "cause": describe_signal(-code), "tail": tail}
-        cause = f"exited with code {code} before it returned a result"
-        return {"status": "failed", "kind": "exit", "cause": cause, "tail": tail}
+            return Outcome("failed", "signal", describe_signal(-code), tail=tail)
+        return Outcome("failed", "exit", f"exited with code {code} before it returned a result", tail=tail)
 
     def _feed(self) -> None:
         """Write what is sent. A thread of its own, because a rank that hangs does not read."""

@@ -10,6 +10,7 @@ from hvdspark.errors import ClusterError
 from hvdspark.specs import World
 
 if TYPE_CHECKING:
+    from hvdspark.collectives import Collective
     from hvdspark.store import Store
 
 
@@ -21,12 +22,14 @@ class RankContext:
         world: full placement; `rank`, `size`, `local_rank` and `local_size` are its shorthands.
         device: "cpu" or "cuda" (the current CUDA device is already set).
         generation: 0, then 1 more after each restart of the gang by the supervisor.
+        collective: what this rank and the others can do together.
         store: the store named in `hvdspark.run(..., store_uri=...)`, or None.
     """
 
     world: World
     device: str
     generation: int
+    collective: Collective
     store: Store | None
     _send: Callable[[dict[str, Any]], None] = field(repr=False, default=lambda event: None)
 

@@ -7,37 +7,10 @@ import resource
 from collections.abc import Mapping
 
 from hvdspark.errors import ConfigurationError
+from hvdspark.launch.wiring import ALWAYS, RESERVED, UNLESS_SET
 
 THREADS = "OMP_NUM_THREADS"
-INTERFACE = "HOROVOD_GLOO_IFACE"
-# Who a rank is and where it meets the others. Left by an earlier launch, they would be wrong.
-RESERVED = frozenset(
-    {
-        "HOROVOD_CONTROLLER",
-        "HOROVOD_CPU_OPERATIONS",
-        "HOROVOD_CROSS_RANK",
-        "HOROVOD_CROSS_SIZE",
-        "HOROVOD_ELASTIC",
-        "HOROVOD_GLOO_RENDEZVOUS_ADDR",
-        "HOROVOD_GLOO_RENDEZVOUS_PORT",
-        "HOROVOD_HOSTNAME",
-        "HOROVOD_LOCAL_RANK",
-        "HOROVOD_LOCAL_SIZE",
-        "HOROVOD_RANK",
-        "HOROVOD_SIZE",
-    }
-)
 _OF_MPI = ("OMPI_", "PMI_", "PMIX_")
-_ALWAYS = {"HOROVOD_CONTROLLER": "gloo", "HOROVOD_CPU_OPERATIONS": "gloo"}
-_UNLESS_SET = {
-    "PYTHONUNBUFFERED": "1",
-    # The longest a rank waits for one that is frozen (SIGSTOP, swapping): Gloo then gives up. It does not limit the
-    # start, because ranks only call `hvd.init` when all of them are ready to.
-    "HOROVOD_GLOO_TIMEOUT_SECONDS": "60",
-    # A collective that some ranks never call (a callback on rank 0 alone) would be waited for without end. Long
-    # enough for one rank to write a large model while the others wait.
-    "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS": "3600",
-}
 # What a step frees, the next one needs again. glibc gives it back to the system in between, and then takes it page by
 # page. A block above the first size is mapped by itself (the largest size that every glibc takes), so that large slabs
 # of rows are no part of this; what is free at the end of the heap is given back above the second one.
@@ -48,14 +21,14 @@ def rank_environment(base: Mapping[str, str], threads: int, extra: Mapping[str, 
     """The environment a rank starts with.
 
     Args:
-        base: the barrier task's environment, `spark.executorEnv` included. What an earlier Horovod or MPI launch left
+        base: the task's environment, `spark.executorEnv` included. What an earlier Horovod or MPI launch left
             in it about itself is dropped; Horovod's other settings are kept.
         threads: CPU threads for this rank, used unless the executor sets OMP_NUM_THREADS itself.
         extra: what the user and the launcher add; wins over everything else.
     """
     kept = {name: value for name, value in base.items() if name not in RESERVED and not name.startswith(_OF_MPI)}
     malloc = {"MALLOC_ARENA_MAX": "1"} if address_space_is_limited() else _KEPT_MEMORY
-    return {**_UNLESS_SET, THREADS: str(threads), **malloc, **kept, **_ALWAYS, **extra}
+    return {"PYTHONUNBUFFERED": "1", **UNLESS_SET, THREADS: str(threads), **malloc, **kept, **ALWAYS, **extra}
 
 
 def address_space_is_limited() -> bool:

@@ -1,4 +1,4 @@
-"""Length-prefixed messages on the pipes between a barrier task and its rank process.
+"""Length-prefixed messages on the pipes between a task and its rank process.
 
 Task to rank, on the rank's standard input: the pickled function, the rank's assignment (JSON), and "go" once all ranks
 are ready. Rank to task, on a pipe of its own: "ready", any number of events (JSON), then one result or one failure.
@@ -7,7 +7,10 @@ are ready. Rank to task, on a pipe of its own: "ready", any number of events (JS
 from __future__ import annotations
 
 import struct
+from dataclasses import dataclass
 from typing import BinaryIO
+
+from hvdspark.specs import World
 
 PROGRAM = b"P"
 ASSIGNMENT = b"A"
@@ -18,6 +21,28 @@ RESULT = b"R"
 FAILURE = b"F"
 
 _HEADER = struct.Struct("<cQ")  # kind, bytes that follow
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """What a rank learns when the tasks have met. Travels as JSON (`specs.to_json`).
+
+    Attributes:
+        environment: variables that could not be known when the process was started.
+        device: what the user asked for: "auto", "cpu" or "cuda".
+        gpu_scheduled: a GPU was assigned to the task, or nobody assigns any here.
+        files: folder of `SparkFiles`, where there are any or broadcast variables; else None.
+        broadcasts: file of each broadcast variable in the program, by id.
+    """
+
+    world: World
+    environment: dict[str, str]
+    device: str
+    gpu_scheduled: bool
+    generation: int
+    store_uri: str | None
+    files: str | None
+    broadcasts: dict[str, str]
 
 
 def write_frame(stream: BinaryIO, kind: bytes, body: bytes) -> None:

@@ -4,11 +4,55 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import Any
+from dataclasses import dataclass
 
 # Time for the culprit's own report to arrive after that of a victim.
 GRACE_S = 2.0
-_OF_ANOTHER = {"kind": "stopped", "cause": "stopped because another rank failed"}
+
+
+@dataclass(frozen=True)
+class StopCause:
+    """Why a rank is ended by something outside it.
+
+    Attributes:
+        kind: "stopped" | "start_timeout".
+        cause: one line.
+    """
+
+    kind: str
+    cause: str
+
+
+_OF_ANOTHER = StopCause("stopped", "stopped because another rank failed")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one rank ended, as plain data: rank process -> task -> driver.
+
+    Attributes:
+        status: "ok", "failed" (by itself), or "aborted" (ended by something outside it).
+        kind: of a failure "exception" | "exit" | "signal" | "peer_lost"; of an abort that of its `StopCause`.
+        cause: one line: exception type and message, signal, exit code, or why it was aborted.
+        traceback: the rank's own, where there is one.
+        tail: the last lines of its output, unless it is "ok".
+        error: the HvdSparkError that it raised, if it was one: cloudpickled, in hexadecimal digits.
+        order: how many ranks had reported to the gang's server before; None where the server was not reached.
+        host: name of its host.
+        ended_at_s: seconds since 1970 by the clock of its host.
+        result: what its function returned, cloudpickled. Travels beside the rest.
+    """
+
+    status: str
+    kind: str = ""
+    cause: str = ""
+    traceback: str = ""
+    tail: str = ""
+    error: str = ""
+    order: int | None = None
+    host: str = ""
+    ended_at_s: float = 0.0
+    result: bytes = b""
 
 
 class Outcomes:
@@ -22,18 +66,18 @@ class Outcomes:
 
     def __init__(self, size: int, grace_s: float = GRACE_S, start_timeout_s: float | None = None) -> None:
         self._size, self._grace_s = size, grace_s
-        self._by_rank: dict[int, dict[str, Any]] = {}
+        self._by_rank: dict[int, Outcome] = {}
         self._ready: set[int] = set()
         self._began_s = time.monotonic()
         self._heard_s = dict.fromkeys(range(size), self._began_s)
         self._start_timeout_s = start_timeout_s
         self._first_peer_lost_s: float | None = None
-        self._cause: dict[str, str] | None = None
+        self._cause: StopCause | None = None
         self._closed = False
         self._changed = threading.Condition()
 
-    def record(self, rank: int, outcome: dict[str, Any]) -> int:
-        """Note the outcome `{"status": "ok" | "failed" | "aborted", "kind": ...}` of a rank; the first one counts.
+    def record(self, rank: int, outcome: Outcome) -> int:
+        """Note the outcome of a rank, of which status and kind are read; the first one counts.
 
         Returns:
             How many ranks had reported before this one: an order that needs no clocks.
@@ -41,8 +85,8 @@ class Outcomes:
         with self._changed:
             if rank not in self._by_rank:
                 self._by_rank[rank] = outcome
-                if outcome["status"] == "failed":
-                    if outcome["kind"] != "peer_lost":
+                if outcome.status == "failed":
+                    if outcome.kind != "peer_lost":
                         self._stop(_OF_ANOTHER)
                     elif self._first_peer_lost_s is None:
                         self._first_peer_lost_s = time.monotonic()
@@ -71,8 +115,8 @@ class Outcomes:
         """Whether the ranks that still run must stop; waits up to `wait_s` seconds for that to become true."""
         return self.stop_cause(wait_s) is not None
 
-    def stop_cause(self, wait_s: float) -> dict[str, str] | None:
-        """`{"kind": ..., "cause": ...}` of the ranks that are stopped; None where they must not stop. Waits, too."""
+    def stop_cause(self, wait_s: float) -> StopCause | None:
+        """Why the ranks that still run must stop; None where they must not. Waits, too."""
         deadline = time.monotonic() + wait_s
         with self._changed:
             while True:
@@ -105,12 +149,12 @@ class Outcomes:
     def _complete(self) -> bool:
         return len(self._ready) == self._size
 
-    def _stop(self, cause: dict[str, str]) -> None:
+    def _stop(self, cause: StopCause) -> None:
         if self._cause is None:
             self._cause = cause
             self._changed.notify_all()
 
-    def _pending(self) -> list[tuple[float, dict[str, str]]]:
+    def _pending(self) -> list[tuple[float, StopCause]]:
         """(when, why) the gang must stop if nothing else happens until then."""
         pending = []
         if self._first_peer_lost_s is not None:
@@ -118,5 +162,5 @@ class Outcomes:
         if self._start_timeout_s is not None and not self._complete():
             missing = sorted(set(range(self._size)) - self._ready)
             cause = f"ranks {missing[:20]} were not ready to train after {self._start_timeout_s:g} s"
-            pending.append((self._began_s + self._start_timeout_s, {"kind": "start_timeout", "cause": cause}))
+            pending.append((self._began_s + self._start_timeout_s, StopCause("start_timeout", cause)))
         return pending

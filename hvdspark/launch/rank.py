@@ -1,7 +1,7 @@
-"""The rank process: reads its function and its place in the gang, initialises Horovod, calls, answers.
+"""The rank process: reads its function and its place in the gang, joins the others, calls, answers.
 
-It is started by `child.RankProcess` with an explicit environment, in a session of its own, and never outlives the
-barrier task: the kernel kills it when its parent dies (PDEATHSIG), and a thread kills its whole process group when
+It is started by `child.RankProcess` with an explicit environment, in a session of its own, and never outlives its
+task: the kernel kills it when its parent dies (PDEATHSIG), and a thread kills its whole process group when
 the pipe from the parent ends.
 """
 
@@ -21,9 +21,9 @@ from collections.abc import Callable
 from typing import Any, BinaryIO
 
 from hvdspark.launch import frames
+from hvdspark.specs import from_json
 
 _PR_SET_PDEATHSIG = 1
-_LONGEST_CHAIN = 20
 
 
 def main(result_fd: int, parent_pid: int) -> None:
@@ -58,54 +58,48 @@ def _run(inbox: BinaryIO, outbox: _Outbox) -> bytes:
     # A fifth of the time of these imports is the garbage collector looking for garbage among modules.
     gc.disable()
     import cloudpickle
-    import horovod.torch as hvd
     import torch
 
-    # The slow imports above overlap with the rendezvous of the tasks; user code is unpickled only after the device
-    # is decided, because unpickling a CUDA tensor initialises CUDA.
+    from hvdspark.launch import wiring
+
+    # The slow imports overlap with the meeting of the tasks; user code is unpickled only after the device is decided,
+    # because unpickling a CUDA tensor initialises CUDA.
+    wiring.load()
     program = _expect(inbox, frames.PROGRAM)
-    assignment = json.loads(_expect(inbox, frames.ASSIGNMENT))
-    os.environ.update(assignment["environment"])
-    if assignment["has_files"] or assignment["broadcasts"]:  # importing pyspark takes 0.1 s
-        _receive_from_spark(assignment["files"], assignment["broadcasts"])
+    assignment = from_json(frames.Assignment, _expect(inbox, frames.ASSIGNMENT).decode())
+    os.environ.update(assignment.environment)
+    if assignment.files is not None:  # importing pyspark takes 0.1 s
+        from hvdspark.launch.spark_values import receive
+
+        receive(assignment.files, assignment.broadcasts)
 
     from hvdspark.launch.context import RankContext, enter
     from hvdspark.launch.devices import choose_device
     from hvdspark.launch.environment import THREADS, number_of_threads
-    from hvdspark.specs import World
 
     if THREADS in os.environ:
         torch.set_num_threads(number_of_threads(os.environ[THREADS]))
 
-    world = World(**assignment["world"])
-    device = choose_device(assignment["device"], assignment["gpu_scheduled"], torch.cuda.is_available())
+    world = assignment.world
+    device = choose_device(assignment.device, assignment.gpu_scheduled, torch.cuda.is_available())
     if device == "cuda":
         torch.cuda.set_device(world.local_rank % torch.cuda.device_count())
     outbox.ready()
     _expect(inbox, frames.GO)
     threading.Thread(target=_kill_group_when_parent_ends, args=(inbox,), daemon=True).start()
-    hvd.init()
+    collective = wiring.join()
     store = None
-    if assignment["store_uri"]:
+    if assignment.store_uri:
         from hvdspark.store import Store
 
-        store = Store(assignment["store_uri"])
-    enter(RankContext(world, device, assignment["generation"], store, outbox.event))
+        store = Store(assignment.store_uri)
+    enter(RankContext(world, device, assignment.generation, collective, store, outbox.event))
     fn, args, kwargs = _unpickle(program)  # imports the code of fn
     gc.freeze()
     gc.enable()
     result: bytes = cloudpickle.dumps(fn(*args, **kwargs))
-    hvd.shutdown()
+    wiring.leave()
     return result
-
-
-def _receive_from_spark(files: str, broadcasts: dict[str, str]) -> None:
-    """What a Python worker of Spark gets from the JVM, this process gets from its task."""
-    from pyspark import Broadcast, SparkFiles
-
-    SparkFiles._root_directory, SparkFiles._is_running_on_worker = files, True
-    registry = sys.modules[Broadcast.__module__]._broadcastRegistry  # in pyspark.core since 4.0
-    registry.update({int(key): Broadcast(path=path) for key, path in broadcasts.items()})
 
 
 def _unpickle(program: bytes) -> Any:
@@ -129,9 +123,10 @@ def describe_failure(error: BaseException) -> bytes:
     import cloudpickle
 
     from hvdspark.errors import HvdSparkError
+    from hvdspark.launch.wiring import caused_by_peer
 
-    failure: dict[str, Any] = {
-        "kind": "peer_lost" if _caused_by_peer(error) else "exception",
+    failure: dict[str, str] = {
+        "kind": "peer_lost" if caused_by_peer(error) else "exception",
         "cause": "".join(traceback.format_exception_only(type(error), error)).strip(),
         "traceback": "".join(traceback.format_exception(error)),
     }
@@ -139,16 +134,6 @@ def describe_failure(error: BaseException) -> bytes:
         with contextlib.suppress(Exception):  # a subclass of the user's may not be picklable: the text must do
             failure["error"] = cloudpickle.dumps(error).hex()
     return json.dumps(failure).encode()
-
-
-def _caused_by_peer(error: BaseException | None) -> bool:
-    for _ in range(_LONGEST_CHAIN):
-        if error is None:
-            return False
-        if type(error).__name__ == "HorovodInternalError":
-            return True
-        error = error.__cause__ or error.__context__
-    return False
 
 
 class _Outbox:

@@ -1,7 +1,7 @@
 """The one server of a gang: Horovod's Gloo rendezvous, and who failed first.
 
-The barrier task of partition 0 binds it before the allGather and keeps it until every rank has reported, so no
-port is ever released and bound again. It speaks the GET / PUT / DELETE protocol of Horovod's `HTTPStore`
+The task of partition 0 binds it before the tasks meet and keeps it until every rank has reported, so no port is ever
+released and bound again. It speaks the GET / PUT / DELETE protocol of Horovod's `HTTPStore`
 (horovod/common/gloo/http_store.cc). That client cannot send a header, but it builds its URL as
 `http://{ADDR}:{PORT}/{scope}/{key}`, so giving it `ADDR = host:port/secret` and `PORT = 0` puts the per-run secret
 in front of every path; requests without it are refused, before anything but their first line is read.
@@ -20,12 +20,13 @@ import threading
 import time
 from base64 import b64decode, b64encode
 from collections.abc import Callable
+from dataclasses import asdict
 from http.server import BaseHTTPRequestHandler
 from typing import Any, TypeVar
 
 from hvdspark.launch.addresses import listen
 from hvdspark.launch.door import Door
-from hvdspark.launch.outcomes import Outcomes
+from hvdspark.launch.outcomes import Outcome, Outcomes, StopCause
 
 T = TypeVar("T")
 
@@ -86,7 +87,7 @@ class RendezvousServer(StoreServer):
 
 
 class RendezvousClient:
-    """What a barrier task asks of the server. Every request opens its own connection and has a time limit."""
+    """What a task asks of the server. Every request opens its own connection and has a time limit."""
 
     def __init__(self, host: str, port: int, secret: str) -> None:
         self._host, self._port, self._secret = host, port, secret
@@ -98,9 +99,10 @@ class RendezvousClient:
             "HOROVOD_GLOO_RENDEZVOUS_PORT": "0",
         }
 
-    def record(self, rank: int, outcome: dict[str, Any]) -> int | None:
+    def record(self, rank: int, outcome: Outcome) -> int | None:
         """Tell the server how `rank` ended; how many had reported before. Raises OSError when the server is gone."""
-        answer = self._request("PUT", _CONTROL, str(rank), json.dumps(outcome).encode())[1]
+        report = json.dumps({"status": outcome.status, "kind": outcome.kind})
+        answer = self._request("PUT", _CONTROL, str(rank), report.encode())[1]
         return int(answer) if answer else None
 
     def ready(self, rank: int) -> None:
@@ -111,13 +113,13 @@ class RendezvousClient:
         """Long poll: whether every rank is ready. Raises OSError when the server is gone."""
         return self._request("GET", _CONTROL, "ready")[0] == 200
 
-    def stop_cause(self, rank: int | None = None) -> dict[str, str] | None:
+    def stop_cause(self, rank: int | None = None) -> StopCause | None:
         """Long poll: why this rank must stop, or None. Tells the server that the task of `rank` is there, too.
 
         Raises OSError when the server is gone.
         """
         status, answer = self._request("GET", _CONTROL, "stop" if rank is None else f"stop/{rank}")
-        return json.loads(answer) if status == 200 else None
+        return StopCause(**json.loads(answer)) if status == 200 else None
 
     def put(self, scope: str, key: str, value: bytes) -> None:
         """Raises OSError when the server is gone."""
@@ -180,7 +182,7 @@ class _GangStore(Store):
         elif key.startswith("ready/"):
             self._outcomes.ready(int(key.removeprefix("ready/")))
         else:
-            return str(self._outcomes.record(int(key), json.loads(value))).encode()
+            return str(self._outcomes.record(int(key), Outcome(**json.loads(value)))).encode()
         return b""
 
     def delete(self, scope: str, key: str) -> None:
@@ -201,7 +203,7 @@ class _GangStore(Store):
         if argument:
             self._outcomes.heard(int(argument))
         cause = self._outcomes.stop_cause(_LONG_POLL_S)
-        return None if cause is None else json.dumps(cause).encode()
+        return None if cause is None else json.dumps(asdict(cause)).encode()
 
     def _whole(self, scope: str, at_least: int) -> bytes | None:
         with self._changed:

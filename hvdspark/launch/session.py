@@ -1,4 +1,5 @@
-"""What a Spark session can run, asked before anything is started. The only place that reaches into the JVM."""
+"""What a Spark session can run, asked before anything is started. The only place of the launcher that reaches into the
+JVM."""
 
 from __future__ import annotations
 
@@ -8,12 +9,12 @@ import shutil
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from hvdspark.errors import ClusterError, ConfigurationError, DependencyError, NotEnoughSlotsError
 from hvdspark.launch.addresses import LOOPBACK, unbracketed
-from hvdspark.launch.environment import RESERVED
+from hvdspark.launch.protocol import DriverAddress
+from hvdspark.launch.wiring import RESERVED
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -174,21 +175,6 @@ def pickled_broadcasts(spark: SparkSession) -> dict[int, Any]:
     return found
 
 
-@dataclass(frozen=True)
-class DriverAddress:
-    """Where the driver listens to ranks.
-
-    Attributes:
-        bind: address to listen at.
-        reachable: address that executors reach.
-        port: the first of the ports that are tried; 0 for any that is free.
-    """
-
-    bind: str
-    reachable: str
-    port: int
-
-
 def driver_address(spark: SparkSession) -> DriverAddress | None:
     """For a server on the driver; None on Spark Connect. Raises ConfigurationError for a port that is none."""
     if is_connect(spark):
@@ -203,12 +189,14 @@ def driver_address(spark: SparkSession) -> DriverAddress | None:
     return DriverAddress(unbracketed(conf.get("spark.driver.bindAddress") or reachable), reachable, int(text))
 
 
-def tasks_run(spark: SparkSession, tag: str) -> bool:
-    """Whether a task of the jobs with this tag runs or has run. Not on Spark Connect.
+def tasks_run(spark: SparkSession, tag: str) -> bool | None:
+    """Whether a task of the jobs with this tag runs or has run; None on Spark Connect (unknown).
 
     The tasks themselves are counted. What Spark says of their stage is as old as the next heartbeat (10 s) where its
     tasks start within `spark.ui.liveUpdate.period` after it (`AppStatusListener.maybeUpdate`).
     """
+    if is_connect(spark):
+        return None
     context: Any = spark.sparkContext._jsc.sc()
     tracker, store = context.statusTracker(), context.statusStore()
     for job in tracker.getJobIdsForTag(tag):

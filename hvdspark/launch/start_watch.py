@@ -1,4 +1,4 @@
-"""Whether the tasks of a gang have started, and what a failed job means for it. Driver side."""
+"""Whether the tasks of a gang have started, and which of them are not heard of any more. Driver side."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from hvdspark.errors import ClusterError, RankFailedError, StartTimeoutError
+from hvdspark.errors import StartTimeoutError
+from hvdspark.launch.protocol import Located
 
 logger = logging.getLogger(__name__)
 
@@ -21,14 +22,14 @@ _ASK_EVERY_S = 0.5
 class StartWatch:
     """Cancels a gang whose tasks do not start in time.
 
-    That they have started is learned from Spark, or from a task that reports over the channel, whichever comes first.
-    Spark starts the tasks of a barrier stage together, so one of them is enough.
+    That they have started is learned from the launcher, or from a task that reports over the channel, whichever comes
+    first. Spark starts the tasks of a barrier stage together, so one of them is enough.
     """
 
     def __init__(self, size: int, on_event: Callable[[Event], None]) -> None:
         self._size, self._forward = size, on_event
         self._connected: dict[int, str] = {}
-        self._lost: dict[int | None, Event] = {}
+        self._lost: dict[int, Located] = {}
         self._timed_out_after_s: float | None = None
         self._over = threading.Event()
         self._lock = threading.Lock()
@@ -45,19 +46,20 @@ class StartWatch:
 
     def on_lost(self, hello: Event) -> None:
         """Called by the channel."""
-        with self._lock:
-            self._lost[hello.get("rank")] = hello
+        if hello.get("event") == "started":
+            with self._lock:
+                self._lost[hello["rank"]] = Located(hello["rank"], hello["host"])
 
-    def begin(self, timeout_s: float, running: Callable[[], bool], cancel: Callable[[], Any]) -> None:
+    def begin(self, timeout_s: float, has_begun: Callable[[], bool | None], cancel: Callable[[], Any]) -> None:
         """Call `cancel` unless tasks run within `timeout_s` seconds.
 
         Args:
-            running: asks Spark whether tasks of the gang run or have run.
+            has_begun: whether tasks of the gang run or have run; None where nobody knows: then there is no limit.
         """
 
         def watch() -> None:
             began_s, patient = time.monotonic(), True
-            while not (self._started() or self._ask(running)):
+            while not self._started() and self._ask(has_begun) is False:
                 waited_s = time.monotonic() - began_s
                 if waited_s >= timeout_s:
                     self._timed_out_after_s = timeout_s
@@ -77,42 +79,26 @@ class StartWatch:
         if self._thread is not None:
             self._thread.join(timeout=5)
 
-    def explain(self, error: Exception) -> Exception:
-        """What a failed Spark job means for the gang."""
-        text = str(error)
-        if self._timed_out_after_s is not None:
-            return start_timeout(f"0 of {self._size} ranks started within {self._timed_out_after_s:g} s", _BUSY)
-        if "PythonException" in text:
-            trace = text.partition("PythonException: ")[2].partition("\n\n")[0]
-            if "StartTimeoutError: " in trace:
-                return start_timeout(trace.rpartition("StartTimeoutError: ")[2].strip(), SLOW)
-            return ClusterError(
-                f"the barrier task itself failed on an executor:\n{trace}\n",
-                hint="the executors' Python must have the same packages as the driver's: set PYSPARK_PYTHON "
-                "(or spark.pyspark.python) before the session starts",
-            )
+    def timed_out(self) -> StartTimeoutError | None:
+        """Why the gang was cancelled, if it was."""
+        if self._timed_out_after_s is None:
+            return None
+        return start_timeout(f"0 of {self._size} ranks started within {self._timed_out_after_s:g} s", _BUSY)
+
+    def lost(self) -> Located | None:
+        """The first rank whose connection was cut and not made again."""
         with self._lock:
-            if "ExecutorLostFailure" in text or "failed barrier ResultStage" in text or self._lost:
-                lost: Event = next(iter(self._lost.values()), {})
-                reason = next((line for line in text.splitlines() if "reason:" in line), text.splitlines()[0])
-                return RankFailedError(
-                    lost.get("rank"),
-                    lost.get("host", "unknown"),
-                    f"its executor was lost: {reason.strip()[:500]}",
-                    kind="executor_lost",
-                    hint="look for the executor's exit reason (often memory: spark.executor.memoryOverhead)",
-                )
-        return ClusterError("the barrier job failed", value=text[:4000])
+            return next(iter(self._lost.values()), None)
 
     def _started(self) -> bool:
         with self._lock:
             return bool(self._connected)
 
-    def _ask(self, running: Callable[[], bool]) -> bool:
+    def _ask(self, has_begun: Callable[[], bool | None]) -> bool | None:
         try:
-            return running()
+            return has_begun()
         except Exception:  # the session ends; the job ends with it, and says why
-            logger.debug("Spark did not say which tasks run", exc_info=True)
+            logger.debug("it cannot be told which tasks run", exc_info=True)
             return False
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from hvdspark.errors import DependencyError
 from hvdspark.launch.interrupt import cancel, interruptible, new_tag
+from hvdspark.launch.job_errors import explain
 from hvdspark.launch.session import is_connect, tasks_run
 from hvdspark.launch.start_watch import StartWatch
 
@@ -34,12 +35,11 @@ def check_workers(spark: SparkSession, num_workers: int, start_timeout_s: float)
         return
     asked = spark.range(0, num_workers, 1, num_workers).mapInArrow(_missing, "host string, missing string")
     watch, tag = StartWatch(num_workers, lambda event: None), new_tag()
-    if not is_connect(spark):
-        watch.begin(start_timeout_s, lambda: tasks_run(spark, tag), lambda: cancel(spark, tag))
+    watch.begin(start_timeout_s, lambda: tasks_run(spark, tag), lambda: cancel(spark, tag))
     try:
         rows = interruptible(spark, asked.collect, tag)
     except Exception as error:
-        raise _explained(error) or watch.explain(error) from error
+        raise _explained(error) or watch.timed_out() or explain(error, watch.lost()) from error
     finally:
         watch.end()
     for row in rows:

@@ -23,7 +23,7 @@ from pyspark.sql import SparkSession
 import hvdspark
 from hvdspark.errors import DataError, DependencyError, HvdSparkError, RankFailedError
 from hvdspark.launch import supervisor
-from hvdspark.launch.barrier import LaunchSpec
+from hvdspark.launch.protocol import Launcher, LaunchSpec
 
 pytestmark = pytest.mark.spark
 
@@ -221,11 +221,11 @@ def test_restarts_are_bounded(
 ) -> None:
     begun = []
 
-    def generation(spark: SparkSession, spec: LaunchSpec, *others: Any) -> list[Any]:
+    def generation(launcher: Launcher, spec: LaunchSpec, *others: Any) -> list[Any]:
         begun.append(spec.generation)
         raise RankFailedError(1, "h", "gone", kind=kind)
 
-    monkeypatch.setattr(supervisor, "_run_generation", generation)
+    monkeypatch.setattr(supervisor, "run_generation", generation)
     with pytest.raises(RankFailedError, match="gone"):
         hvdspark.run(time.time, num_workers=2, spark=spark, max_restarts=2)
     assert begun == list(range(generations))

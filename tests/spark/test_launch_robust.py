@@ -18,7 +18,7 @@ import hvdspark
 from hvdspark import launch
 from hvdspark.errors import ConfigurationError, StartTimeoutError
 from hvdspark.estimators import CTRClassifier, TorchEstimator
-from hvdspark.launch import supervisor
+from hvdspark.launch import generation
 from hvdspark.launch.channel import ChannelListener
 from hvdspark.launch.start_watch import StartWatch
 from tests.spark.toys import linear, separable
@@ -38,11 +38,11 @@ class Unreachable(ChannelListener):
 class Noting(StartWatch):
     """Notes what Spark says about the tasks."""
 
-    answers: ClassVar[list[bool]] = []
+    answers: ClassVar[list[bool | None]] = []
 
-    def begin(self, timeout_s: float, running: Callable[[], bool], cancel: Callable[[], Any]) -> None:
-        def noted() -> bool:
-            self.answers.append(running())
+    def begin(self, timeout_s: float, has_begun: Callable[[], bool | None], cancel: Callable[[], Any]) -> None:
+        def noted() -> bool | None:
+            self.answers.append(has_begun())
             return self.answers[-1]
 
         super().begin(timeout_s, noted, cancel)
@@ -73,8 +73,8 @@ def test_a_slow_rank_is_waited_for_without_a_channel(
 ) -> None:
     # One rank needs longer for its imports than Gloo waits, and no task reaches the driver, which learns from Spark
     # that they run. What a worker of Spark has is there, too.
-    monkeypatch.setattr(supervisor, "ChannelListener", Unreachable)
-    monkeypatch.setattr(supervisor, "StartWatch", Noting)
+    monkeypatch.setattr(generation, "ChannelListener", Unreachable)
+    monkeypatch.setattr(generation, "StartWatch", Noting)
     (tmp_path / "sitecustomize.py").write_text(SLOW)
     (tmp_path / "only_on_that_path.py").write_text("value = 7")
     (tmp_path / "added.txt").write_text("content")

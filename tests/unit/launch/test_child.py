@@ -12,7 +12,7 @@ import pytest
 
 from hvdspark.launch import child, frames
 from hvdspark.launch.child import RankProcess, describe_signal
-from hvdspark.launch.rank import _caused_by_peer
+from hvdspark.launch.outcomes import Outcome, StopCause
 
 
 def process_that(monkeypatch: pytest.MonkeyPatch, does: str, **more: Any) -> RankProcess:
@@ -25,8 +25,8 @@ def process_that(monkeypatch: pytest.MonkeyPatch, does: str, **more: Any) -> Ran
 def test_a_rank_that_reads_nothing_keeps_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     process = process_that(monkeypatch, "time.sleep(600)")
     process.send_program(bytes(10 << 20))
-    process.stop({"kind": "stopped", "cause": "enough"})
-    assert process.wait() == {"status": "aborted", "kind": "stopped", "cause": "enough"}
+    process.stop(StopCause("stopped", "enough"))
+    assert process.wait() == Outcome("aborted", kind="stopped", cause="enough")
     assert not process.wait_ready()
 
 
@@ -37,7 +37,7 @@ def test_a_process_that_the_kernel_cannot_end_is_not_waited_for(monkeypatch: pyt
     monkeypatch.setattr(process, "_kill_group", lambda: None)
     monkeypatch.setattr(process, "_kill_adopted", lambda: None)
     process.stop()
-    assert process.wait()["status"] == "aborted"
+    assert process.wait().status == "aborted"
     process.end()
     end()
 
@@ -45,7 +45,7 @@ def test_a_process_that_the_kernel_cannot_end_is_not_waited_for(monkeypatch: pyt
 def test_progress_without_lines_does_not_fill_the_task(monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
     process = process_that(monkeypatch, "bar = b'\\r' + b'#' * 99; [os.write(1, bar * 1000) for _ in range(300)]")
     before = psutil.Process().memory_info().rss
-    assert process.wait()["kind"] == "exit"
+    assert process.wait().kind == "exit"
     assert psutil.Process().memory_info().rss - before < 15 << 20, "30 MB were printed"
     assert "#" * 99 in capfd.readouterr().err
 
@@ -84,22 +84,3 @@ def test_a_frame_cut_short_is_the_end(kept: int) -> None:
     stream = io.BytesIO()
     frames.write_frame(stream, frames.RESULT, b"abc")
     assert frames.read_frame(io.BytesIO(stream.getvalue()[:kept])) is None
-
-
-class HorovodInternalError(RuntimeError):
-    """Has the name of Horovod's own."""
-
-
-def test_a_vanished_peer_is_found_behind_other_exceptions() -> None:
-    def wrapped() -> BaseException:
-        try:
-            try:
-                raise HorovodInternalError("connection closed by peer")
-            except HorovodInternalError:
-                raise ValueError("while handling it")  # noqa: B904
-        except ValueError as error:
-            return error
-
-    assert _caused_by_peer(HorovodInternalError())
-    assert _caused_by_peer(wrapped())
-    assert not _caused_by_peer(ValueError("own fault"))

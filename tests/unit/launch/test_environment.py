@@ -8,12 +8,12 @@ import pytest
 
 from hvdspark.errors import ConfigurationError
 from hvdspark.launch.environment import (
-    RESERVED,
     check_environment,
     number_of_threads,
     rank_environment,
     search_path,
 )
+from hvdspark.launch.wiring import RESERVED
 
 
 def test_nothing_of_an_earlier_launch_leaks_in() -> None:

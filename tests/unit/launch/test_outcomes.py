@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 
-from hvdspark.launch.outcomes import Outcomes
+from hvdspark.launch.outcomes import Outcome, Outcomes
 
-OWN_FAULT = {"status": "failed", "kind": "exception"}
-PEER_LOST = {"status": "failed", "kind": "peer_lost"}
+OK = Outcome("ok")
+OWN_FAULT = Outcome("failed", "exception")
+PEER_LOST = Outcome("failed", "peer_lost")
 
 
 def test_ranks_that_are_never_ready_are_named() -> None:
@@ -15,8 +16,8 @@ def test_ranks_that_are_never_ready_are_named() -> None:
     outcomes.ready(1)
     cause = outcomes.stop_cause(wait_s=10)
     assert cause is not None
-    assert cause["kind"] == "start_timeout"
-    assert "ranks [0, 2] were not ready" in cause["cause"]
+    assert cause.kind == "start_timeout"
+    assert "ranks [0, 2] were not ready" in cause.cause
     started = Outcomes(size=1, start_timeout_s=0.0)
     started.ready(0)
     assert not started.must_stop(wait_s=0.1), "once all are ready, training takes as long as it takes"
@@ -24,7 +25,7 @@ def test_ranks_that_are_never_ready_are_named() -> None:
 
 def test_the_rest_is_silent() -> None:
     outcomes = Outcomes(size=2)
-    outcomes.record(0, {"status": "ok", "kind": ""})
+    outcomes.record(0, OK)
     assert not outcomes.rest_is_silent(silent_s=60)
     assert outcomes.rest_is_silent(silent_s=0)
 
@@ -47,9 +48,9 @@ def test_the_culprit_stops_the_gang_within_the_grace() -> None:
 
 def test_all_reported() -> None:
     outcomes = Outcomes(size=2)
-    outcomes.record(0, {"status": "ok", "kind": ""})
+    outcomes.record(0, OK)
     outcomes.record(0, OWN_FAULT)  # only the first report of a rank counts
     assert not outcomes.wait_all(wait_s=0.01)
     assert not outcomes.must_stop(wait_s=0)
-    outcomes.record(1, {"status": "ok", "kind": ""})
+    outcomes.record(1, OK)
     assert outcomes.wait_all(wait_s=0)

@@ -12,11 +12,13 @@ from collections.abc import Iterator
 import pytest
 
 from hvdspark.launch import rendezvous
+from hvdspark.launch.outcomes import Outcome
 from hvdspark.launch.rendezvous import RendezvousClient, RendezvousServer
 
 SECRET = "0123456789abcdef"
-OWN_FAULT = {"status": "failed", "kind": "exception"}
-PEER_LOST = {"status": "failed", "kind": "peer_lost"}
+OK = Outcome("ok")
+OWN_FAULT = Outcome("failed", "exception")
+PEER_LOST = Outcome("failed", "peer_lost")
 
 
 @pytest.fixture
@@ -114,7 +116,7 @@ def test_tasks_meet_over_ipv6(bind: str) -> None:
     client = RendezvousClient("::1", server.port, SECRET)
     client.put("global", "0", b"address")
     assert client.scope("global", at_least=1) == {"0": b"address"}
-    assert client.record(0, {"status": "ok", "kind": ""}) == 0
+    assert client.record(0, OK) == 0
     server.close()
 
 
@@ -133,7 +135,7 @@ def test_a_failure_reaches_a_waiting_rank_at_once(server: RendezvousServer) -> N
 
     waiting = threading.Thread(target=wait)
     waiting.start()
-    client.record(1, {"status": "ok", "kind": ""})
+    client.record(1, OK)
     recorded = time.monotonic()
     client.record(2, OWN_FAULT)
     waiting.join(timeout=5)
@@ -153,7 +155,7 @@ def test_closing_frees_the_port_and_releases_who_waits(server: RendezvousServer)
 
     waiting = threading.Thread(target=wait)
     waiting.start()
-    client.record(0, {"status": "ok", "kind": ""})  # the server is serving
+    client.record(0, OK)  # the server is serving
     server.close()
     waiting.join(timeout=5)
     assert answers

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from hvdspark.errors import ClusterError, RankFailedError, StartTimeoutError
+from hvdspark.launch.job_errors import explain
 from hvdspark.launch.start_watch import StartWatch
 
 STARTED = {"event": "started", "rank": 0, "host": "h"}
@@ -37,7 +38,8 @@ def test_tasks_that_run_are_not_cancelled(
     watch.begin(0.2, running, cancel.set)
     assert cancel.wait(timeout=5 if cancelled else 0.6) == cancelled
     watch.end()
-    error = watch.explain(RuntimeError("Job 3 cancelled"))
+    cancelled_job = RuntimeError("Job 3 cancelled")
+    error = watch.timed_out() or explain(cancelled_job, watch.lost())
     assert isinstance(error, StartTimeoutError if cancelled else ClusterError)
     assert ("0 of 2 ranks started within 0.2 s" in str(error)) == cancelled
 
@@ -46,8 +48,8 @@ def test_a_connection_that_was_cut_for_a_moment_loses_no_executor() -> None:
     watch = StartWatch(2, lambda event: None)
     watch.on_event(STARTED)
     watch.on_lost(STARTED)
-    lost = watch.explain(RuntimeError("Job aborted"))
+    lost = explain(RuntimeError("Job aborted"), watch.lost())
     assert isinstance(lost, RankFailedError)
     assert (lost.rank, lost.kind) == (0, "executor_lost")
     watch.on_event(STARTED)
-    assert not isinstance(watch.explain(RuntimeError("Job aborted")), RankFailedError)
+    assert not isinstance(explain(RuntimeError("Job aborted"), watch.lost()), RankFailedError)

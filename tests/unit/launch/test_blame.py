@@ -8,15 +8,16 @@ from typing import Any
 import cloudpickle
 
 from hvdspark.errors import DataError, RankFailedError, StartTimeoutError
-from hvdspark.launch.supervisor import first_failure
+from hvdspark.launch.blame import first_failure
+from hvdspark.launch.outcomes import Outcome
 
 
-def failed(kind: str, at_s: float, **more: Any) -> dict[str, Any]:
-    return {"status": "failed", "kind": kind, "cause": f"{kind} at {at_s}", "host": "h", "ended_at_s": at_s, **more}
+def failed(kind: str, at_s: float, **more: Any) -> Outcome:
+    return Outcome("failed", kind, f"{kind} at {at_s}", host="h", ended_at_s=at_s, **more)
 
 
-ABORTED = {"status": "aborted", "kind": "stopped", "cause": "stopped", "host": "h", "ended_at_s": 9.0}
-OK = {"status": "ok", "host": "h", "ended_at_s": 1.0}
+ABORTED = Outcome("aborted", "stopped", "stopped", host="h", ended_at_s=9.0)
+OK = Outcome("ok", host="h", ended_at_s=1.0)
 
 
 def test_the_culprit_is_blamed_even_if_a_victim_was_faster() -> None:
@@ -38,8 +39,8 @@ def test_the_order_is_that_of_the_reports_whatever_the_hosts_clocks_say() -> Non
 
 
 def test_ranks_that_did_not_start_in_time() -> None:
-    late = {"status": "aborted", "kind": "start_timeout", "cause": "ranks [1] were not ready", "host": "h"}
-    error = first_failure({0: {**late, "ended_at_s": 9.0}, 1: {**late, "ended_at_s": 9.0}})
+    late = Outcome("aborted", "start_timeout", "ranks [1] were not ready", host="h", ended_at_s=9.0)
+    error = first_failure({0: late, 1: late})
     assert isinstance(error, StartTimeoutError)
     assert "ranks [1] were not ready" in str(error)
 

@@ -1,0 +1,78 @@
+"""One attempt to run a program on a gang: channel, job, outcomes; the results, or the first failure. Driver side."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+from hvdspark.errors import ClusterError, HvdSparkError
+from hvdspark.launch.blame import first_failure
+from hvdspark.launch.channel import ChannelListener
+from hvdspark.launch.protocol import DriverAddress, Launcher, LaunchSpec
+from hvdspark.launch.start_watch import StartWatch
+
+logger = logging.getLogger(__name__)
+
+Event = dict[str, Any]
+
+
+def run_generation(launcher: Launcher, spec: LaunchSpec, on_event: Callable[[Event], None]) -> list[Any]:
+    """What the program returned on each of `spec.world_size` ranks, by rank.
+
+    Args:
+        spec: without a channel, which is opened here.
+        on_event: called in a thread with what ranks report; one call at a time.
+
+    Raises:
+        StartTimeoutError: not all ranks started in time.
+        RankFailedError: a rank failed; see `first_failure`.
+        HvdSparkError: what a rank raised, where that is one; or the job itself failed.
+    """
+    watch = StartWatch(spec.world_size, on_event)
+    with _channel(launcher.driver_address(), spec, watch) as connected:
+        job = launcher.job(connected)
+        watch.begin(spec.start_timeout_s, job.has_begun, job.cancel)
+        try:
+            outcomes = job.run()
+        except HvdSparkError:
+            raise
+        except Exception as error:
+            raise watch.timed_out() or job.explain(error, watch.lost()) from error
+        finally:
+            watch.end()
+    if any(outcome.status != "ok" for outcome in outcomes.values()):
+        raise first_failure(outcomes)
+    return [_unpickle(outcomes[rank].result, rank) for rank in range(spec.world_size)]
+
+
+def _unpickle(result: bytes, rank: int) -> Any:
+    import cloudpickle
+
+    try:
+        return cloudpickle.loads(result)
+    except Exception as error:
+        hint = "return plain data; classes must be importable on the driver too"
+        raise ClusterError(
+            f"the result of rank {rank} cannot be unpickled on the driver: {error}", hint=hint
+        ) from error
+
+
+@contextlib.contextmanager
+def _channel(address: DriverAddress | None, spec: LaunchSpec, watch: StartWatch) -> Iterator[LaunchSpec]:
+    """Open the driver's end of the channel, where ranks can reach the driver."""
+    if address is None:
+        yield spec
+        return
+    try:
+        listener = ChannelListener(address.bind, spec.secret, watch.on_event, watch.on_lost, address.port)
+    except OSError as error:
+        logger.warning("no progress will be shown, because the driver cannot listen at %s: %s", address, error)
+        yield spec
+        return
+    try:
+        yield replace(spec, channel=(address.reachable, listener.port))
+    finally:
+        listener.close()

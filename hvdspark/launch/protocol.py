@@ -1,0 +1,106 @@
+"""What can start ranks: tasks of a barrier stage of Spark (barrier.py), or processes of this host (same_host.py).
+
+A launcher only decides where ranks run. How a rank is started, watched and ended (task.py), what one attempt is
+(generation.py) and when there is another one (supervisor.py) is the same for all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from hvdspark.launch.outcomes import Outcome
+
+
+@dataclass(frozen=True)
+class LaunchSpec:
+    """What every task of one generation is given. Plain data.
+
+    Attributes:
+        program: cloudpickled (fn, args, kwargs).
+        world_size: number of ranks of this generation.
+        secret: of this generation; for the rendezvous and the channel.
+        channel: (host, port) of the driver's listener, or None.
+        environment: extra variables for the ranks.
+        start_timeout_s: limit for all ranks to be ready for training, from the start of the tasks on.
+    """
+
+    program: bytes
+    world_size: int
+    secret: str
+    generation: int
+    device: str
+    store_uri: str | None
+    channel: tuple[str, int] | None
+    environment: Mapping[str, str]
+    start_timeout_s: float
+
+
+@dataclass(frozen=True)
+class DriverAddress:
+    """Where the driver listens to ranks.
+
+    Attributes:
+        bind: address to listen at.
+        reachable: address that the hosts of the ranks reach.
+        port: the first of the ports that are tried; 0 for any that is free.
+    """
+
+    bind: str
+    reachable: str
+    port: int
+
+
+@dataclass(frozen=True)
+class Located:
+    """A rank and the name of its host, as its task said over the channel."""
+
+    rank: int
+    host: str
+
+
+class Launcher(Protocol):
+    """Starts the ranks of any number of generations."""
+
+    def check(self, world_size: int, device: str, start_timeout_s: float) -> None:
+        """Refuse what cannot work before anything is started.
+
+        Raises:
+            ConfigurationError, ClusterError, DependencyError, NotEnoughSlotsError, StartTimeoutError.
+        """
+
+    def wait_for_slots(self, world_size: int, wait_s: float) -> None:
+        """Return once `world_size` ranks can run at once. Raises NotEnoughSlotsError after `wait_s` seconds."""
+
+    def driver_address(self) -> DriverAddress | None:
+        """For the channel; None where ranks cannot reach this process. Raises ConfigurationError."""
+
+    def job(self, spec: LaunchSpec) -> Job:
+        """One task for each rank, nothing of which has been started yet. Raises ConfigurationError."""
+
+
+class Job(Protocol):
+    """The tasks of one generation. `run` is called once; the others at any time and from any thread."""
+
+    def run(self) -> dict[int, Outcome]:
+        """Start the ranks and wait until all have ended; how they did, by rank. Nothing of them is left afterwards,
+        whatever leaves this function.
+
+        Raises:
+            HvdSparkError: the job failed, not (only) a rank of it.
+            Exception: what the launcher below says, for `explain`.
+        """
+
+    def has_begun(self) -> bool | None:
+        """Whether a task runs or has run; None where that is not known."""
+
+    def cancel(self) -> None:
+        """End the tasks and their ranks. Never fails."""
+
+    def explain(self, error: Exception, lost: Located | None) -> Exception:
+        """What an exception of `run` means for the ranks.
+
+        Args:
+            lost: a rank whose channel ended without a goodbye, if there is one.
+        """
