@@ -25,6 +25,7 @@ from hvdspark.embedding.ids.distinct import Unique
 from hvdspark.embedding.ids.jagged import Jagged, device_of, jagged_of, name_features
 from hvdspark.embedding.ids.keys import KeySpace
 from hvdspark.embedding.plan.groups import TableGroups
+from hvdspark.embedding.rows.protocol import RowStore
 from hvdspark.embedding.rows.replicated import ReplicatedTables
 from hvdspark.embedding.rows.shard import TableShard
 from hvdspark.embedding.updates import UpdatedRows
@@ -99,7 +100,7 @@ class ShardedEmbeddingCollection(UpdatedRows):
         self._counting = True
 
     @property
-    def shards(self) -> list[TableShard]:
+    def shards(self) -> list[RowStore]:
         """This rank's rows of each of `groups`."""
         return [exchange.shard for exchange in self._bound()]
 

@@ -19,7 +19,6 @@ from hvdspark.artifact.tables import collections_of
 from hvdspark.collectives import Collective, DistributedOptimizer
 from hvdspark.collectives.agreement import broadcast_json, ranks_where
 from hvdspark.data.feed.loader import Batch, Ragged
-from hvdspark.embedding.rows.contents import not_finite
 from hvdspark.errors import ConfigurationError, DataError, TrainingDivergedError
 from hvdspark.specs import TrainSpec
 from hvdspark.train.batch_norm import SharedStatistics
@@ -273,7 +272,7 @@ class GradientStep:
         shards = [shard for collection in self._collections for shard in collection.shards]
         if not shards:
             return
-        table = next(filter(None, map(not_finite, shards)), None)
+        table = next(filter(None, (shard.not_finite() for shard in shards)), None)
         ranks = ranks_where(self._collective, table is not None, "train/rows/ranks")
         if ranks:
             table = broadcast_json(self._collective, table, ranks[0], "train/rows/table")

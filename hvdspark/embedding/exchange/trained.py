@@ -20,7 +20,7 @@ from hvdspark.embedding.graphs import memory_that_lasts
 from hvdspark.embedding.ids.bad_id import BadId, BadIdError
 from hvdspark.embedding.ids.distinct import Route, Unique, all_distinct, route, sum_equal, unique
 from hvdspark.embedding.ids.keys import KeySpace
-from hvdspark.embedding.rows.shard import TableShard
+from hvdspark.embedding.rows.protocol import RowStore
 
 # Before the keys for each rank: 1 + the number of a feature with a bad id, and that id; or 0, and whether the keys are
 # followed by how often each of them occurs.
@@ -110,7 +110,7 @@ class GroupExchange:
     """
 
     def __init__(
-        self, name: str, shard: TableShard, dim: int, collective: Collective, wire_dtype: torch.dtype = torch.float32
+        self, name: str, shard: RowStore, dim: int, collective: Collective, wire_dtype: torch.dtype = torch.float32
     ) -> None:
         self.name, self.shard = name, shard
         self.collective = collective

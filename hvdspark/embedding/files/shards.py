@@ -20,10 +20,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hvdspark.embedding.config import TableConfig
 from hvdspark.embedding.files.tensor_file import tensors_of, write_columns
 from hvdspark.embedding.ids.hashing import BUCKETS
-from hvdspark.embedding.rows.contents import Part
-from hvdspark.embedding.rows.shard import TableShard
+from hvdspark.embedding.rows.protocol import Part, RowStore
 from hvdspark.errors import CheckpointError, StoreError
 from hvdspark.store import Store
 
@@ -63,7 +63,7 @@ def file_ranges(first: int, stop: int, width: int = FILE_BUCKETS) -> list[tuple[
     return [(start, end) for start, end in itertools.pairwise(edges) if start < end]
 
 
-def write_shards(store: Store, directory: str, shards: Sequence[TableShard], *, state: bool) -> list[dict[str, Any]]:
+def write_shards(store: Store, directory: str, shards: Sequence[RowStore], *, state: bool) -> list[dict[str, Any]]:
     """Write this rank's rows of all exchange groups; returns the entries of its files for the manifest, JSON-able.
 
     Not collective. Memory in use is that of one file's ids. Every file appears whole or not at all; files of an earlier
@@ -77,7 +77,7 @@ def write_shards(store: Store, directory: str, shards: Sequence[TableShard], *, 
         StoreError: a file cannot be written.
     """
     return [
-        asdict(_write_part(store, directory, number, part, state))
+        asdict(_write_part(store, directory, number, shard.tables, part, state))
         for number, shard in enumerate(shards)
         for part in shard.parts(file_ranges(*shard.buckets, _file_buckets(shard, state)))
     ]
@@ -87,7 +87,7 @@ def read_shards(
     store: Store,
     directory: str,
     entries: Iterable[Mapping[str, Any]],
-    shards: Sequence[TableShard],
+    shards: Sequence[RowStore],
     *,
     steps: int,
     absent: Mapping[str, Mapping[str, float]] | None = None,
@@ -220,7 +220,7 @@ def damaged(where: str, expected: str) -> CheckpointError:
     )
 
 
-def _file_buckets(shard: TableShard, state: bool) -> int:
+def _file_buckets(shard: RowStore, state: bool) -> int:
     """Buckets of a file: so many that it stays below FILE_BYTES, if one bucket does. A power of two."""
     row = shard.dim * shard.dtype.itemsize + 8
     if state:
@@ -234,8 +234,9 @@ def _file_buckets(shard: TableShard, state: bool) -> int:
     return width
 
 
-def _write_part(store: Store, directory: str, group: int, part: Part, state: bool) -> FileEntry:
-    tables = part.shard.tables
+def _write_part(
+    store: Store, directory: str, group: int, tables: Sequence[TableConfig], part: Part, state: bool
+) -> FileEntry:
     rows = {table.name: len(ids) for table, ids in zip(tables, part.ids, strict=True)}
     entry = FileEntry(None, group, part.first, part.stop, rows, state)
     if not any(rows.values()) and not (state and any(len(waiting) for waiting in part.waiting)):

@@ -1,13 +1,13 @@
 """The rows of a shard, taken out by ranges of buckets and put back: what checkpoints and exports are made of.
 
-Works on the memory of `TableShard`, which hands its own methods on to here.
+`TableShard` hands its own methods on to here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,28 +17,25 @@ from torch import Tensor
 from hvdspark.embedding.arrays import Int64Array
 from hvdspark.embedding.ids.hashing import BUCKETS
 from hvdspark.embedding.rows.column import Column
+from hvdspark.embedding.rows.memory import BLOCK_ROWS, RowMemory
 from hvdspark.embedding.rows.slab import Slab
 from hvdspark.errors import CheckpointError
 
-if TYPE_CHECKING:
-    from hvdspark.embedding.rows.shard import TableShard
-
-_BLOCK_ROWS = 1 << 16  # rows that are copied at a time: bounds the work memory
 _SCANNED_KEYS = 1 << 17
 
 
 @dataclass(frozen=True)
-class Part:
-    """The rows that a shard has in some buckets. Valid until the shard changes.
+class HostPart:
+    """The rows that a shard has in some buckets: a `protocol.Part`. Valid until the shard changes.
 
     Attributes:
         first, stop: buckets [first, stop).
-        ids: for each table of the shard the ids that were met in training, ascending; int64.
+        ids: see `Part`.
         slots: where their rows are.
         waiting: for each table, places of the ids that wait for admission, by ascending id.
     """
 
-    shard: TableShard
+    memory: RowMemory
     first: int
     stop: int
     ids: tuple[Int64Array, ...]
@@ -46,25 +43,25 @@ class Part:
     waiting: tuple[Int64Array, ...]
 
     def columns(self, table: int, *, state: bool) -> list[Column]:
-        """The tensors of one table, see `TableShard.export`; without `state` only "ids" and "rows"."""
-        shard, slots = self.shard, self.slots[table]
-        rows = _slab_column("rows", shard._rows, slots)
+        """See `protocol.Part.columns`."""
+        memory, slots = self.memory, self.slots[table]
+        rows = _slab_column("rows", memory.rows, slots)
         if not state:
             return [_column("ids", self.ids[table]), rows]
-        keys, counts, ages = shard._waiting.entries(self.waiting[table])
+        keys, counts, ages = memory.waiting.entries(self.waiting[table])
         return [
             _column("ids", self.ids[table]),
-            _column("waiting_ids", shard.key_space.ids_of(keys)),
+            _column("waiting_ids", memory.key_space.ids_of(keys)),
             _column("waiting_counts", counts),
             _column("waiting_ages", ages),
-            _slab_column("counts", shard._counts, slots),
-            _slab_column("last_step", shard._last_step, slots),
-            *(_slab_column(f"state.{name}", slab, slots) for name, slab in shard._state.items()),
+            _slab_column("counts", memory.counts, slots),
+            _slab_column("last_step", memory.last_step, slots),
+            *(_slab_column(f"state.{name}", slab, slots) for name, slab in memory.state.items()),
             rows,
         ]
 
 
-def parts(shard: TableShard, ranges: Sequence[tuple[int, int]]) -> Iterator[Part]:
+def parts(memory: RowMemory, ranges: Sequence[tuple[int, int]]) -> Iterator[HostPart]:
     """The rows of a shard, cut into ranges of buckets that do not overlap.
 
     Buckets of all keys are computed once, and one byte for each key remembers them; beyond that, work and memory are
@@ -73,65 +70,63 @@ def parts(shard: TableShard, ranges: Sequence[tuple[int, int]]) -> Iterator[Part
     range_of = np.full(BUCKETS, len(ranges), dtype=np.min_scalar_type(len(ranges)))
     for number, (first, stop) in enumerate(ranges):
         range_of[first:stop] = number
-    hashed = _ranges_of(shard, shard._index.keys, range_of)
-    waiting = _ranges_of(shard, shard._waiting.all_keys, range_of)
+    hashed = _ranges_of(memory, memory.index.keys, range_of)
+    waiting = _ranges_of(memory, memory.waiting.all_keys, range_of)
     for number, (first, stop) in enumerate(ranges):
         ids, slots, waiting_places = [], [], []
-        places, keys = _sorted_by_key(shard._index.keys, _where(hashed, number))
+        places, keys = _sorted_by_key(memory.index.keys, _where(hashed, number))
         waits = _where(waiting, number)
-        waits, waiting_keys = _sorted_by_key(shard._waiting.all_keys, waits[shard._waiting.waits(waits)])
-        for table, config in enumerate(shard.tables):
+        waits, waiting_keys = _sorted_by_key(memory.waiting.all_keys, waits[memory.waiting.waits(waits)])
+        for table, config in enumerate(memory.tables):
             if config.num_embeddings is None:
-                mine = shard.key_space.run_of(table, keys)
-                ids.append(shard.key_space.ids_of(keys[mine]))
-                slots.append(places[mine] + shard._dense)
+                mine = memory.key_space.run_of(table, keys)
+                ids.append(memory.key_space.ids_of(keys[mine]))
+                slots.append(places[mine] + memory.dense)
             else:
-                dense_ids, dense_slots = _dense_part(shard, table, first, stop)
+                dense_ids, dense_slots = _dense_part(memory, table, first, stop)
                 ids.append(dense_ids)
                 slots.append(dense_slots)
-            waiting_places.append(waits[shard.key_space.run_of(table, waiting_keys)])
-        yield Part(shard, first, stop, tuple(ids), tuple(slots), tuple(waiting_places))
+            waiting_places.append(waits[memory.key_space.run_of(table, waiting_keys)])
+        yield HostPart(memory, first, stop, tuple(ids), tuple(slots), tuple(waiting_places))
 
 
-def load(shard: TableShard, table: int, tensors: dict[str, Tensor]) -> None:
-    """See `TableShard.load`."""
-    _check(shard, table, tensors)
-    for start in range(0, len(tensors["ids"]), _BLOCK_ROWS):
-        block = {name: tensor[start : start + _BLOCK_ROWS] for name, tensor in tensors.items()}
-        keys = shard.key_space.fuse(table, block["ids"])
-        chosen = _owned(shard, keys)
-        slots = shard._place(keys[chosen].numpy())
-        shard._rows.put(slots, block["rows"][chosen])
-        shard._counts.put(slots, block["counts"][chosen])
-        shard._last_step.put(slots, block["last_step"][chosen])
-        for name, slab in shard._state.items():
+def load(memory: RowMemory, table: int, tensors: Mapping[str, Tensor], *, waiting: bool) -> None:
+    """See `RowStore.load`; `waiting`: also take over the ids that wait for admission."""
+    _check(memory, table, tensors)
+    for start in range(0, len(tensors["ids"]), BLOCK_ROWS):
+        block = {name: tensor[start : start + BLOCK_ROWS] for name, tensor in tensors.items()}
+        keys = memory.key_space.fuse(table, block["ids"])
+        chosen = _owned(memory, keys)
+        slots = memory.place(keys[chosen].numpy())
+        memory.rows.put(slots, block["rows"][chosen])
+        memory.counts.put(slots, block["counts"][chosen])
+        memory.last_step.put(slots, block["last_step"][chosen])
+        for name, slab in memory.state.items():
             slab.put(slots, block[f"state.{name}"][chosen])
-    if not shard._counting:
+    if not waiting:
         return
-    waiting = shard.key_space.fuse(table, tensors["waiting_ids"])
-    chosen = _owned(shard, waiting)
-    shard._waiting.restore(
-        waiting[chosen].numpy(), tensors["waiting_counts"][chosen].numpy(), tensors["waiting_ages"][chosen].numpy()
+    keys = memory.key_space.fuse(table, tensors["waiting_ids"])
+    chosen = _owned(memory, keys)
+    memory.waiting.restore(
+        keys[chosen].numpy(), tensors["waiting_counts"][chosen].numpy(), tensors["waiting_ages"][chosen].numpy()
     )
 
 
-def not_finite(shard: TableShard) -> str | None:
+def not_finite(memory: RowMemory) -> str | None:
     """Name of a table that has a NaN or an infinity in a row seen in training; None where there is none."""
-    end = shard._dense + len(shard._index)
-    for start in range(0, end, _BLOCK_ROWS):
-        slots = np.arange(start, min(start + _BLOCK_ROWS, end))
+    end = memory.used
+    for start in range(0, end, BLOCK_ROWS):
+        slots = np.arange(start, min(start + BLOCK_ROWS, end))
         # The memory of a bounded table's row that was never met says nothing.
-        slots = slots[(slots >= shard._dense) | (shard._counts.memory[start : start + len(slots)] > 0)]
-        rows = shard._rows.take(slots)
+        slots = slots[(slots >= memory.dense) | (memory.counts.memory[start : start + len(slots)] > 0)]
+        rows = memory.rows.take(slots)
         # A sum reads each number once and keeps every NaN and infinity; only its own overflow needs a second look.
         if bool(torch.isfinite(rows.sum(dtype=torch.float32))):
             continue
         finite = torch.isfinite(rows).all(dim=1)
         if not bool(finite.all()):
             slot = int(slots[int((~finite).nonzero()[0])])
-            if slot < shard._dense:
-                return shard.tables[int(np.searchsorted(shard._bases, slot, side="right")) - 1].name
-            return shard.tables[int(shard.key_space.tables_of(shard._index.keys[slot - shard._dense]))].name
+            return memory.table_of(slot).name
     return None
 
 
@@ -145,16 +140,16 @@ def _slab_column(name: str, slab: Slab, slots: Int64Array) -> Column:
 
 
 def _blocks(slab: Slab, slots: Int64Array) -> Callable[[], Iterator[Tensor]]:
-    starts = range(0, max(1, len(slots)), _BLOCK_ROWS)
-    return lambda: (slab.take(slots[start : start + _BLOCK_ROWS]) for start in starts)
+    starts = range(0, max(1, len(slots)), BLOCK_ROWS)
+    return lambda: (slab.take(slots[start : start + BLOCK_ROWS]) for start in starts)
 
 
-def _ranges_of(shard: TableShard, keys: Int64Array, range_of: NDArray[Any]) -> NDArray[Any]:
+def _ranges_of(memory: RowMemory, keys: Int64Array, range_of: NDArray[Any]) -> NDArray[Any]:
     """Number of the range that each key's bucket is in."""
     numbers = np.empty(len(keys), dtype=range_of.dtype)
     for start in range(0, len(keys), _SCANNED_KEYS):
         some = torch.from_numpy(keys[start : start + _SCANNED_KEYS])
-        numbers[start : start + _SCANNED_KEYS] = range_of[shard.key_space.buckets(some).numpy()]
+        numbers[start : start + _SCANNED_KEYS] = range_of[memory.key_space.buckets(some).numpy()]
     return numbers
 
 
@@ -174,32 +169,32 @@ def _sorted_by_key(all_keys: Int64Array, places: Int64Array) -> tuple[Int64Array
     return places[order], keys[order]
 
 
-def _dense_part(shard: TableShard, table: int, first_bucket: int, stop_bucket: int) -> tuple[Int64Array, Int64Array]:
+def _dense_part(memory: RowMemory, table: int, first_bucket: int, stop_bucket: int) -> tuple[Int64Array, Int64Array]:
     """(ids, slots) of a bounded table."""
-    first, stop = shard.key_space.position_range(table, first_bucket, stop_bucket)
-    offset = int(shard._bases[table] - shard._first_positions[table])
-    first, stop = max(first + offset, int(shard._bases[table])), min(stop + offset, int(shard._bases[table + 1]))
-    slots = first + np.flatnonzero(shard._counts.memory[first : max(first, stop)])
-    ids = shard.key_space.ids_of(shard._dense_keys(slots))
+    first, stop = memory.key_space.position_range(table, first_bucket, stop_bucket)
+    offset = int(memory.bases[table] - memory.first_positions[table])
+    first, stop = max(first + offset, int(memory.bases[table])), min(stop + offset, int(memory.bases[table + 1]))
+    slots = first + np.flatnonzero(memory.counts.memory[first : max(first, stop)])
+    ids = memory.key_space.ids_of(memory.dense_keys(slots))
     order = ids.argsort()
     return ids[order], slots[order]
 
 
-def _owned(shard: TableShard, keys: Tensor) -> Tensor:
-    buckets = shard.key_space.buckets(keys)
-    first, stop = shard.buckets
+def _owned(memory: RowMemory, keys: Tensor) -> Tensor:
+    buckets = memory.key_space.buckets(keys)
+    first, stop = memory.buckets
     return (buckets >= first) & (buckets < stop)
 
 
-def _check(shard: TableShard, table: int, tensors: dict[str, Tensor]) -> None:
-    where = f"table {shard.tables[table].name!r}"
+def _check(memory: RowMemory, table: int, tensors: Mapping[str, Tensor]) -> None:
+    where = f"table {memory.tables[table].name!r}"
     rows, waiting = len(tensors.get("ids", ())), len(tensors.get("waiting_ids", ()))
     expected: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
         "ids": ((rows,), torch.int64),
-        "rows": ((rows, shard.dim), shard.dtype),
+        "rows": ((rows, memory.dim), memory.dtype),
         "counts": ((rows,), torch.int32),
         "last_step": ((rows,), torch.int32),
-        **{f"state.{name}": ((rows, *slab.row_shape), torch.float32) for name, slab in shard._state.items()},
+        **{f"state.{name}": ((rows, *slab.row_shape), torch.float32) for name, slab in memory.state.items()},
         "waiting_ids": ((waiting,), torch.int64),
         "waiting_counts": ((waiting,), torch.int32),
         "waiting_ages": ((waiting,), torch.int32),
@@ -217,11 +212,11 @@ def _check(shard: TableShard, table: int, tensors: dict[str, Tensor]) -> None:
                 hint="dim, dtype and optimizer must be those that were saved",
             )
     for name in ("ids", "waiting_ids"):
-        bad = (tensors[name] < 0) | (tensors[name] >= shard.key_space.limit(table))
+        bad = (tensors[name] < 0) | (tensors[name] >= memory.key_space.limit(table))
         if bool(bad.any()):
             raise CheckpointError(
                 "id outside the table",
                 value=int(tensors[name][bad][0]),
                 where=where,
-                hint=f"ids must be in [0, {shard.key_space.limit(table)})",
+                hint=f"ids must be in [0, {memory.key_space.limit(table)})",
             )

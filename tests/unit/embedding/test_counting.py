@@ -77,7 +77,7 @@ def test_ids_are_admitted_by_occurrences_in_the_first_epoch(case: str, size: int
     assert admitted(ranks) == expected  # type: ignore[arg-type]
     if len(epochs) > 1:
         assert waiting(ranks) == {}  # type: ignore[arg-type]
-        assert sum(len(rank.shards[0]._waiting.all_keys) for rank in ranks) == 0  # type: ignore[attr-defined]
+        assert sum(len(rank.shards[0].memory.waiting.all_keys) for rank in ranks) == 0  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(

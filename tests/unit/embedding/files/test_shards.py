@@ -225,7 +225,7 @@ def test_a_store_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 
 def test_a_failed_write_leaves_no_part_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shards = trained(1)[0]
-    monkeypatch.setattr(shards[0]._rows, "take", lambda slots: 1 // 0)
+    monkeypatch.setattr(shards[0].memory.rows, "take", lambda slots: 1 // 0)
     with pytest.raises(ZeroDivisionError):
         write_shards(Store(str(tmp_path)), "tables", shards, state=True)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []

@@ -89,7 +89,7 @@ def test_buckets_are_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     buckets = KeySpace.buckets
     monkeypatch.setattr(KeySpace, "buckets", lambda self, keys: (asked.append(len(keys)), buckets(self, keys))[1])
     list(SHARD.parts([(first, first + 64) for first in range(0, BUCKETS, 64)]))
-    assert sum(asked) == len(SHARD._index) + len(SHARD._waiting.all_keys)
+    assert sum(asked) == len(SHARD.memory.index) + len(SHARD.memory.waiting.all_keys)
 
 
 def test_many_rows_are_copied_in_blocks() -> None:
