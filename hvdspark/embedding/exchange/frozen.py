@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from hvdspark.embedding.files.frozen import FrozenGroup
@@ -52,8 +51,4 @@ class FrozenExchange:
         if bad is not None:
             raise BadIdError(bad)
         distinct = unique(keys)
-        return FrozenLookup(distinct, self._group.rows(distinct.keys) if len(keys) else torch.zeros(0, self._dim))
-
-    @property
-    def _dim(self) -> int:
-        return self._group.tables[0].dim
+        return FrozenLookup(distinct, self._group.rows(distinct.keys))

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hvdspark.embedding.arrays import NUMPY_DTYPES, BoolArray, Int64Array
+from hvdspark.embedding.arrays import NUMPY_DTYPES, Int64Array
 from hvdspark.embedding.config import TableConfig
 from hvdspark.embedding.files.shards import FileEntry, file_of_buckets, parse_entries, tensor_name
 from hvdspark.embedding.files.tensor_file import Extent, extents
@@ -57,6 +57,10 @@ class FrozenGroup:
             [file_of_buckets(self._entries, table.name, 0, BUCKETS, "the manifest") for table in tables]
         )
         self._files: dict[int, _MappedFile] = {}
+        # For each segment the ids in it, and where it begins and ends in its file's run; empty until that is mapped.
+        segments = len(self._entries) * len(self.tables)
+        self._ids: list[Int64Array] = [np.empty(0, dtype=np.int64)] * segments
+        self._starts, self._stops = np.zeros(segments, dtype=np.int64), np.zeros(segments, dtype=np.int64)
 
     @property
     def mapped_files(self) -> int:
@@ -72,24 +76,43 @@ class FrozenGroup:
         Raises:
             CheckpointError: a file is missing or damaged.
         """
-        fused = keys.numpy()
-        numbers = self._entry_of[self.key_space.tables_of(fused), self.key_space.buckets(keys).numpy()]
-        order = numbers.argsort(kind="stable")  # keys of one file stay ascending
-        numbers, sought = numbers[order], fused[order]
         first = self.tables[0]
+        if not len(keys):
+            return torch.zeros(0, first.dim)
+        fused = keys.numpy()
+        tables = self.key_space.tables_of(fused)
+        # A segment is the rows of one table in one file. Few files and tables: their numbers are sorted by counting.
+        segments = self._entry_of[tables, self.key_space.buckets(keys).numpy()] * len(self.tables) + tables
+        narrow = np.uint16 if len(self._ids) <= 1 << 16 else np.int64
+        order = segments.astype(narrow).argsort(kind="stable")  # keys of one segment stay ascending
+        segments, sought = segments[order], self.key_space.ids_of(fused)[order]
+        numbers = segments // len(self.tables)
+        of_files = np.flatnonzero(np.diff(numbers, prepend=-1, append=-1)).tolist()
+        files = [self._file(number) for number in numbers[of_files[:-1]].tolist()]
+        places = self._starts.take(segments) + self._search(segments, sought)
+        known = places < self._stops.take(segments)
         found = np.empty((len(fused), first.dim), dtype=NUMPY_DTYPES[first.torch_dtype])
-        known = np.zeros(len(fused), dtype=bool)
-        edges = np.flatnonzero(np.diff(numbers, prepend=-1, append=-1)).tolist()
-        for start, stop in itertools.pairwise(edges):
-            file = self._file(int(numbers[start]))
-            if file is not None:
-                file.look_up(sought[start:stop], self.key_space, found[start:stop], known[start:stop])
+        for file, start, stop in zip(files, of_files, of_files[1:], strict=False):
+            if file is None or not len(file.ids):
+                continue
+            here = places[start:stop]
+            known[start:stop] &= file.ids.take(here, mode="clip") == sought[start:stop]
+            file.rows.take(here, axis=0, out=found[start:stop], mode="clip")
         place = np.empty_like(order)
         place[order] = np.arange(len(order))
         rows = torch.from_numpy(found.take(place, axis=0)).view(first.torch_dtype).float()
         if not known.all():
             self._fill(rows, order[~known], fused)
         return rows
+
+    def _search(self, segments: Int64Array, ids: Int64Array) -> Int64Array:
+        """How many ids of its segment are below each id: int64 [n], int64 [n], ascending by both -> int64 [n]."""
+        edges = np.flatnonzero(np.diff(segments, prepend=-1, append=-1)).tolist()
+        numbers = segments[edges[:-1]].tolist()
+        # As little Python as there can be: files x tables turns for each batch.
+        pairs = zip(numbers, edges, edges[1:], strict=False)
+        below = [self._ids[number].searchsorted(ids[start:stop]) for number, start, stop in pairs]
+        return np.concatenate(below)
 
     def _fill(self, rows: Tensor, missing: Int64Array, fused: Int64Array) -> None:
         rows[torch.from_numpy(missing)] = 0
@@ -107,12 +130,21 @@ class FrozenGroup:
         if entry.path is None:
             return None
         if number not in self._files:
-            self._files[number] = _MappedFile(self._locate(entry), entry, self.tables)
+            file = self._files[number] = _MappedFile(self._locate(entry), entry, self.tables)
+            for segment, (start, stop) in enumerate(file.segments, number * len(self.tables)):
+                self._ids[segment] = file.ids[start:stop]
+                self._starts[segment], self._stops[segment] = start, stop
         return self._files[number]
 
 
 class _MappedFile:
-    """Tensors of one file: the ids of all its tables are one run of memory, their rows another."""
+    """Tensors of one file: the ids of all its tables are one run of memory, their rows another.
+
+    Attributes:
+        ids: int64 [n]; ascending within a table.
+        rows: [n, D] in the numpy dtype that has the table's bits.
+        segments: for each table of the group, [start, stop) of the run.
+    """
 
     def __init__(self, path: Path, entry: FileEntry, tables: Sequence[TableConfig]) -> None:
         try:
@@ -130,38 +162,13 @@ class _MappedFile:
             raise CheckpointError("a table has no tensor in its file", value=str(error), where=str(path)) from error
         order = sorted(entry.rows, key=lambda name: (ids[name].start, ids[name].stop))
         dim, dtype = tables[0].dim, tables[0].torch_dtype
-        self._ids = _run(data, [ids[name] for name in order], (), torch.int64, str(path))
-        self._rows = _run(data, [rows[name] for name in order], (dim,), dtype, str(path))
+        self.ids = _run(data, [ids[name] for name in order], (), torch.int64, str(path))
+        self.rows = _run(data, [rows[name] for name in order], (dim,), dtype, str(path))
         ends = dict(zip(order, np.cumsum([ids[name].shape[0] for name in order]).tolist(), strict=True))
-        # For each table of the group its ids, and where they begin in the run.
-        self._tables = [
-            (self._ids[ends[table.name] - ids[table.name].shape[0] : ends[table.name]], ends[table.name])
-            if table.name in ends
-            else (self._ids[:0], 0)
+        self.segments = [
+            (ends[table.name] - ids[table.name].shape[0], ends[table.name]) if table.name in ends else (0, 0)
             for table in tables
         ]
-
-    def look_up(self, keys: Int64Array, space: KeySpace, found: NDArray[Any], known: BoolArray) -> None:
-        """Copy the rows of ascending keys into `found`, and say in `known` which ones are there."""
-        tables = space.tables_of(keys)
-        sought = space.ids_of(keys)
-        places = np.empty(len(keys), dtype=np.int64)
-        start = 0
-        while start < len(keys):
-            table = int(tables[start])
-            stop = int(tables.searchsorted(table, side="right")) if tables[-1] != table else len(keys)
-            ids, end = self._tables[table]
-            if len(ids):
-                here = ids.searchsorted(sought[start:stop])
-                here += end - len(ids)
-                np.minimum(here, end - 1, out=places[start:stop])
-            else:
-                places[start:stop] = -1
-            start = stop
-        if len(self._ids):
-            np.equal(self._ids.take(places, mode="clip"), sought, out=known)
-            known &= places >= 0
-            self._rows.take(places, axis=0, out=found, mode="clip")
 
 
 def _run(
