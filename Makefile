@@ -67,7 +67,7 @@ $(VENV)/.requirements-installed: requirements.txt $(VENV)/.created
 	$(PYTHON) -m pip install --quiet --requirement requirements.txt
 	@touch $@
 
-$(VENV)/.package-installed: pyproject.toml $(VENV)/.requirements-installed
+$(VENV)/.package-installed: pyproject.toml setup.py $(wildcard hvdspark/embedding/kernels/native/*) $(VENV)/.requirements-installed
 	@[ -L hvdspark/estimators ] || ln -sf ../estimators hvdspark/estimators # ZIP archives lose it
 	$(PYTHON) -m pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@

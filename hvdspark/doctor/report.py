@@ -34,6 +34,7 @@ def diagnose(facts: Facts) -> list[Row]:
     rows = [_java_row(facts), *(_version_row(name, facts) for name in ("Python", "pyspark", "torch"))]
     rows.append(_horovod_row(facts))
     rows += [_version_row(name, facts) for name in ("petastorm", "pyarrow", "numpy", "pandas")]
+    rows.append(_kernels_row(facts))
     rows += _session_rows(facts)
     rows.append(_store_row(facts))
     return rows
@@ -111,6 +112,14 @@ def _after_failed_build(row: Row, facts: Facts) -> Row:
     problem = f"{row.problem}; the last build failed: {reason or 'see its log'}"
     without = f"{row.fix} --no-cuda (for ranks on CPUs)" if facts.torch_cuda else f"repair that, then {row.fix}"
     return replace(row, problem=problem, fix=f"{without}; the log is {log}")
+
+
+def _kernels_row(facts: Facts) -> Row:
+    if not facts.kernels_absence:
+        return Row(OK, "Kernels", "compiled")
+    fix = "install a C++ compiler, then hvdspark again; executors need none"
+    problem = f"{facts.kernels_absence}: embeddings are trained by slower loops, to the same numbers"
+    return Row(NOTE, "Kernels", "numpy and torch", problem, fix)
 
 
 def _session_rows(facts: Facts) -> Iterator[Row]:

@@ -152,7 +152,7 @@ class GroupExchange:
         way = route(self.shard.key_space.owners(distinct.keys, size), size)
         sent = [distinct.keys]
         if train and self.shard.counts_occurrences:
-            sent.append(distinct.times())
+            sent.append(distinct.times)
         if way.order is not None:
             sent = [values[way.order] for values in sent]
         received = self._send_keys(sent, way.splits, bad)

@@ -68,7 +68,7 @@ class FrozenGroup:
         return len(self._files)
 
     def rows(self, keys: Tensor) -> Tensor:
-        """The rows of unique, ascending keys. int64 [U] -> float32 [U, D]
+        """The rows of unique keys. int64 [U] -> float32 [U, D]
 
         Args:
             keys: fused by `key_space`, with valid ids.
@@ -84,7 +84,8 @@ class FrozenGroup:
         # A segment is the rows of one table in one file. Few files and tables: their numbers are sorted by counting.
         segments = self._entry_of[tables, self.key_space.buckets(keys).numpy()] * len(self.tables) + tables
         narrow = np.uint16 if len(self._ids) <= 1 << 16 else np.int64
-        order = segments.astype(narrow).argsort(kind="stable")  # keys of one segment stay ascending
+        order = fused.argsort()  # what is searched for in ascending order is found sooner
+        order = order[segments[order].astype(narrow).argsort(kind="stable")]
         segments, sought = segments[order], self.key_space.ids_of(fused)[order]
         numbers = segments // len(self.tables)
         of_files = np.flatnonzero(np.diff(numbers, prepend=-1, append=-1)).tolist()

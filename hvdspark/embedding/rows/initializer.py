@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hvdspark.embedding.config import Initialization
-from hvdspark.embedding.ids.hashing import mix, salt_of
+from hvdspark.embedding.ids.hashing import salt_of
+from hvdspark.embedding.kernels.mixing import mix
 
 # Work memory stays in a core's cache: 2**15 counters of 8 bytes.
 _CHUNK_COUNTERS = 1 << 15

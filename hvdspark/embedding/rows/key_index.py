@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from hvdspark.embedding.arrays import BoolArray, Int64Array
-from hvdspark.embedding.ids.hashing import mix
+from hvdspark.embedding.kernels import index
 
 _MAX_LOAD = 0.6
 _MAX_KEYS = (1 << 31) - 1
@@ -17,8 +17,8 @@ _SPARE = 8  # arrays grow by 1/8: what they hold too much stays below that
 class KeyIndex:
     """Open addressing with linear probing. A cell holds the place of a key; keys lie in `keys[place]`.
 
-    All keys of a call are probed together, one cell further in every round, so that a lookup is a handful of numpy
-    calls. Memory: 8 bytes for each key and 4 for each cell, with 1.7 to 3.3 cells for each key.
+    Its loops are those of `kernels.index`. Memory: 8 bytes for each key and 4 for each cell, with 1.7 to 3.3 cells for
+    each key.
     """
 
     def __init__(self) -> None:
@@ -40,20 +40,9 @@ class KeyIndex:
 
     def find(self, keys: Int64Array) -> Int64Array:
         """Place of every key, -1 where there is none. int64 [n] -> int64 [n]."""
-        places = np.full(len(keys), -1, dtype=np.int64)
         if self._size == 0:
-            return places
-        cells = self._first_cells(keys)
-        waiting = np.arange(len(keys))
-        while len(waiting):
-            found = self._cells[cells]
-            occupied = found >= 0
-            equal = occupied & (self._keys[found] == keys[waiting])
-            places[waiting[equal]] = found[equal]
-            further = occupied & ~equal
-            waiting = waiting[further]
-            cells = (cells[further] + 1) & (len(self._cells) - 1)
-        return places
+            return np.full(len(keys), -1, dtype=np.int64)
+        return index.find(self._cells, self._keys, keys)
 
     def insert(self, keys: Int64Array) -> Int64Array:
         """Add keys that are unique and not there yet; their places follow the last one. int64 [n] -> int64 [n]."""
@@ -67,7 +56,7 @@ class KeyIndex:
         if stop > _MAX_LOAD * len(self._cells):
             self._rebuild()
         else:
-            self._place(first, stop)
+            index.place(self._cells, self._keys, first, stop)
         return np.arange(first, stop)
 
     def keep(self, kept: BoolArray) -> None:
@@ -82,23 +71,9 @@ class KeyIndex:
         self._size = size
         self._rebuild()
 
-    def _first_cells(self, keys: Int64Array) -> Int64Array:
-        return (mix(keys.astype(np.uint64)) & np.uint64(len(self._cells) - 1)).view(np.int64)
-
     def _rebuild(self) -> None:
         needed = max(_FIRST_CELLS, int(self._size / _MAX_LOAD) + 1)
         self._cells = np.empty(0, dtype=np.int32)  # the old ones go before the new ones come
         self._cells = np.full(1 << (needed - 1).bit_length(), -1, dtype=np.int32)
         for start in range(0, self._size, _CHUNK):
-            self._place(start, min(start + _CHUNK, self._size))
-
-    def _place(self, first: int, stop: int) -> None:
-        cells = self._first_cells(self._keys[first:stop])
-        places = np.arange(first, stop, dtype=np.int32)
-        while len(places):
-            free = self._cells[cells] < 0
-            # Of several keys that want one free cell the last one gets it; reading back tells which.
-            self._cells[cells[free]] = places[free]
-            beaten = self._cells[cells] != places
-            places = places[beaten]
-            cells = (cells[beaten] + 1) & (len(self._cells) - 1)
+            index.place(self._cells, self._keys, start, min(start + _CHUNK, self._size))

@@ -46,6 +46,14 @@ def row(facts: Facts, name: str) -> Row:
     return found
 
 
+def test_kernels_that_were_not_compiled_are_no_failure() -> None:
+    facts = dataclasses.replace(GOOD, kernels_absence="not compiled")
+    found = row(facts, "Kernels")
+    assert (found.status, found.found) == ("note", "numpy and torch")
+    assert found.problem.startswith("not compiled: ")
+    assert healthy(diagnose(facts))
+
+
 def test_all_is_well() -> None:
     rows = diagnose(GOOD)
     assert {row.status for row in rows} == {"ok"}
@@ -53,7 +61,7 @@ def test_all_is_well() -> None:
     assert not any(row.problem or row.fix for row in rows)
     assert [row.name for row in rows] == [
         *("Java", "Python", "Spark", "torch", "Horovod", "Petastorm", "pyarrow", "numpy", "pandas"),
-        *("Session", "Free slots", "Dynamic allocation", "Python workers", "GPUs", "Store"),
+        *("Kernels", "Session", "Free slots", "Dynamic allocation", "Python workers", "GPUs", "Store"),
     ]
 
 
@@ -197,7 +205,7 @@ def test_table_puts_the_fix_under_the_row() -> None:
     at = next(number for number, line in enumerate(lines) if line.startswith("BROKEN"))
     assert lines[at].split() == ["BROKEN", "pyarrow", "15.0.2"]
     assert lines[at + 2].strip() == "fix: python -m pip install pyarrow==14.0.2"
-    assert sum(line[0] != " " for line in lines) == 15
+    assert sum(line[0] != " " for line in lines) == 16
 
 
 def test_json_says_the_same() -> None:

@@ -12,8 +12,9 @@ import torch
 
 from hvdspark.embedding.config import Initialization, SparseOptimizer, TableConfig
 from hvdspark.embedding.files.description import FORMAT, check_description, describe_tables
-from hvdspark.embedding.ids.hashing import mix, salt_of
+from hvdspark.embedding.ids.hashing import salt_of
 from hvdspark.embedding.ids.keys import KeySpace
+from hvdspark.embedding.kernels.mixing import mix
 from hvdspark.embedding.rows.initializer import initial_rows
 from hvdspark.errors import CheckpointError
 from tests.unit.embedding.shards import GROUPS, HOMES, SEED

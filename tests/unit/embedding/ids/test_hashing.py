@@ -9,7 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hvdspark.embedding.ids.hashing import BUCKETS, bucket_of, bucket_range, mix, owner_of, salt_of
+from hvdspark.embedding.ids.hashing import BUCKETS, bucket_of, bucket_range, owner_of, salt_of
+from hvdspark.embedding.kernels.mixing import mix
 
 
 def test_mix_is_the_published_sequence() -> None:
