@@ -14,8 +14,8 @@ from hvdspark import launch, versions
 from hvdspark.artifact.forward import OutputSpec
 from hvdspark.artifact.tables import collections_of
 from hvdspark.data.dataset import cache
-from hvdspark.data.dataset.materialize import check_group, materialize
-from hvdspark.data.dataset.schema import check_columns
+from hvdspark.data.dataset.materialize import materialize
+from hvdspark.data.dataset.selection import select
 from hvdspark.embedding.plan.sharding import plan_sharding
 from hvdspark.errors import ConfigurationError, StoreError
 from hvdspark.estimators.columns import vectors_as_arrays
@@ -73,12 +73,20 @@ def fit(
     weight = set_value(estimator, "weightCol")
     validation = _validation(estimator)
     group = set_value(estimator, "validationGroupCol")
-    check_group(group, validation)
-
     versions.require()
     arrays, vectors = vectors_as_arrays(dataset, features)
-    indicator = validation if isinstance(validation, str) else None
-    check_columns(arrays.schema, features, labels, weight, indicator, vectors, group, wide)
+    selection = select(
+        arrays.schema,
+        features,
+        labels,
+        weight,
+        validation=validation,
+        group=group,
+        seed=value("seed"),
+        handle_invalid=handle_invalid,
+        fixed=vectors,
+        wide=wide,
+    )
     if (leaks := sorted({*features} & {*labels})) and {*features} != {*labels}:
         logger.warning(
             "%s is a feature and the label: meant for autoencoders, else the module is told the answer", leaks
@@ -94,19 +102,7 @@ def fit(
     store.check_writable()
 
     written = materialize(
-        arrays,
-        features,
-        labels,
-        weight,
-        store,
-        validation=validation,
-        group=group,
-        num_workers=value("numWorkers"),
-        seed=value("seed"),
-        handle_invalid=handle_invalid,
-        fixed=vectors,
-        wide=wide,
-        owner=dataset if owner is None else owner,
+        arrays, selection, store, num_workers=value("numWorkers"), owner=dataset if owner is None else owner
     )
     with contextlib.ExitStack() as stack:
         shown = stack.enter_context(progress(_monitor(estimator, validation is not None), doing="rows are written"))

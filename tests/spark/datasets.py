@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow.parquet as pq
 
 from hvdspark.data.dataset.materialize import materialize
+from hvdspark.data.dataset.selection import select
 from hvdspark.specs import DatasetSpec
 from hvdspark.store import Store
 
@@ -18,8 +19,10 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def written(df: DataFrame, store: Store, features: list[str], **options: Any) -> Iterator[DatasetSpec]:
-    defaults: dict[str, Any] = {"labels": ["y"], "weight": None, "validation": None, "num_workers": 2, "seed": 1}
-    with materialize(df, features, store=store, **(defaults | {"handle_invalid": "error"} | options)) as dataset:
+    of_store = {"num_workers": options.pop("num_workers", 2), "owner": options.pop("owner", None)}
+    defaults: dict[str, Any] = {"labels": ["y"], "weight": None, "validation": None, "seed": 1}
+    selection = select(df.schema, features, **(defaults | {"handle_invalid": "error"} | options))
+    with materialize(df, selection, store, **of_store) as dataset:
         yield dataset
 
 

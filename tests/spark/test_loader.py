@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from hvdspark.data.dataset.materialize import materialize
+from hvdspark.data.dataset.selection import select
 from hvdspark.data.feed.loader import Ragged, load_batches
 from hvdspark.data.feed.plan import plan_epoch
 from hvdspark.specs import ColumnSpec, DatasetSpec
@@ -80,17 +81,16 @@ def read(
 
 def test_every_row_exactly_once_over_three_ranks(uneven: DataFrame, tmp_path: Path) -> None:
     store = Store(str(tmp_path / "my store"))
-    with materialize(
-        uneven,
+    selection = select(
+        uneven.schema,
         ["id", "x", "pair", "history"],
         ["label"],
         "weight",
-        store,
         validation="holdout",
-        num_workers=3,
         seed=1,
         handle_invalid="error",
-    ) as dataset:
+    )
+    with materialize(uneven, selection, store, num_workers=3) as dataset:
         assert dataset.columns == (
             ColumnSpec("id", "int64", "scalar"),
             ColumnSpec("x", "float32", "scalar"),
@@ -119,9 +119,10 @@ def test_petastorm_itself_reads_the_dataset(uneven: DataFrame, tmp_path: Path) -
     from petastorm import make_batch_reader
 
     store = Store(str(tmp_path))
-    written = materialize(
-        uneven, ["id", "x"], ["label"], None, store, validation=None, num_workers=2, seed=1, handle_invalid="error"
-    )
-    with written as dataset, make_batch_reader(store.petastorm_uri(f"{dataset.path}/data")) as reader:
+    selection = select(uneven.schema, ["id", "x"], ["label"], None, validation=None, seed=1, handle_invalid="error")
+    with (
+        materialize(uneven, selection, store, num_workers=2) as dataset,
+        make_batch_reader(store.petastorm_uri(f"{dataset.path}/data")) as reader,
+    ):
         ids = torch.cat([torch.from_numpy(batch.id.copy()) for batch in reader])
     assert torch.equal(ids.sort().values, torch.arange(ROWS) + BIG)

@@ -22,17 +22,18 @@ import dataclasses
 import hashlib
 import logging
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from hvdspark.data.dataset import cache
 from hvdspark.data.dataset.checks import check_array, check_column, check_sizes
 from hvdspark.data.dataset.footers import ColumnEvidence, Evidence, count_where, read_footers
 from hvdspark.data.dataset.invalid import any_of, is_invalid
-from hvdspark.data.dataset.schema import RESERVED_PREFIX, SourceColumn, check_columns, quoted
+from hvdspark.data.dataset.schema import RESERVED_PREFIX, SourceColumn, quoted
+from hvdspark.data.dataset.selection import Selection
 from hvdspark.data.dataset.unchanged import Unproven, evidence
 from hvdspark.data.dataset.written import CountedRows
-from hvdspark.errors import ConfigurationError, StoreError
+from hvdspark.errors import StoreError
 from hvdspark.specs import ColumnSpec, DatasetSpec, RowGroups
 from hvdspark.store import Store
 
@@ -52,72 +53,37 @@ _ROW_GROUP_BYTES = 8 << 20
 _MOST_FILE_ROWS = 1 << 20
 # Thousands of tiny partitions must not become thousands of files. No shuffle; fewer partitions stay as they are.
 _MAX_FILES = 200
-_HANDLE_INVALID = ("error", "skip", "keep")
 
 
 @contextlib.contextmanager
 def materialize(
-    df: DataFrame,
-    features: Sequence[str],
-    labels: Sequence[str],
-    weight: str | None,
-    store: Store,
-    *,
-    validation: str | float | None,
-    group: str | None = None,
-    num_workers: int,
-    seed: int,
-    handle_invalid: str,
-    fixed: Collection[str] = (),
-    wide: Collection[str] = (),
-    owner: object | None = None,
+    df: DataFrame, selection: Selection, store: Store, *, num_workers: int, owner: object | None = None
 ) -> Iterator[DatasetSpec]:
     """Write the wanted columns of a DataFrame as a dataset of the store, for as long as the context lasts.
 
     Args:
-        df: its columns are numbers, booleans or arrays of them.
-        features, labels, weight: the wanted columns; see `schema` for types.
+        df: what the selection was made of.
+        selection: which columns and rows.
         store: where to write; the dataset is a directory of its own in it.
-        validation: None; the name of a boolean column (true = validation); or the share of rows in (0, 1). Each row is
-            drawn by itself, once, while it is written: equal rows are on both sides. The draw depends on the seed and
-            on the row's place, so the same plan over the same files gives the same rows again.
-        group: column whose equal values go to the same side together; the share is then one of its values. Null is a
-            value, too.
         num_workers: ranks that will read.
-        seed: for the share of validation rows.
-        handle_invalid: what to do about null and NaN in features. "error": DataError; "skip": drop the row; "keep":
-            null becomes NaN (where a column of numbers can hold it, else DataError). In labels and weights they are
-            always an error.
-        fixed: array columns whose arrays must all have one length.
-        wide: columns of numbers that are written as float64 instead of float32.
         owner: the dataset also outlives the context while this object is alive, so that the next call finds it; `df`
             itself by default. Give the user's DataFrame when `df` was derived from it.
 
     Raises:
-        ConfigurationError, SchemaError: before any work.
         StoreError: the store cannot be written; before any work.
         DataError: the rows cannot be used; nothing is left in the store.
     """
-    if handle_invalid not in _HANDLE_INVALID:
-        raise ConfigurationError(
-            f"unknown value, must be one of {', '.join(_HANDLE_INVALID)}", value=handle_invalid, where="handleInvalid"
-        )
-    if isinstance(validation, int | float) and not 0.0 < validation < 1.0:
-        raise ConfigurationError("the share of validation rows must be between 0 and 1", value=validation)
-    indicator = validation if isinstance(validation, str) else None
-    columns = check_columns(df.schema, features, labels, weight, indicator, fixed, group, wide)
-    check_group(group, validation)
-    prepared = _prepare(df, columns, validation, group, seed, handle_invalid)
+    prepared = _prepare(df, selection)
     proof = evidence(df)
     if isinstance(proof, Unproven):
         logger.info("the rows are written, whether or not they were before: %s", proof.reason)
-    # What cannot be proven unchanged equals nothing, not even itself a moment later.
-    key = (store, columns, validation, group, handle_invalid, object() if isinstance(proof, Unproven) else proof)
+    # What cannot be proven unchanged equals nothing, not even itself a moment later. Where a seed draws rows it is a
+    # part of the plan, and the plans are compared; where it draws none, it makes no other dataset.
+    proven = object() if isinstance(proof, Unproven) else proof
+    key = (store, dataclasses.replace(selection, seed=0), proven)
 
     def write(path: str) -> DatasetSpec:
-        return _write(
-            prepared, columns, store, path, validation is not None, num_workers, keep=handle_invalid == "keep"
-        )
+        return _write(prepared, selection, store, path, num_workers)
 
     holder = object()
     entry = cache.obtain(store, key, prepared, lambda other: _same_plan(prepared, other), holder, write)
@@ -131,34 +97,16 @@ def materialize(
         cache.release(entry, holder)
 
 
-def check_group(group: str | None, validation: str | float | None) -> None:
-    """Raise ConfigurationError where there is a column whose values go to one side together, and nothing is drawn."""
-    if group is not None and not isinstance(validation, float):
-        raise ConfigurationError(
-            "a group column needs a share of rows to draw",
-            value=group,
-            where="validationGroupCol",
-            hint="set validationFraction; with validationIndicatorCol the column says itself where a row goes",
-        )
-
-
-def _prepare(
-    df: DataFrame,
-    columns: Sequence[SourceColumn],
-    validation: str | float | None,
-    group: str | None,
-    seed: int,
-    handle_invalid: str,
-) -> DataFrame:
+def _prepare(df: DataFrame, selection: Selection) -> DataFrame:
     """The DataFrame to write: the columns as they will be read, the lengths of arrays, the split if there is one."""
     from pyspark.sql import functions as F
 
     values: dict[str, Column] = {}
     lengths: list[Column] = []
-    for column in columns:
+    for column in selection.columns:
         source = F.col(quoted(column.name))
         value = source.cast(column.spark_type)
-        if handle_invalid == "keep" and column.role == "feature" and column.dtype != "int64":
+        if selection.handle_invalid == "keep" and column.role == "feature" and column.dtype != "int64":
             nan = F.lit(float("nan")).cast(column.element_type)
             value = F.transform(value, lambda x: F.coalesce(x, nan)) if column.is_array else F.coalesce(value, nan)  # noqa: B023
         values[column.name] = value
@@ -166,32 +114,26 @@ def _prepare(
             length = F.when(source.isNotNull(), F.size(source))
             lengths.append(length.alias(f"{_LENGTH}{len(lengths)}"))
     selected = [value.alias(name) for name, value in values.items()] + lengths
-    split = _split(columns, values, validation, group, seed, handle_invalid)
+    split = _split(selection, values)
     return df.select(*selected) if split is None else df.select(*selected, split.alias(_SPLIT))
 
 
-def _split(
-    columns: Sequence[SourceColumn],
-    values: dict[str, Column],
-    validation: str | float | None,
-    group: str | None,
-    seed: int,
-    handle_invalid: str,
-) -> Column | None:
+def _split(selection: Selection, values: dict[str, Column]) -> Column | None:
     """Which split a row belongs to, or None when all rows are training rows."""
     from pyspark.sql import functions as F
 
+    validation, seed = selection.validation, _seed_of_draw(selection.seed)
     split: Column | None = None
     if isinstance(validation, str):
         mark = F.col(quoted(validation))
         split = F.when(mark, _VALIDATION).when(~mark, _TRAIN).otherwise(_UNDEFINED)
-    elif validation is not None and group is not None:
-        draw = F.pmod(F.xxhash64(F.col(quoted(group)), F.lit(_seed_of_draw(seed))), F.lit(1 << 31))
+    elif validation is not None and selection.group is not None:
+        draw = F.pmod(F.xxhash64(F.col(quoted(selection.group)), F.lit(seed)), F.lit(1 << 31))
         split = F.when(draw < int(validation * (1 << 31)), _VALIDATION).otherwise(_TRAIN)
     elif validation is not None:
-        split = F.when(F.rand(_seed_of_draw(seed)) < validation, _VALIDATION).otherwise(_TRAIN)
-    if handle_invalid == "skip":
-        features = [column for column in columns if column.role == "feature"]
+        split = F.when(F.rand(seed) < validation, _VALIDATION).otherwise(_TRAIN)
+    if selection.handle_invalid == "skip":
+        features = [column for column in selection.columns if column.role == "feature"]
         invalid = [is_invalid(values[column.name], column.dtype, column.is_array) for column in features]
         split = F.when(any_of(invalid), _DROPPED).otherwise(F.lit(_TRAIN) if split is None else split)
     return split
@@ -203,15 +145,7 @@ def _seed_of_draw(seed: int) -> int:
     return int.from_bytes(digest[:8], "little", signed=True)
 
 
-def _write(
-    prepared: DataFrame,
-    columns: Sequence[SourceColumn],
-    store: Store,
-    path: str,
-    has_validation: bool,
-    num_workers: int,
-    keep: bool,
-) -> DatasetSpec:
+def _write(prepared: DataFrame, selection: Selection, store: Store, path: str, num_workers: int) -> DatasetSpec:
     """Write the prepared DataFrame as the dataset `path`, read the footers, check them."""
     started = time.perf_counter()
     cache.collect_leftovers(store)
@@ -237,8 +171,9 @@ def _write(
     unused = read_footers(store, path, directories[_DROPPED:], prepared.sparkSession)
     dropped, undefined = [*unused.rows, 0, 0][:2]
     counted.check(sum(used.rows) + dropped + undefined, store.spark_uri(path))
-    check_sizes(used.rows[_TRAIN], used.rows[_VALIDATION] if has_validation else None, dropped, undefined)
-    specs = _check(columns, used, store, path, keep)
+    held_out = None if selection.validation is None else used.rows[_VALIDATION]
+    check_sizes(used.rows[_TRAIN], held_out, dropped, undefined)
+    specs = _check(selection, used, store, path)
     if dropped:
         logger.warning("handleInvalid='skip' dropped %d of %d rows", dropped, dropped + sum(used.rows))
         store.delete(f"{path}/{directories[_DROPPED]}")
@@ -247,10 +182,9 @@ def _write(
     return DatasetSpec(path, specs, train, validation, used.row_bytes)
 
 
-def _check(
-    columns: Sequence[SourceColumn], used: Evidence, store: Store, path: str, keep: bool
-) -> tuple[ColumnSpec, ...]:
+def _check(selection: Selection, used: Evidence, store: Store, path: str) -> tuple[ColumnSpec, ...]:
     """Check every column by its evidence, and give it its final layout."""
+    columns, keep = selection.columns, selection.handle_invalid == "keep"
     files = [file for groups in used.groups for file in groups.paths]
 
     def count(name: str, condition: str) -> int:

@@ -41,8 +41,7 @@ class CountedRows:
         written = self._rows()
         if written is None:
             logger.warning(
-                "Spark has not said within %.0f s how many rows it wrote, so nothing confirms the %d found at %s",
-                _WAIT_S,
+                "Spark does not say how many rows it wrote, so nothing confirms the %d found at %s",
                 found,
                 place,
             )
@@ -56,10 +55,20 @@ class CountedRows:
             )
 
     def _rows(self) -> int | None:
-        """The count; None where Spark does not tell it in time."""
+        """The count; None where Spark does not tell it, or not in time."""
         answer: list[int] = []
+
+        def ask() -> None:
+            try:
+                rows = self._observation.get.get("rows")
+            except Exception as error:  # of any class: a session that was stopped, or a connection that was lost
+                logger.debug("Spark was asked how many rows it wrote: %s: %s", type(error).__name__, error)
+                return
+            if rows is not None:
+                answer.append(int(rows))
+
         # Spark's own wait for it has no limit.
-        thread = threading.Thread(target=lambda: answer.append(int(self._observation.get["rows"])), daemon=True)
+        thread = threading.Thread(target=ask, name="hvdspark-count", daemon=True)
         thread.start()
         thread.join(_WAIT_S)
         return answer[0] if answer else None

@@ -13,35 +13,48 @@ from hvdspark.errors import StoreError
 
 
 class Told:
-    """Spark's observation, which waits until it is told."""
+    """Spark's observation, which waits until it is told, or the test ends."""
 
-    def __init__(self, rows: int | None, end: threading.Event) -> None:
-        self._rows, self._end = rows, end
+    def __init__(self, told: Any, end: threading.Event) -> None:
+        self._told, self._end = told, end
 
     @property
     def get(self) -> dict[str, Any]:
-        if self._rows is None:
+        if self._told is WAITS:
             self._end.wait(30)
-        return {"rows": self._rows}
+            raise RuntimeError("the session was stopped")
+        if isinstance(self._told, Exception):
+            raise self._told
+        return self._told  # type: ignore[no-any-return]
 
 
-@pytest.mark.parametrize(("told", "warned"), [(5, 0), (None, 1)])
+WAITS = object()
+
+
+@pytest.mark.filterwarnings("error")  # the thread that asks does not raise
+@pytest.mark.parametrize(
+    ("told", "warned"),
+    [({"rows": 5}, 0), (WAITS, 1), ({"rows": None}, 1), ({}, 1), (RuntimeError("the session was stopped"), 1)],
+)
 def test_a_count_that_does_not_come_is_said(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, told: int | None, warned: int
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, told: Any, warned: int
 ) -> None:
     end = threading.Event()
-    monkeypatch.setattr(written, "_WAIT_S", 0.05 if told is None else 30.0)
+    monkeypatch.setattr(written, "_WAIT_S", 0.05 if told is WAITS else 30.0)
     counted = object.__new__(written.CountedRows)
     counted._observation = Told(told, end)  # type: ignore[assignment]
+    before = set(threading.enumerate())
     with caplog.at_level(logging.WARNING, "hvdspark"):
         counted.check(5, "a place")
     end.set()
+    for thread in set(threading.enumerate()) - before:
+        thread.join(30)
     assert len(caplog.records) == warned
     assert all("the 5 found at a place" in record.getMessage() for record in caplog.records)
 
 
 def test_another_count_is_an_error() -> None:
     counted = object.__new__(written.CountedRows)
-    counted._observation = Told(6, threading.Event())  # type: ignore[assignment]
+    counted._observation = Told({"rows": 6}, threading.Event())  # type: ignore[assignment]
     with pytest.raises(StoreError, match="6 written, 5 found"):
         counted.check(5, "a place")
