@@ -36,7 +36,6 @@ WITHOUT_SPARK = {"artifact": ("pyspark", "petastorm", "horovod", "pyarrow")}
 
 # Too long, or with other modules' private names, until they are taken apart. Names only ever leave these.
 LONG_FILES = {
-    "hvdspark.embedding.module",
     "hvdspark.store",
     "hvdspark.train.loss",
     "hvdspark.train.step",

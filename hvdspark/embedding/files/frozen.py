@@ -40,6 +40,8 @@ class FrozenGroup:
         CheckpointError: there is a bucket of which no entry says where its rows are.
     """
 
+    device = torch.device("cpu")
+
     def __init__(
         self,
         tables: Sequence[TableConfig],

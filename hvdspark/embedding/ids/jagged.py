@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hvdspark.errors import ConfigurationError, DataError, SchemaError
 
+_HOST = torch.device("cpu")
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
@@ -19,7 +20,7 @@ class Jagged:
     """One feature of a batch.
 
     Attributes:
-        ids: int64 [n], on the CPU, of all rows one after the other.
+        ids: int64 [n], where they are looked up, of all rows one after the other.
         shape: of the output without its last dimension, which is the table's.
         pooling: "none" (then n = product of shape) | "sum" | "mean" (then shape is [rows]).
         offsets: int64 [rows + 1], row i has ids[offsets[i] : offsets[i + 1]]; None without pooling.
@@ -31,7 +32,7 @@ class Jagged:
     offsets: Tensor | None
 
     def to(self, device: torch.device) -> Jagged:
-        """On another device than the CPU."""
+        """On the device where the outputs are made."""
         offsets = None if self.offsets is None else self.offsets.to(device)
         return replace(self, ids=self.ids.to(device), offsets=offsets)
 
@@ -53,13 +54,14 @@ def device_of(value: Any) -> torch.device:
     return value[0].device if isinstance(value, tuple) else value.values.device
 
 
-def jagged_of(value: Any, pooling: str, feature: str) -> Jagged:
+def jagged_of(value: Any, pooling: str, feature: str, device: torch.device = _HOST) -> Jagged:
     """Read a feature.
 
     Args:
         value: an integer tensor [rows] or [rows, k], or values [n] and offsets int64 [rows + 1], as a tuple or as
             attributes of an object (a `Ragged`).
         pooling: of the table.
+        device: where the ids are looked up.
 
     Raises:
         SchemaError: something else.
@@ -67,20 +69,20 @@ def jagged_of(value: Any, pooling: str, feature: str) -> Jagged:
     """
     where = f"feature {feature!r}"
     if isinstance(value, Tensor):
-        ids = _integers(value, where)
+        ids = _integers(value, where, device)
         if ids.dim() not in (1, 2):
             raise SchemaError("ids come as [rows] or [rows, k]", value=tuple(ids.shape), where=where)
         if pooling == "none":
             return Jagged(ids.reshape(-1), tuple(ids.shape), pooling, None)
         rows, width = len(ids), ids.shape[1] if ids.dim() == 2 else 1
-        return Jagged(ids.reshape(-1), (rows,), pooling, torch.arange(rows + 1) * width)
+        return Jagged(ids.reshape(-1), (rows,), pooling, torch.arange(rows + 1, device=device) * width)
     if isinstance(value, tuple) and len(value) == 2:
         ids, offsets = value
     elif hasattr(value, "values") and hasattr(value, "offsets"):
         ids, offsets = value.values, value.offsets
     else:
         raise SchemaError("ids are neither a tensor nor values and offsets", value=type(value).__name__, where=where)
-    ids, offsets = _integers(ids, where), _integers(offsets, f"offsets of {where}")
+    ids, offsets = _integers(ids, where, device), _integers(offsets, f"offsets of {where}", device)
     if pooling == "none":
         raise SchemaError(
             "rows of different lengths need pooling", where=where, hint="set pooling='sum' or 'mean' in its TableConfig"
@@ -95,7 +97,7 @@ def jagged_of(value: Any, pooling: str, feature: str) -> Jagged:
     return Jagged(ids, (len(offsets) - 1,), pooling, offsets)
 
 
-def _integers(value: Any, where: str) -> Tensor:
+def _integers(value: Any, where: str, device: torch.device) -> Tensor:
     if not isinstance(value, Tensor) or value.dtype not in _INTEGERS:
         raise SchemaError(
             "ids must be integers",
@@ -103,4 +105,4 @@ def _integers(value: Any, where: str) -> Tensor:
             where=where,
             hint="large ids do not survive a float tensor: keep the column int64 from its source on",
         )
-    return value.detach().to("cpu", torch.int64)
+    return value.detach().to(device, torch.int64)

@@ -29,6 +29,8 @@ class TableShard:
         ConfigurationError: the tables do not agree in dim, dtype and optimizer.
     """
 
+    device = torch.device("cpu")
+
     def __init__(
         self,
         tables: Sequence[TableConfig],
@@ -43,10 +45,6 @@ class TableShard:
         self.dim, self.dtype, self.optimizer = self.memory.dim, self.memory.dtype, self.memory.optimizer
         self._counting = True
         self._least_counts = np.array([table.admission.min_count for table in tables], dtype=np.int64)
-
-    @property
-    def device(self) -> torch.device:
-        return torch.device("cpu")
 
     @property
     def counts_occurrences(self) -> bool:
