@@ -38,10 +38,9 @@ WITHOUT_SPARK = {"artifact": ("pyspark", "petastorm", "horovod", "pyarrow")}
 LONG_FILES = {
     "hvdspark.store",
     "hvdspark.train.loss",
-    "hvdspark.train.step",
     "hvdspark.estimators.params",
 }
-LONG_FUNCTIONS = {("hvdspark.train.loop", "train"), ("hvdspark.estimators.fit", "fit")}
+LONG_FUNCTIONS = {("hvdspark.estimators.fit", "fit")}
 WITH_PRIVATE_NAMES = {
     "hvdspark.estimators.ctr",
     "hvdspark.estimators.ctr_params",

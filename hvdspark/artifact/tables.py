@@ -52,12 +52,6 @@ def take_over(source: nn.Module, copy: nn.Module) -> None:
     bind_tables(copy, LocalCollective())
 
 
-def begin_epoch(module: nn.Module, epoch: int) -> None:
-    """Tell the tables of a module that a pass over the training rows begins: ids are counted in the first one alone."""
-    for collection in collections_of(module):
-        collection.begin_epoch(epoch)
-
-
 def write_tables(
     store: Store, directory: str, module: nn.Module, collective: Collective, *, state: bool
 ) -> list[dict[str, Any]]:

@@ -43,6 +43,12 @@ class Calibration:
     def sums(self) -> Tensor:
         return self._sums.cpu()
 
+    def restore(self, sums: Sequence[float]) -> None:
+        """Go on from `sums` of before; [] is from nothing."""
+        self.clear()
+        if sums:
+            self._sums = torch.tensor(sums, dtype=torch.float64)
+
     @torch.no_grad()
     def show(self, outputs: Sequence[Tensor], labels: Sequence[Tensor], weight: Tensor | None) -> None:
         """Add rows: outputs and labels as the loss takes them, weight [rows]. Waits for no device."""

@@ -9,18 +9,17 @@ import torch
 from torch import nn
 
 from hvdspark.artifact.weights import check_saveable
-from hvdspark.collectives import LocalCollective
-from hvdspark.errors import ConfigurationError
+from hvdspark.errors import ConfigurationError, DataError, SchemaError
 from hvdspark.specs import TrainSpec
 from hvdspark.train.batch_norm import check_layers
-from hvdspark.train.history import resolve_monitor
+from hvdspark.train.best_epoch import resolve_monitor
+from hvdspark.train.chosen_metrics import validation_keys
 from hvdspark.train.loss import RowLoss
 from hvdspark.train.optimizer import check_optimizer
 from hvdspark.train.pickling import skeleton
 from hvdspark.train.program import Program
 from hvdspark.train.schedule import make_schedule
 from hvdspark.train.torch_loss import check_loss
-from hvdspark.train.validate import Validation
 
 
 def check_program(spec: TrainSpec, program: Program, ranks: int = 1) -> None:
@@ -43,8 +42,35 @@ def check_program(spec: TrainSpec, program: Program, ranks: int = 1) -> None:
     check_layers(program.module)
     if ranks > 1:
         _check_same_for_parts(program.module)
-    keys = Validation(spec, program, loss, LocalCollective(), "cpu").keys
+    keys = validation_keys(spec, program, loss)
     resolve_monitor(spec.monitor, spec.patience, ("train_loss", *keys), bool(keys))
+
+
+def check_spec(spec: TrainSpec) -> None:
+    """Raise SchemaError, DataError or ConfigurationError where a spec says what no rank can do."""
+    known = {column.name: column for column in spec.dataset.columns}
+    for name in (*spec.features, *spec.labels, *((spec.weight,) if spec.weight else ())):
+        if name not in known:
+            raise SchemaError("column not found in the dataset", value=name, where=f"one of {', '.join(known)}")
+    if not spec.features or not spec.labels:
+        raise ConfigurationError("there must be at least one feature and one label column")
+    if spec.dataset.train_rows == 0:
+        raise DataError("there are no training rows", where=spec.dataset.path)
+    for name, value in (
+        ("epochs", spec.epochs),
+        ("batchSize", spec.batch_size),
+        ("accumulationSteps", spec.accumulation_steps),
+    ):
+        if value < 1:
+            raise ConfigurationError(f"{name} must be at least 1", value=value, where=name)
+    if spec.compression not in ("none", "fp16"):
+        raise ConfigurationError(
+            "unknown compression", value=spec.compression, where="compression", hint="none or fp16"
+        )
+    if spec.gradient_clip_norm is not None and not spec.gradient_clip_norm > 0:
+        raise ConfigurationError(
+            "the norm to clip at must be positive", value=spec.gradient_clip_norm, where="gradientClipNorm"
+        )
 
 
 def _check_sendable(program: Program) -> None:

@@ -1,22 +1,23 @@
-"""Checkpoints of a run: one directory for each epoch, complete or not there at all.
+"""Checkpoints of a run: directories that are complete or not there at all.
 
     runs/<run_id>/checkpoints/epoch-00003/weights.safetensors
                                           optimizer.safetensors    tensors of the optimizer's state
                                           optimizer.json           everything else of it, as a tree
+                                          ranks.safetensors        in the middle of an epoch: sums and random generators
                                           tables/...               sharded embedding rows, written by all ranks
                                           manifest.json            last: progress, history, checksums
     runs/<run_id>/model/weights.safetensors, tables/..., manifest.json
                                                                    the best epoch's weights, when training is over
 
-Random state is not stored: every rank seeds its generators from (seed, epoch, rank) when an epoch begins, so an epoch
-that is run again sees the same numbers. Only the best and the newest epoch are kept.
+`epoch-00003` is the end of epoch 3, `epoch-00003-step-00000120` the place behind the 120th global batch of that epoch.
+Only the best epoch and the newest place are kept. At the end of an epoch no random state is stored: every rank seeds
+its generators from (seed, epoch, rank) when an epoch begins. Any of them can be loaded at any number of ranks.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -37,31 +38,13 @@ from hvdspark.collectives import Collective
 from hvdspark.collectives.agreement import broadcast_json, raise_together, ranks_where
 from hvdspark.errors import CheckpointError
 from hvdspark.store import MANIFEST, Store
-from hvdspark.train.history import BestEpoch
+from hvdspark.train.of_rank import OfRank, gather, restored
+from hvdspark.train.optimizer_state import flatten_state, load_optimizer_state
+from hvdspark.train.train_progress import TrainProgress
 
 _OPTIMIZER_TENSORS = "optimizer.safetensors"
 _OPTIMIZER_TREE = "optimizer.json"
-
-
-@dataclass
-class TrainProgress:
-    """How far a run has come.
-
-    Attributes:
-        epochs: complete epochs.
-        optimizer_steps: since the run began.
-        history: one row for each complete epoch.
-        best: state of early stopping and best-epoch selection.
-        stopped: why training is over before its last epoch, or None.
-        outputs: what the module returns, as plain `OutputSpec`s.
-    """
-
-    best: BestEpoch
-    epochs: int = 0
-    optimizer_steps: int = 0
-    history: list[dict[str, Any]] = field(default_factory=list)
-    stopped: str | None = None
-    outputs: list[dict[str, Any]] = field(default_factory=list)
+_RANKS = "ranks.safetensors"
 
 
 class Checkpoints:
@@ -82,41 +65,58 @@ class Checkpoints:
 
         self._on_rank_0("clearing", delete)
 
-    def save(self, module: nn.Module, optimizer: torch.optim.Optimizer, progress: TrainProgress) -> None:
-        """Collective. Write the newest complete epoch, then drop all but it and the best.
+    def save(
+        self,
+        module: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        progress: TrainProgress,
+        of_rank: OfRank | None = None,
+    ) -> str:
+        """Collective. Write the newest place, then drop all but it and the best epoch.
+
+        Args:
+            progress: at the end of an epoch, or in the middle of one behind an optimizer step.
+            of_rank: in the middle of an epoch, what this rank alone knows of it.
+
+        Returns:
+            The directory, relative to the store.
 
         Raises:
             CheckpointError: rank 0 could not write (there it is the store's own error); raised on every rank.
         """
-        directory = self._directory(progress.epochs - 1)
-        # What a lost attempt at the same epoch left goes before any rank writes.
+        if (progress.epoch is None) != (of_rank is None):
+            raise ValueError("what each rank knows of an epoch belongs to the middle of one")
+        directory = self._directory(progress.place)
+        # What a lost attempt at the same place left goes before any rank writes.
         self._on_rank_0("clearing a checkpoint", lambda: self._store.delete(directory))
         tables = write_tables(self._store, directory, module, self._collective, state=True)
-        self._on_rank_0("checkpoint", lambda: self._write(module, optimizer, progress, tables))
+        of_ranks = gather(of_rank, self._collective) if of_rank is not None else {}
+        self._on_rank_0("checkpoint", lambda: self._write(directory, module, optimizer, progress, tables, of_ranks))
+        return directory
 
     def resume(
         self, module: nn.Module, optimizer: torch.optim.Optimizer
     ) -> tuple[TrainProgress | None, tuple[str, ...]]:
-        """Collective. Load the newest undamaged epoch into module and optimizer, and say what was passed over.
+        """Collective. Load the newest undamaged checkpoint into module and optimizer, and say what was passed over.
 
         Returns:
-            Its progress (None if the run has no complete epoch yet), and warnings about damaged ones.
+            Its progress (None if the run has no checkpoint yet), and warnings about damaged ones.
 
         Raises:
-            CheckpointError: there are complete epochs and all are damaged.
+            CheckpointError: there are checkpoints and all are damaged.
         """
-        complete: list[int] = []
+        complete: list[tuple[int, int]] = []
 
         def look() -> None:
-            names = sorted(self._store.list(self._root), reverse=True)
-            complete.extend(int(n[-5:]) for n in names if self._store.exists(f"{self._root}/{n}/{MANIFEST}"))
+            places = sorted(map(_place, self._store.list(self._root)), reverse=True)
+            complete.extend(place for place in places if self._store.exists(f"{self._directory(place)}/{MANIFEST}"))
 
         self._on_rank_0("choosing a checkpoint", look)
         damaged: list[str] = []
-        for epoch in broadcast_json(self._collective, complete, 0, "checkpoint/complete"):
+        for place in broadcast_json(self._collective, complete, 0, "checkpoint/complete"):
             progress, error = None, None
             try:
-                progress = self._load(epoch, module, optimizer)
+                progress = self._load(self._directory(place), module, optimizer)
             except Exception as caught:  # on every rank below
                 error = caught
             unexpected = None if isinstance(error, CheckpointError) else error
@@ -134,10 +134,22 @@ class Checkpoints:
             )
         return None, ()
 
+    def of_rank(self, progress: TrainProgress) -> OfRank:
+        """Collective. What this rank goes on with in the epoch in whose middle `resume` has found the run."""
+        error: Exception | None = None
+        own = OfRank([], [])
+        try:
+            saved = read_tensors(self._store, f"{self._directory(progress.place)}/{_RANKS}")
+            own = restored(saved, self._collective)
+        except Exception as caught:  # raised on every rank below
+            error = caught
+        raise_together(self._collective, error, CheckpointError, "restoring the middle of an epoch")
+        return own
+
     def restore_weights(self, epoch: int, module: nn.Module) -> None:
         """Collective. Load the weights of a kept epoch into the module on every rank."""
         error: Exception | None = None
-        directory = self._directory(epoch)
+        directory = self._directory((epoch + 1, 0))
         try:
             read_tables(self._store, directory, module, load_weights(self._store, directory, module))
         except Exception as caught:  # raised on every rank below
@@ -154,55 +166,48 @@ class Checkpoints:
 
     def _write(
         self,
+        directory: str,
         module: nn.Module,
         optimizer: torch.optim.Optimizer,
         progress: TrainProgress,
         tables: list[dict[str, Any]],
+        of_ranks: dict[str, Tensor],
     ) -> None:
-        newest = progress.epochs - 1
-        directory = self._directory(newest)
         tensors, tree = flatten_state(optimizer.state_dict())
         text = json.dumps(tree).encode()
         weights, aliases = write_tensors(self._store, f"{directory}/{WEIGHTS}", module.state_dict())
         state, shared = write_tensors(self._store, f"{directory}/{_OPTIMIZER_TENSORS}", tensors)
         self._store.write_bytes(f"{directory}/{_OPTIMIZER_TREE}", text)
+        files = {WEIGHTS: weights, _OPTIMIZER_TENSORS: state, _OPTIMIZER_TREE: checksum(text)}
+        if of_ranks:
+            files[_RANKS], _ = write_tensors(self._store, f"{directory}/{_RANKS}", of_ranks)
         manifest = {
             "format": FORMAT,
             "run_id": self._run_id,
-            "epoch": newest,
+            "epoch": progress.epochs - 1,
             "ranks": self._collective.size,
-            "progress": asdict(progress),
+            "progress": progress.to_plain(),
             "aliases": aliases,
             "optimizer_aliases": shared,
-            "files": {WEIGHTS: weights, _OPTIMIZER_TENSORS: state, _OPTIMIZER_TREE: checksum(text)},
+            "files": files,
             TABLES: tables,
         }
         self._store.commit(directory, manifest)
-        keep = {f"epoch-{newest:05d}", f"epoch-{progress.best.epoch:05d}"}
+        keep = {_name(progress.place), _name((progress.best.epoch + 1, 0))}
         for name in set(self._store.list(self._root)) - keep:
             self._store.delete(f"{self._root}/{name}/{MANIFEST}")  # first, so that it never looks complete
             self._store.delete(f"{self._root}/{name}")
 
-    def _load(self, epoch: int, module: nn.Module, optimizer: torch.optim.Optimizer) -> TrainProgress:
-        directory = self._directory(epoch)
+    def _load(self, directory: str, module: nn.Module, optimizer: torch.optim.Optimizer) -> TrainProgress:
         manifest = load_weights(self._store, directory, module)
         tree = json.loads(self._store.read_text(f"{directory}/{_OPTIMIZER_TREE}"))
         tensors = read_tensors(self._store, f"{directory}/{_OPTIMIZER_TENSORS}")
-        tensors = unpack(tensors, manifest["optimizer_aliases"])
-        try:
-            state = unflatten_state(tensors, tree)
-            optimizer.load_state_dict(state)
-            _keep_types(optimizer, state["state"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(
-                "the optimizer's state does not fit the optimizer", value=str(error), where=directory
-            ) from error
+        load_optimizer_state(optimizer, unpack(tensors, manifest["optimizer_aliases"]), tree, directory)
         read_tables(self._store, directory, module, manifest)
-        progress = manifest["progress"]
-        return TrainProgress(**{**progress, "best": BestEpoch(**progress["best"])})
+        return TrainProgress.from_plain(manifest["progress"], directory)
 
-    def _directory(self, epoch: int) -> str:
-        return f"{self._root}/epoch-{epoch:05d}"
+    def _directory(self, place: Sequence[int]) -> str:
+        return f"{self._root}/{_name(place)}"
 
     def _on_rank_0(self, doing: str, act: Callable[[], None]) -> None:
         error: Exception | None = None
@@ -214,52 +219,13 @@ class Checkpoints:
         raise_together(self._collective, error, CheckpointError, doing)
 
 
-def _keep_types(optimizer: torch.optim.Optimizer, saved: dict[Any, dict[str, Any]]) -> None:
-    """Give an optimizer's loaded state the types that it was saved in: torch has cast it to those of the parameters,
-    which are not the types of all state (NAdam and ASGD keep some in float32)."""
-    numbers = [number for group in optimizer.state_dict()["param_groups"] for number in group["params"]]
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    for number, parameter in zip(numbers, parameters, strict=True):
-        loaded = optimizer.state[parameter] if number in saved else {}
-        for key, value in saved.get(number, {}).items():
-            if isinstance(value, Tensor) and value.dtype != loaded[key].dtype:
-                loaded[key] = value.to(loaded[key].device)
+def _name(place: Sequence[int]) -> str:
+    """The directory of a place (`TrainProgress.place`) in training."""
+    epochs, step = place
+    return f"epoch-{epochs:05d}-step-{step:08d}" if step else f"epoch-{epochs - 1:05d}"
 
 
-def flatten_state(state: Any) -> tuple[dict[str, Tensor], Any]:
-    """Split nested dicts, lists and tuples into their tensors by number, and a JSON-able tree that refers to them.
-
-    Raises:
-        CheckpointError: a leaf is neither a tensor nor a number, string, bool or None.
-    """
-    tensors: dict[str, Tensor] = {}
-
-    def walk(value: Any) -> Any:
-        if isinstance(value, Tensor):
-            key = str(len(tensors))
-            tensors[key] = value.detach()  # no copy: this may be as large as the weights, several times
-            return {"tensor": key}
-        if isinstance(value, dict):
-            return {"dict": [[walk(key), walk(item)] for key, item in value.items()]}
-        if isinstance(value, tuple | list):
-            return {type(value).__name__ if type(value) in (tuple, list) else "tuple": [walk(item) for item in value]}
-        if value is None or isinstance(value, bool | int | float | str):
-            return value
-        raise CheckpointError(
-            "the optimizer keeps state that cannot be stored", value=type(value).__name__, where="optimizer"
-        )
-
-    return tensors, walk(state)
-
-
-def unflatten_state(tensors: dict[str, Tensor], tree: Any) -> Any:
-    """What `flatten_state` took apart."""
-    if not isinstance(tree, dict):
-        return tree
-    ((kind, content),) = tree.items()
-    if kind == "tensor":
-        return tensors[content].clone()  # not a view of a memory-mapped file
-    if kind == "dict":
-        return {unflatten_state(tensors, key): unflatten_state(tensors, item) for key, item in content}
-    items = [unflatten_state(tensors, item) for item in content]
-    return tuple(items) if kind == "tuple" else items
+def _place(name: str) -> tuple[int, int]:
+    """The place that a directory is named after."""
+    _, epoch, *step = name.split("-")
+    return (int(epoch), int(step[1])) if step else (int(epoch) + 1, 0)

@@ -47,7 +47,7 @@ class TrainResult:
     """What a finished training run knows; plain data that survives `specs.to_json` / `from_json`.
 
     Attributes:
-        history: one row for each epoch (see `history.epoch_row`).
+        history: one row for each epoch (see `history.history_row`).
         best_epoch: index in `history` of the epoch whose weights are the result.
         epochs_run: rows of `history`; less than asked for after an early stop.
         stopped: why training ended before its last epoch: "patience", "callback" or None.

@@ -30,15 +30,15 @@ from hvdspark.data.feed.sample import first_rows
 from hvdspark.errors import ConfigurationError, HvdSparkError
 from hvdspark.specs import TrainSpec
 from hvdspark.store import Store
+from hvdspark.train.chosen_metrics import fresh_metric
 from hvdspark.train.diagnosis import Watch, is_about_the_driver, what_failed
+from hvdspark.train.labels import tensor_column
 from hvdspark.train.last_layer import warnings_about
 from hvdspark.train.loss import RowLoss
 from hvdspark.train.metrics import metric_names
 from hvdspark.train.pickling import skeleton
 from hvdspark.train.program import Program
 from hvdspark.train.saving import warnings_about_saving
-from hvdspark.train.step import tensor_column
-from hvdspark.train.validate import fresh_metric
 
 logger = logging.getLogger(__name__)
 

@@ -8,6 +8,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 
+import torch
+from torch import Tensor
+
 from hvdspark.errors import ConfigurationError
 
 Schedule = Callable[[int], float]
@@ -78,3 +81,30 @@ def make_schedule(name: str | None, arguments: Mapping[str, float], total_steps:
         return floor + (1.0 - floor) * shape
 
     return factor
+
+
+class ScheduledRates:
+    """The learning rates of an optimizer's groups, as they were given, times a schedule.
+
+    Args:
+        optimizer: as it was made: a state that is loaded later has rates that were scheduled already.
+        schedule: None leaves the rates alone.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, schedule: Schedule | None) -> None:
+        self._optimizer, self._schedule = optimizer, schedule
+        self._rates = [float(group["lr"]) if "lr" in group else None for group in optimizer.param_groups]
+
+    def factor(self, optimizer_steps: int) -> float | None:
+        """The factor after this many steps of the run; None without a schedule."""
+        return self._schedule(optimizer_steps) if self._schedule is not None else None
+
+    def set(self, factor: float) -> None:
+        """Give every group its rate times the factor."""
+        for group, rate in zip(self._optimizer.param_groups, self._rates, strict=True):
+            if rate is None:
+                continue
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rate * factor)
+            else:
+                group["lr"] = rate * factor

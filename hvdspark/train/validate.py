@@ -6,20 +6,17 @@ import math
 from collections.abc import Iterator, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hvdspark.artifact.forward import Outputs, evaluation, forward, inputs_of, on_device
-from hvdspark.artifact.tables import collections_of
-from hvdspark.collectives import Collective
 from hvdspark.data.feed.loader import load_batches
 from hvdspark.data.feed.plan import EpochPlan, plan_epoch
-from hvdspark.specs import TrainSpec
-from hvdspark.store import Store
 from hvdspark.train.calibration import Calibration
+from hvdspark.train.chosen_metrics import fresh_metric, validation_keys
+from hvdspark.train.labels import tensor_column, weight_column
 from hvdspark.train.loss import Part, RowLoss, rows_that_count
-from hvdspark.train.metrics import Metric, make_metric, metric_names
-from hvdspark.train.program import Program
-from hvdspark.train.step import tensor_column, weight_column
+from hvdspark.train.metrics import Metric, metric_names
+from hvdspark.train.run import Run
 
 
 class _LossOfRows:
@@ -51,9 +48,7 @@ class _LossOfRows:
         return loss, None if math.isfinite(loss) else "not finite: look for NaN in the validation rows"
 
 
-def scored(
-    spec: TrainSpec, module: nn.Module, split: str, plan: EpochPlan, store: Store, device: str
-) -> Iterator[tuple[Outputs, Sequence[Tensor], list[Tensor], Tensor]]:
+def scored(run: Run, split: str, plan: EpochPlan) -> Iterator[tuple[Outputs, Sequence[Tensor], list[Tensor], Tensor]]:
     """Outputs, and of the rows that count their outputs, labels and weights, of this rank's rows of a split.
 
     The module is in evaluation mode meanwhile. Collective where it has sharded embeddings: it is then called with
@@ -63,8 +58,9 @@ def scored(
         split: "train" or "validation".
         plan: of these rows.
     """
+    spec, module = run.spec, run.module
     batches = load_batches(
-        store,
+        run.store,
         spec.dataset,
         split,
         plan,
@@ -73,31 +69,24 @@ def scored(
         seed=spec.seed,
         epoch=0,
         shuffle=False,
-        pin=device.startswith("cuda"),
+        pin=run.pins_memory,
     )
-    sharded = bool(collections_of(module))
     with torch.no_grad(), evaluation(module), batches as iterator:
         for batch in iterator:
-            if batch.rows == 0 and not sharded:
+            if batch.rows == 0 and not run.tables:
                 continue
-            batch = on_device(batch, device)
-            inputs = inputs_of(batch.columns, spec.features, device)
+            batch = on_device(batch, run.device)
+            inputs = inputs_of(batch.columns, spec.features, run.device)
             outputs = forward(module, inputs, batch.rows, spec.features)
             if batch.rows == 0:
                 continue
             labels = [tensor_column(batch, name) for name in spec.labels]
             tensors: Sequence[Tensor] = outputs.tensors
-            weight = torch.ones(batch.rows, device=device)
+            weight = torch.ones(batch.rows, device=run.device)
             if spec.weight is not None:
                 weight = weight_column(batch, spec.weight)
                 tensors, labels, weight = rows_that_count(tensors, labels, weight)
             yield outputs, tensors, labels, weight
-
-
-def fresh_metric(name: str, position: int, program: Program, loss: RowLoss) -> Metric:
-    """A metric of label number `position` that has seen no rows. ConfigurationError where it does not fit the loss."""
-    own = program.probabilities
-    return make_metric(name, own or loss.probabilities(position), own is None and loss.has_logits(position))
 
 
 class Validation:
@@ -110,30 +99,20 @@ class Validation:
         calibration: is shown the rows.
 
     Attributes:
-        keys: history keys of what it computes, e.g. ("val_loss", "val_auc"); empty without validation rows.
+        keys: as of `validation_keys`.
         outputs: what the module returned last on this rank.
 
     Raises:
-        ConfigurationError: unknown metric, or one that does not fit the loss.
+        ConfigurationError: as `validation_keys`.
     """
 
-    def __init__(
-        self,
-        spec: TrainSpec,
-        program: Program,
-        loss: RowLoss,
-        collective: Collective,
-        device: str,
-        calibration: Calibration | None = None,
-    ) -> None:
+    def __init__(self, run: Run, calibration: Calibration) -> None:
+        spec, collective = run.spec, run.collective
         self.outputs: Outputs | None = None
-        self._calibration = calibration or Calibration(loss, len(spec.labels))
-        self._spec, self._loss, self._device = spec, loss, device
-        self._store = Store(spec.store_uri)
-        dataset = spec.dataset
+        self._run, self._loss, self._calibration = run, run.loss, calibration
         # The plan of one epoch serves all: each row group is read by as few ranks as possible, always in this order.
         self._plan = plan_epoch(
-            dataset.validation.rows,
+            spec.dataset.validation.rows,
             spec.batch_size,
             collective.size,
             collective.rank,
@@ -141,12 +120,10 @@ class Validation:
             epoch=0,
             shuffle=True,
         )
-        self._program = program
         self._names = metric_names(spec.metrics, spec.labels)
-        self._fresh_metrics()  # so that a wrong one is refused before training
-        self.keys = ("val_loss", *(key for key, _, _ in self._names)) if dataset.validation_rows else ()
+        self.keys = validation_keys(spec, run.program, run.loss)
 
-    def run(self, module: nn.Module) -> Tensor:
+    def sums(self) -> Tensor:
         """This rank's sums, float64 [n], on CPU: to be added over the ranks.
 
         Collective where the module has sharded embeddings: it is then called with batches without rows, too.
@@ -155,13 +132,11 @@ class Validation:
         self._metrics = self._fresh_metrics()
         if not self.keys:
             return torch.zeros(0, dtype=torch.float64)
-        for outputs, tensors, labels, weight in scored(
-            self._spec, module, "validation", self._plan, self._store, self._device
-        ):
+        for outputs, tensors, labels, weight in scored(self._run, "validation", self._plan):
             self.outputs = outputs
             if not len(weight):
                 continue
-            self._loss_mean.update(self._loss(tensors, labels, weighted=self._spec.weight is not None), weight)
+            self._loss_mean.update(self._loss(tensors, labels, weighted=self._run.spec.weight is not None), weight)
             self._calibration.show(tensors, labels, weight)
             for (_, position, _), metric in zip(self._names, self._metrics, strict=True):
                 metric.update(tensors[self._loss.output_of(position)], labels[position], weight)
@@ -182,4 +157,4 @@ class Validation:
         return values, warnings
 
     def _fresh_metrics(self) -> list[Metric]:
-        return [fresh_metric(metric, position, self._program, self._loss) for _, position, metric in self._names]
+        return [fresh_metric(metric, position, self._run.program, self._loss) for _, position, metric in self._names]

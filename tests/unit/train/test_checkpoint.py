@@ -15,8 +15,10 @@ from hvdspark.artifact.weights import load_weights
 from hvdspark.collectives import LocalCollective, ThreadedCollective, run_threaded
 from hvdspark.errors import CheckpointError, StoreError
 from hvdspark.store import Store
-from hvdspark.train.checkpoint import Checkpoints, TrainProgress, flatten_state, unflatten_state
-from hvdspark.train.history import BestEpoch
+from hvdspark.train.best_epoch import BestEpoch
+from hvdspark.train.checkpoint import Checkpoints
+from hvdspark.train.optimizer_state import flatten_state, unflatten_state
+from hvdspark.train.train_progress import TrainProgress
 
 RUN = Path("runs/run-1")
 
@@ -221,8 +223,9 @@ import resource, sys, torch
 from torch import nn
 from hvdspark.collectives import LocalCollective
 from hvdspark.store import Store
-from hvdspark.train.checkpoint import Checkpoints, TrainProgress
-from hvdspark.train.history import BestEpoch
+from hvdspark.train.best_epoch import BestEpoch
+from hvdspark.train.checkpoint import Checkpoints
+from hvdspark.train.train_progress import TrainProgress
 
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024

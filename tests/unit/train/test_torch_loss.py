@@ -16,12 +16,14 @@ from torch.nn.modules import loss as torch_losses
 from hvdspark.collectives import ThreadedCollective, run_threaded
 from hvdspark.data.feed.loader import Batch
 from hvdspark.errors import ConfigurationError
-from hvdspark.specs import DatasetSpec, TrainSpec
+from hvdspark.specs import DatasetSpec, RowGroups, TrainSpec
 from hvdspark.store import Store
 from hvdspark.train.check import check_program
 from hvdspark.train.loop import train
 from hvdspark.train.loss import RowLoss
 from hvdspark.train.program import Program
+from hvdspark.train.report import Reporter
+from hvdspark.train.run import Run
 from hvdspark.train.step import GradientStep
 from tests.unit.train.datasets import train_spec, write_dataset
 from tests.unit.train.toys import train_on_threads
@@ -137,8 +139,8 @@ def steps(
 ) -> dict[str, Tensor]:
     spec = TrainSpec(
         run_id="r",
-        store_uri="",
-        dataset=DatasetSpec("", (), ()),
+        store_uri="memory://",
+        dataset=DatasetSpec("", (), RowGroups.of()),
         features=("x",),
         labels=("label",),
         weight="weight" if weighted else None,
@@ -147,16 +149,8 @@ def steps(
     optimizer = collective.distributed_optimizer(
         torch.optim.SGD(module.parameters(), lr=0.1), module.named_parameters()
     )
-    step = GradientStep(
-        spec,
-        module,
-        RowLoss(loss, ["label"], (), "cpu"),
-        optimizer,
-        collective,
-        device="cpu",
-        precision="float32",
-        schedule=None,
-    )
+    run = Run(spec, Program(module, loss), collective, "cpu", Reporter(lambda report: None, collective.rank), 0)
+    step = GradientStep(run, optimizer, precision="float32")
     for number in range(STEPS):
         rows = CUTS[collective.size][number]
         first = sum(rows[: collective.rank])
@@ -164,7 +158,7 @@ def steps(
         columns = {"x": X[number, mine], "label": LABELS[label][number, mine], "weight": WEIGHT[number, mine]}
         batch = Batch(columns, rows[collective.rank], None, ())  # type: ignore[arg-type]
         step.backward(batch, step.batch_weight(batch, ROWS), 1, number)
-        step.update(0, number)
+        step.update(number, 0, number)
     return {name: value.detach() for name, value in module.named_parameters()}
 
 

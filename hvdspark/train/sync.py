@@ -1,10 +1,7 @@
-"""What keeps the ranks' copies of a module alike where gradients do not."""
+"""What keeps the ranks' copies of a module in sync where gradients do not."""
 
 from __future__ import annotations
 
-import random
-
-import numpy as np
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
@@ -15,15 +12,6 @@ from hvdspark.train.gradients import values_of
 
 # Of a parameter's norm. Processors that round otherwise stay far below; what changes weights on one rank does not.
 _DRIFT = 1e-2
-
-
-def seed_generators(seed: int, epoch: int, rank: int) -> None:
-    """Seed torch, NumPy and `random` for one epoch of one rank, so that dropout differs between ranks and epochs but
-    not between two runs, nor between a run and its resumption."""
-    words = np.random.SeedSequence([seed % 2**64, epoch, rank]).generate_state(4)
-    torch.manual_seed(int(words[0]) << 32 | int(words[1]))
-    np.random.seed(int(words[2]))
-    random.seed(int(words[3]))
 
 
 def kept_in_evaluation(module: nn.Module) -> list[nn.Module]:
@@ -42,7 +30,7 @@ def make_contiguous(module: nn.Module) -> None:
                 tensor.data = tensor.data.contiguous()
 
 
-def agree_on_buffers(module: nn.Module, collective: Collective) -> None:
+def sync_buffers(module: nn.Module, collective: Collective) -> None:
     """Collective. The same buffers on every rank at the end of an epoch.
 
     Running statistics of normalisation layers become the mean over the ranks, each of which saw other rows; every other
@@ -66,7 +54,7 @@ def agree_on_buffers(module: nn.Module, collective: Collective) -> None:
         collective.broadcast_parameters(others)
 
 
-def check_alike(module: nn.Module, collective: Collective, where: str) -> None:
+def check_in_sync(module: nn.Module, collective: Collective, where: str) -> None:
     """Collective. Raise ConfigurationError on every rank where a parameter is not the same one on all of them.
 
     Gradients are the same on all ranks, so only what changes weights beside the optimizer, on each rank as it likes,

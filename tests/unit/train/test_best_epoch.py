@@ -1,13 +1,11 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import pytest
 
 from hvdspark.errors import ConfigurationError
-from hvdspark.train import history
-from hvdspark.train.history import BestEpoch, Clock, Reporter, resolve_monitor
+from hvdspark.train.best_epoch import BestEpoch, resolve_monitor
 
 
 def run(monitor: str | None, patience: int, values: list[float]) -> tuple[BestEpoch, int | None]:
@@ -64,39 +62,3 @@ def test_a_monitor_nobody_computes_is_refused(monitor: str, patience: int, has_v
     available = ["train_loss", "val_loss"] if has_validation else ["train_loss"]
     with pytest.raises(ConfigurationError, match=words):
         resolve_monitor(monitor, patience, available, has_validation)
-
-
-def test_only_rank_0_reports_and_not_too_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    events: list[dict[str, Any]] = []
-    now = [100.0]
-    monkeypatch.setattr(history.time, "perf_counter", lambda: now[0])
-    reporter, silent = Reporter(events.append, 0), Reporter(events.append, 1)
-    for step in range(100):
-        now[0] += 0.01
-        for one in (reporter, silent):
-            one.batch(0, 1, step + 1, 100, 10 * step, 1000.0, 0.5)
-    silent.epoch({"epoch": 0})
-    assert [event["step"] for event in events] == [1, 26, 51, 76]
-    assert events[0] == {
-        "event": "progress",
-        "epoch": 0,
-        "epochs": 1,
-        "step": 1,
-        "steps": 100,
-        "rows": 0,
-        "rows_per_s": 1000.0,
-        "loss": 0.5,
-    }
-    reporter.epoch({"epoch": 0, "train_loss": 0.5})
-    assert events[-1] == {"event": "epoch", "epoch": 0, "train_loss": 0.5}
-
-
-def test_the_clock_adds_up_also_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = iter([1.0, 3.0, 10.0, 10.5])
-    monkeypatch.setattr(history.time, "perf_counter", lambda: next(now))
-    clock = Clock()
-    with clock("loading"):
-        pass
-    with pytest.raises(KeyError), clock("loading"):
-        raise KeyError
-    assert clock.seconds["loading"] == 2.5

@@ -1,11 +1,9 @@
 from __future__ import annotations
 
-import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -14,22 +12,9 @@ from hvdspark.collectives import ThreadedCollective, run_threaded
 from hvdspark.errors import ConfigurationError
 from hvdspark.store import Store
 from hvdspark.train.callbacks import Callback, TrainState
-from hvdspark.train.replicas import agree_on_buffers, check_alike, make_contiguous, seed_generators
+from hvdspark.train.sync import check_in_sync, make_contiguous, sync_buffers
 from tests.unit.train.datasets import click_columns, train_spec, write_dataset
 from tests.unit.train.toys import ClickNet, click_program, train_on_threads
-
-
-def draws(seed: int, epoch: int, rank: int) -> tuple[float, float, float]:
-    seed_generators(seed, epoch, rank)
-    return torch.rand(1).item(), float(np.random.rand()), random.random()
-
-
-def test_every_rank_and_epoch_draws_its_own_numbers_and_always_the_same() -> None:
-    settings = [(7, 0, 0), (7, 0, 1), (7, 1, 0), (8, 0, 0), (-1, 0, 0)]
-    first = [draws(*setting) for setting in settings]
-    assert [draws(*setting) for setting in settings] == first
-    for numbers in zip(*first, strict=True):
-        assert len(set(numbers)) == len(settings)
 
 
 def test_statistics_are_averaged_and_other_buffers_come_from_rank_0() -> None:
@@ -39,7 +24,7 @@ def test_statistics_are_averaged_and_other_buffers_come_from_rank_0() -> None:
         module[0].running_mean.fill_(float(collective.rank))
         module[0].running_var.fill_(10.0 * collective.rank)
         module[0].num_batches_tracked.fill_(5 + collective.rank)
-        agree_on_buffers(module, collective)
+        sync_buffers(module, collective)
         return dict(module.named_buffers())
 
     for buffers in run_threaded(3, body):
@@ -104,4 +89,4 @@ def test_parameters_of_any_kind_or_none_can_be_alike(dtype: torch.dtype | None) 
     module = nn.Module()
     if dtype is not None:
         module.register_parameter("weight", nn.Parameter(torch.ones(3).to(dtype), requires_grad=False))
-    run_threaded(2, lambda collective: check_alike(module, collective, "after epoch 0"))
+    run_threaded(2, lambda collective: check_in_sync(module, collective, "after epoch 0"))

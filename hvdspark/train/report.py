@@ -1,0 +1,71 @@
+"""What a rank tells the driver while it trains: plain data, of which `hvdspark.events` makes events there."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+_INTERVAL_S = 0.25
+
+Send = Callable[[dict[str, Any]], None]
+
+
+class Reporter:
+    """Rank 0's reports; the other ranks stay silent.
+
+    Args:
+        send: takes a JSON-able report; must not block.
+        rank: the rank that this is.
+    """
+
+    def __init__(self, send: Send, rank: int) -> None:
+        self._send = send if rank == 0 else _silent
+        self._last = -math.inf
+
+    def steps_done(
+        self,
+        epoch: int,
+        epochs: int,
+        step: int,
+        steps: int,
+        rows: int,
+        rows_per_s: float,
+        loss: float,
+        seconds: Mapping[str, float],
+    ) -> None:
+        """Global batches are done; sent at most four times a second. The arguments are those of `StepsDone`."""
+        now = time.perf_counter()
+        if now - self._last < _INTERVAL_S:
+            return
+        self._last = now
+        self._send(
+            {
+                "event": "progress",
+                "epoch": epoch,
+                "epochs": epochs,
+                "step": step,
+                "steps": steps,
+                "rows": rows,
+                "rows_per_s": rows_per_s,
+                "loss": loss,
+                "seconds": dict(seconds),
+            }
+        )
+
+    def epoch_ended(self, row: Mapping[str, Any]) -> None:
+        """An epoch is trained, validated and checkpointed; its row of the history."""
+        self._send({"event": "epoch", **row})
+
+    def checkpoint_committed(self, epoch: int, path: str) -> None:
+        """A checkpoint of this many complete epochs is in this directory of the store."""
+        self._send({"event": "checkpoint", "epoch": epoch, "path": path})
+
+    def warning(self, text: str) -> None:
+        """The user should know this sentence."""
+        self._send({"event": "warning", "text": text})
+
+
+def _silent(report: dict[str, Any]) -> None:
+    return None

@@ -1,0 +1,107 @@
+"""What every function of the trainer needs, made once on each rank of a generation (one launch of the ranks).
+
+The number of ranks belongs to the generation, not to the fit: a run that is resumed may have another one, and nothing
+here remembers how many there were before, but where training stands (`TrainProgress`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from hvdspark.artifact.tables import bind_tables, collections_of
+from hvdspark.artifact.weights import check_saveable
+from hvdspark.collectives import Collective
+from hvdspark.embedding import ShardedEmbeddingCollection
+from hvdspark.specs import TrainSpec
+from hvdspark.store import Store
+from hvdspark.train.batch_norm import check_layers
+from hvdspark.train.best_epoch import BestEpoch, resolve_monitor
+from hvdspark.train.chosen_metrics import validation_keys
+from hvdspark.train.clock import Clock
+from hvdspark.train.loss import RowLoss
+from hvdspark.train.program import Program
+from hvdspark.train.report import Reporter, Send
+from hvdspark.train.torch_loss import check_loss
+from hvdspark.train.train_progress import TrainProgress
+
+
+@dataclass
+class Run:
+    """One rank of a generation.
+
+    Attributes:
+        spec, program: what is to be trained. The module is on the device, and its tables live on these ranks.
+        collective: the ranks of this generation.
+        device: "cpu" or "cuda" (with an index or without).
+        report: to the driver.
+        generation: 0 for the first launch of a run; later ones go on from a checkpoint.
+        store: of `spec.store_uri`.
+        loss: the program's, of the spec's labels.
+        tables: the module's collections with sharded tables.
+        steps: global batches of an epoch.
+        progress: where training stands.
+        clock: wall seconds by phase.
+
+    Raises:
+        ConfigurationError: the loss or its weights do not fit the labels, or nothing can be monitored.
+    """
+
+    spec: TrainSpec
+    program: Program
+    collective: Collective
+    device: str
+    report: Reporter
+    generation: int
+    store: Store = field(init=False)
+    loss: RowLoss = field(init=False)
+    tables: list[ShardedEmbeddingCollection] = field(init=False)
+    steps: int = field(init=False)
+    progress: TrainProgress = field(init=False)
+    clock: Clock = field(init=False, default_factory=Clock)
+
+    def __post_init__(self) -> None:
+        spec, program = self.spec, self.program
+        self.store = Store(spec.store_uri)
+        minimums = {column.name: column.minimum for column in spec.dataset.columns}
+        self.loss = RowLoss(program.loss, spec.labels, program.loss_weights, self.device, minimums)
+        self.tables = collections_of(self.module)
+        self.steps = -(-spec.dataset.train_rows // spec.batch_size)
+        keys = validation_keys(spec, program, self.loss)
+        monitor = resolve_monitor(spec.monitor, spec.patience, ("train_loss", *keys), bool(keys))
+        self.progress = TrainProgress(BestEpoch(monitor, spec.patience))
+
+    @classmethod
+    def of(
+        cls, spec: TrainSpec, program: Program, collective: Collective, device: str, send: Send, generation: int = 0
+    ) -> Run:
+        """The run of this rank. Brings the program's module to the device, and its tables to these ranks.
+
+        Args:
+            send: takes reports on rank 0; must not block.
+
+        Raises:
+            ConfigurationError: the module has what cannot be saved or trained, or does not fit the loss.
+        """
+        module = program.module.to(device)
+        check_saveable(module)
+        bind_tables(module, collective)
+        check_loss(program.loss, module)
+        check_layers(module)
+        return cls(spec, program, collective, device, Reporter(send, collective.rank), generation)
+
+    @property
+    def module(self) -> nn.Module:
+        return self.program.module
+
+    @property
+    def optimizer_steps_in_all(self) -> int:
+        """Optimizer steps of all epochs."""
+        return self.spec.epochs * -(-self.steps // self.spec.accumulation_steps)
+
+    @property
+    def pins_memory(self) -> bool:
+        """Whether batches are put into page-locked memory on their way to the device."""
+        return torch.device(self.device).type == "cuda"
