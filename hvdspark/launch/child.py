@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import os
 import queue
@@ -20,9 +19,9 @@ import psutil
 from hvdspark.launch import frames
 from hvdspark.launch.outcomes import Outcome, StopCause
 from hvdspark.launch.output import Output
+from hvdspark.launch.processes import set_child_subreaper
 from hvdspark.specs import to_json
 
-_PR_SET_CHILD_SUBREAPER = 36
 _READ_BYTES = 1 << 16
 # How long a rank that has answered may take to leave (atexit handlers, freeing memory) before it is killed.
 _LEAVE_S = 10.0
@@ -200,12 +199,6 @@ class RankProcess:
         self._ended.set()
         self._changed.set()
         self._ready.set()
-
-
-def set_child_subreaper() -> None:
-    """Make orphans among this process's descendants its children (PR_SET_CHILD_SUBREAPER, Linux), not init's."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def describe_signal(number: int) -> str:

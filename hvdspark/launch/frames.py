@@ -1,7 +1,11 @@
-"""Length-prefixed messages on the pipes between a task and its rank process.
+"""Length-prefixed messages on the pipes between processes of a gang.
 
 Task to rank, on the rank's standard input: the pickled function, the rank's assignment (JSON), and "go" once all ranks
 are ready. Rank to task, on a pipe of its own: "ready", any number of events (JSON), then one result or one failure.
+
+Same-host launcher to keeper: what its task is (JSON), the pickled function, the introductions of all tasks (JSON).
+Keeper to launcher: its introduction (JSON), then the rank's outcome (a line of JSON, and the result); or the failure of
+the task itself.
 """
 
 from __future__ import annotations
@@ -19,6 +23,9 @@ READY = b"Y"
 EVENT = b"E"
 RESULT = b"R"
 FAILURE = b"F"
+TASK = b"T"
+INTRODUCTION = b"I"
+OUTCOME = b"O"
 
 _HEADER = struct.Struct("<cQ")  # kind, bytes that follow
 

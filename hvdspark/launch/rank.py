@@ -8,7 +8,6 @@ the pipe from the parent ends.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import gc
 import json
 import os
@@ -17,18 +16,16 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable
 from typing import Any, BinaryIO
 
 from hvdspark.launch import frames
+from hvdspark.launch.processes import die_with_parent
 from hvdspark.specs import from_json
-
-_PR_SET_PDEATHSIG = 1
 
 
 def main(result_fd: int, parent_pid: int) -> None:
     """Body of the process. Ends it with `os._exit`, because nothing may delay a failure that peers wait for."""
-    _die_with_parent(parent_pid)
+    die_with_parent(parent_pid, signal.SIGKILL)
     inbox = os.fdopen(os.dup(0), "rb")
     # User code that reads standard input must not steal the parent's frames.
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
@@ -176,11 +173,3 @@ def _expect(inbox: BinaryIO, kind: bytes) -> bytes:
 def _kill_group_when_parent_ends(inbox: BinaryIO) -> None:
     inbox.read(1)  # the parent sends nothing more: this returns when its end of the pipe closes
     os.killpg(0, signal.SIGKILL)
-
-
-def _die_with_parent(parent_pid: int) -> None:
-    if sys.platform == "linux":
-        prctl: Callable[..., int] = ctypes.CDLL(None, use_errno=True).prctl
-        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent_pid:  # it died before prctl
-        os._exit(1)

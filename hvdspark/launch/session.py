@@ -68,6 +68,14 @@ def total_slots(spark: SparkSession) -> int | None:
     return int(context.maxNumConcurrentTasks(context.resourceProfileManager().defaultResourceProfile()))
 
 
+def check_world_size(num_workers: int) -> None:
+    """Raise ConfigurationError where `num_workers` is not a positive integer."""
+    if isinstance(num_workers, bool) or not isinstance(num_workers, int) or num_workers < 1:
+        raise ConfigurationError(
+            "not a positive number of ranks", value=num_workers, where="numWorkers", hint="1 or more"
+        )
+
+
 def check_session(spark: SparkSession, num_workers: int, device: str) -> None:
     """Refuse a session in which a barrier stage of `num_workers` tasks cannot run.
 
@@ -79,10 +87,7 @@ def check_session(spark: SparkSession, num_workers: int, device: str) -> None:
         NotEnoughSlotsError: fewer slots than ranks. Spark itself would wait ten minutes in silence
             (spark.scheduler.barrier.maxConcurrentTasksCheck).
     """
-    if isinstance(num_workers, bool) or not isinstance(num_workers, int) or num_workers < 1:
-        raise ConfigurationError(
-            "not a positive number of ranks", value=num_workers, where="numWorkers", hint="1 or more"
-        )
+    check_world_size(num_workers)
     if _flag(spark, "spark.dynamicAllocation.enabled"):
         raise ClusterError(
             "barrier execution does not work with dynamic allocation (SPARK-24942)",

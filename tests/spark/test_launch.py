@@ -1,15 +1,16 @@
-"""`hvdspark.run` on a real session: real barrier stage, real Horovod, real processes that die."""
+"""`hvdspark.run` on a real session. What it has in common with other launchers is in tests/ranks/test_launchers.py."""
 
 from __future__ import annotations
 
+import importlib
 import os
-import queue
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,76 +20,16 @@ import hvdspark
 from hvdspark.errors import (
     ClusterError,
     ConfigurationError,
+    DataError,
+    DependencyError,
+    HvdSparkError,
     NotEnoughSlotsError,
+    RankFailedError,
     StartTimeoutError,
 )
+from tests.ranks.launch_cases import describe_rank, raise_own_error
 
 pytestmark = pytest.mark.spark
-
-ERROR_WITHIN_S = 10.0
-
-
-def describe_rank(text: str, punctuation: str = "") -> dict[str, Any]:
-    import horovod.torch as hvd
-    import torch
-
-    context = hvdspark.context()
-    context.report({"event": "hello", "text": text})
-    total = hvd.allreduce(torch.tensor([float(context.rank + 1)]), op=hvd.Sum, name="total")
-    return {
-        "context": (context.rank, context.size, context.local_rank, context.local_size),
-        "horovod": (hvd.rank(), hvd.size(), hvd.local_rank(), hvd.local_size()),
-        "total": total.item(),
-        "text": text + punctuation,
-        "device": context.device,
-        "generation": context.generation,
-        "store": context.store.uri if context.store else None,
-        "threads": torch.get_num_threads(),
-        "stdin": sys.stdin.read(),
-        "pid": os.getpid(),
-    }
-
-
-@pytest.mark.parametrize("size", [1, 2, 3])
-def test_ranks_know_their_place(spark: SparkSession, nothing_left_behind: None, size: int) -> None:
-    events: queue.Queue[dict[str, Any]] = queue.Queue()
-    results = hvdspark.run(
-        describe_rank,
-        ("hi",),
-        {"punctuation": "!"},
-        num_workers=size,
-        spark=spark,
-        store_uri="/tmp/x",
-        on_event=events.put,
-    )
-    assert [result["context"] for result in results] == [(rank, size, rank, size) for rank in range(size)]
-    assert all(result["horovod"] == result["context"] for result in results)
-    assert {result["total"] for result in results} == {size * (size + 1) / 2}
-    assert {result["text"] for result in results} == {"hi!"}
-    assert {result["device"] for result in results} == {"cpu"}
-    assert {result["generation"] for result in results} == {0}
-    assert {result["store"] for result in results} == {"file:///tmp/x"}
-    assert {result["stdin"] for result in results} == {""}
-    assert len({result["pid"] for result in results}) == size
-    reported = [events.get(timeout=1) for _ in range(size)]
-    assert sorted(event["rank"] for event in reported) == list(range(size))
-
-
-def big_result() -> bytes:
-    return bytes(range(256)) * 20_000
-
-
-def test_gangs_from_several_threads(spark: SparkSession, nothing_left_behind: None) -> None:
-    launches: dict[str, tuple[Callable[..., Any], tuple[str, ...]]] = {
-        "a": (describe_rank, ("a",)),
-        "b": (describe_rank, ("b",)),
-        "big": (big_result, ()),
-    }
-    with ThreadPoolExecutor(3) as pool:
-        begun = {name: pool.submit(hvdspark.run, *launch, num_workers=1) for name, launch in launches.items()}
-    results = {name: future.result() for name, future in begun.items()}
-    assert [results[name][0]["text"] for name in ("a", "b")] == ["a", "b"]
-    assert results["big"] == [bytes(range(256)) * 20_000]
 
 
 def environment_of_rank() -> dict[str, str]:
@@ -154,9 +95,28 @@ def test_wrong_arguments(spark: SparkSession, arguments: dict[str, Any], message
         hvdspark.run(describe_rank, ("hi",), spark=spark, **arguments)
 
 
-def test_cuda_without_a_gpu(spark: SparkSession) -> None:
-    with pytest.raises(ClusterError, match="no GPU for this rank.*Hint"):
-        hvdspark.run(describe_rank, ("hi",), num_workers=1, spark=spark, device="cuda")
+def test_errors_of_the_function(spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One rank each, started side by side."""
+    (tmp_path / "only_here.py").write_text("def fn():\n    return 1\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    cases: list[tuple[Callable[..., Any], type[HvdSparkError], str]] = [
+        (raise_own_error, DataError, "labels are odd: 3 .in label.*Hint: make them even"),
+        (
+            importlib.import_module("only_here").fn,
+            DependencyError,
+            "cannot be imported on the executors.*only_here.*Hint.*addPyFile",
+        ),
+    ]
+
+    def run(case: tuple[Callable[..., Any], type[HvdSparkError], str]) -> None:
+        function, kind, message = case
+        with pytest.raises(kind, match=message) as caught:
+            hvdspark.run(function, num_workers=1, spark=spark, max_restarts=3)
+        assert isinstance(caught.value.__cause__, RankFailedError)
+        assert caught.value.__cause__.rank == 0
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(run, cases))
 
 
 def test_context_outside_of_a_rank() -> None:

@@ -16,11 +16,12 @@ from pyspark.sql import SparkSession
 
 import hvdspark
 from hvdspark import launch
-from hvdspark.errors import ConfigurationError, StartTimeoutError
+from hvdspark.errors import ConfigurationError
 from hvdspark.estimators import CTRClassifier, TorchEstimator
 from hvdspark.launch import generation
 from hvdspark.launch.channel import ChannelListener
 from hvdspark.launch.start_watch import StartWatch
+from tests.ranks.launch_cases import SLOW
 from tests.spark.toys import linear, separable
 
 pytestmark = pytest.mark.spark
@@ -46,16 +47,6 @@ class Noting(StartWatch):
             return self.answers[-1]
 
         super().begin(timeout_s, noted, cancel)
-
-
-SLOW = """
-import os, time
-try:
-    os.close(os.open(os.environ["FIRST_ONE"], os.O_CREAT | os.O_EXCL))
-    time.sleep(float(os.environ["SLOW_S"]))
-except (FileExistsError, KeyError):
-    pass
-"""
 
 
 def look_around(file: str, variable: Any) -> dict[str, Any]:
@@ -92,17 +83,6 @@ def test_a_slow_rank_is_waited_for_without_a_channel(
     expected = {"file": "content", "variable": {"a": [1, 2]}, "module": 7, "threads": 2, "timeout": "3"}
     assert results == [expected, expected]
     assert Noting.answers[-1]
-
-
-def test_a_rank_that_never_gets_ready_ends_in_a_start_timeout(
-    spark: SparkSession, nothing_left_behind: None, tmp_path: Path
-) -> None:
-    (tmp_path / "sitecustomize.py").write_text(SLOW)
-    environment = {"PYTHONPATH": str(tmp_path), "FIRST_ONE": str(tmp_path / "first"), "SLOW_S": "600"}
-    # On a busy machine the other one may be late, too; tests of outcomes say which ones are named.
-    late = r"ranks \[([01]|0, 1)\] were not ready to train after 8 s.*Hint: a rank may"
-    with pytest.raises(StartTimeoutError, match=late):
-        hvdspark.run(time.time, num_workers=2, spark=spark, env=environment, start_timeout_s=8)
 
 
 def test_variables_of_a_rank_itself_are_refused(spark: SparkSession) -> None:
