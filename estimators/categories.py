@@ -1,4 +1,7 @@
-"""Raw categorical columns on their way to embedding ids, as expressions of the Spark plan. Starts no job."""
+"""Raw categorical columns on their way to embedding ids, as expressions of the Spark plan. Starts no job.
+
+`hvdspark.embedding.ids.categories` gives the same ids without Spark.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,10 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.types import ArrayType, StructType
 
+from hvdspark.embedding.ids.categories import AS_BOOLEAN, AS_INTEGER, element_of, kind_of
 from hvdspark.errors import SchemaError
 from hvdspark.estimators.columns import column
-from hvdspark.estimators.trained import NUMBERS, element_of, found_types, is_gap, is_whole, kind_of, not_as_trained
+from hvdspark.estimators.trained import NUMBERS, found_types, is_gap, is_whole, not_as_trained
 
 _WHOLE = (
     "cast it to bigint where its numbers are whole: as a string, 1.0 is another category than 1; or use it in "
@@ -23,9 +27,8 @@ _HINTS = {
     "timestamp_ntz": "derive what matters, such as hour() or dayofweek()",
     "binary": "turn it into text with hex()",
 }
-# In which kinds the values of training may come, see `trained.kind_of`. "" is a model that was saved without types.
+# In which kinds the values of training may come, see `kind_of`. "" is a model that was saved without types.
 _TAKEN = {"text": ("text",), **dict.fromkeys(("integer", "boolean", ""), ("text", *NUMBERS))}
-_AS_BOOLEAN = {"true": ("1", "t", "true", "y", "yes"), "false": ("0", "f", "false", "n", "no")}
 
 
 def check_categories(schema: StructType, names: Sequence[str], trained: Mapping[str, str] | None = None) -> None:
@@ -106,9 +109,9 @@ def _text(value: Column, type_name: str, trained: str) -> Column:
     if trained == "integer" and now == "text":
         trimmed = F.trim(value)
         digits = F.regexp_replace(trimmed, r"\.0*$", "").cast("decimal(38,0)").cast("string")
-        text = F.when(trimmed.rlike(r"^[+-]?[0-9]{1,19}(\.0*)?$"), digits).otherwise(value)
+        text = F.when(trimmed.rlike(AS_INTEGER), digits).otherwise(value)
     if trained == "boolean" and now != "boolean":
         lowered = F.lower(F.trim(text))
-        text = F.when(lowered.isin(*_AS_BOOLEAN["true"]), "true").when(lowered.isin(*_AS_BOOLEAN["false"]), "false")
+        text = F.when(lowered.isin(*AS_BOOLEAN["true"]), "true").when(lowered.isin(*AS_BOOLEAN["false"]), "false")
         text = F.coalesce(text, lowered)
     return text

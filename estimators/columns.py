@@ -12,8 +12,9 @@ from pyspark.sql.types import StructType
 
 from hvdspark.data.dataset.invalid import any_of, is_invalid
 from hvdspark.data.dataset.schema import SourceColumn, check_columns, quoted
+from hvdspark.embedding.ids.categories import element_of
 from hvdspark.errors import SchemaError
-from hvdspark.estimators.trained import as_integer, check_still_numbers, element_of
+from hvdspark.estimators.trained import as_integer, check_still_numbers
 from hvdspark.specs import ColumnSpec
 
 

@@ -1,4 +1,7 @@
-"""Raw continuous columns on their way to the model, as expressions of the Spark plan. Starts no job."""
+"""Raw continuous columns on their way to the model, as expressions of the Spark plan. Starts no job.
+
+`hvdspark.artifact.inputs.numbers` gives the same numbers without Spark.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +12,13 @@ from pyspark.sql import Column
 from pyspark.sql import functions as F
 from pyspark.sql.types import DecimalType, LongType, StructType
 
+from hvdspark.artifact.inputs import BEYOND_FLOAT32
 from hvdspark.data.dataset.schema import quoted
 from hvdspark.data.readers.moments import Moments
+from hvdspark.embedding.ids.categories import kind_of
 from hvdspark.errors import SchemaError
-from hvdspark.estimators.trained import NUMBERS, check_still_numbers, found_types, kind_of
+from hvdspark.estimators.trained import NUMBERS, check_still_numbers, found_types
 
-# The smallest double that becomes infinite as a float32.
-_BEYOND_FLOAT32 = 2.0**128 - 2.0**103
 # A column that has fewer doubles between its least and its largest number is one to be named.
 _FEW_STEPS = 256
 
@@ -63,7 +66,7 @@ def number(name: str) -> Column:
     """
     value = f"CAST({quoted(name)} AS DOUBLE)"
     # Text is one call to the JVM, where each operation on a Column is some: seconds for 1000 columns.
-    return F.expr(f"CASE WHEN abs({value}) >= {_BEYOND_FLOAT32!r}D THEN double('NaN') ELSE {value} END")
+    return F.expr(f"CASE WHEN abs({value}) >= {BEYOND_FLOAT32!r}D THEN double('NaN') ELSE {value} END")
 
 
 def lost_in_double(schema: StructType, names: Sequence[str], rows: Moments) -> list[str]:

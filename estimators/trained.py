@@ -9,17 +9,11 @@ from pyspark.sql import functions as F
 from pyspark.sql.types import StructType
 
 from hvdspark.data.dataset.schema import check_columns
+from hvdspark.embedding.ids.categories import EXACT_BELOW, kind_of
 from hvdspark.errors import SchemaError
 
-_KINDS = {
-    **dict.fromkeys(("string", "char", "varchar"), "text"),
-    **dict.fromkeys(("tinyint", "smallint", "int", "bigint"), "integer"),
-    **dict.fromkeys(("float", "double", "decimal"), "fraction"),
-}
 # Kinds whose values are numbers.
 NUMBERS = ("integer", "boolean", "fraction")
-# From here on a binary type leaves integers out: a number may once have been its neighbour.
-_EXACT_BELOW = {"float": 2.0**24, "double": 2.0**53}
 
 
 def types_of(schema: StructType, names: Iterable[str]) -> dict[str, str]:
@@ -37,24 +31,6 @@ def found_types(schema: StructType, names: Sequence[str]) -> dict[str, str]:
     if names:  # only whether the columns are there: what their values may be is for the caller
         check_columns([(field.name, "int") for field in schema.fields], names, [])
     return types_of(schema, names)
-
-
-def element_of(type_name: str) -> str:
-    """The type of an array's elements; any other type is itself."""
-    return type_name.removeprefix("array<").removesuffix(">")
-
-
-def kind_of(type_name: str) -> str:
-    """What its values are: "text", "integer", "fraction", "boolean", or its own name.
-
-    Of an array or a vector, what its elements are.
-
-    Args:
-        type_name: Spark's short name for the type; "" where it is not known.
-    """
-    element = element_of(type_name)
-    base = "double" if element == "vector" else element.split("(")[0].split(" ")[0]
-    return _KINDS.get(base, base)
 
 
 def not_as_trained(name: str, now: str, trained: str, hint: str) -> SchemaError:
@@ -82,7 +58,7 @@ def is_whole(value: Column, type_name: str) -> Column:
         type_name: "float", "double" or "decimal(p,s)".
     """
     whole = value % 1 == 0
-    limit = _EXACT_BELOW.get(type_name)
+    limit = EXACT_BELOW.get(type_name)
     return whole if limit is None else whole & (F.abs(value) < limit)
 
 

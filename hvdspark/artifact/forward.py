@@ -11,10 +11,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from hvdspark.data.feed.loader import Batch, Ragged
+from hvdspark.data.feed.batch import Batch, Ragged
 from hvdspark.errors import ConfigurationError, HvdSparkError
 
 Input: TypeAlias = Tensor | Ragged
@@ -120,6 +122,23 @@ def forward(module: nn.Module, inputs: Sequence[Input], rows: int, features: Seq
 def as_prediction(output: Tensor) -> Tensor:
     """The output as a prediction column sees it: [rows, 1] is [rows], everything else is left as it is."""
     return output.squeeze(1) if output.dim() == 2 and output.shape[1] == 1 else output
+
+
+def predictions(
+    module: nn.Module, columns: Mapping[str, Input], features: Sequence[str], rows: int
+) -> list[NDArray[np.float64]]:
+    """What prediction columns hold, for each output: float64 [rows], or [rows, k] of more than one number in a row.
+
+    Args:
+        module: on the CPU, in evaluation mode.
+        columns: by name, for each of `features`.
+
+    Raises: as `forward`.
+    """
+    with torch.inference_mode():
+        outputs = forward(module, inputs_of(columns, features, "cpu"), rows, features).tensors
+        values = [as_prediction(output).double().numpy() for output in outputs]
+    return [found if found.ndim == 1 else found.reshape(len(found), -1) for found in values]
 
 
 @contextlib.contextmanager

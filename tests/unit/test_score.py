@@ -9,10 +9,16 @@ import pandas as pd
 import pytest
 import torch
 
-from hvdspark.data.feed.loader import Ragged
+from hvdspark.artifact import inputs
+from hvdspark.artifact.inputs import Input
+from hvdspark.data import Ragged
 from hvdspark.errors import DataError
-from hvdspark.score import to_tensor
+from hvdspark.score import values_of
 from hvdspark.specs import ColumnSpec
+
+
+def to_tensor(column: ColumnSpec, series: pd.Series, keep: bool = False) -> Input:
+    return inputs.to_tensor(column, values_of(column, series), keep)
 
 
 def test_scalars_keep_their_type() -> None:

@@ -1,0 +1,175 @@
+"""Columns of rows, as numpy has them, on their way to the tensors that a module takes.
+
+A column is one value for each row, or one sequence of values for each row. Raw columns (of a click model) come as the
+user has them; others in the types that the module was trained on.
+"""
+
+from __future__ import annotations
+
+import decimal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hvdspark.artifact.forward import Input
+from hvdspark.data.feed.batch import Ragged
+from hvdspark.embedding.arrays import Int64Array
+from hvdspark.embedding.ids.categories import category_ids
+from hvdspark.errors import DataError
+from hvdspark.specs import ColumnSpec
+
+Values = NDArray[Any] | Sequence[Any]
+
+# The smallest double that becomes infinite as a float32.
+BEYOND_FLOAT32 = 2.0**128 - 2.0**103
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a module takes, and what it is made of.
+
+    Attributes:
+        features: columns in the order of the module's arguments.
+        types: Spark's types of the columns in training, by name; empty where the model was saved without.
+        numbers: those of `features` that come as raw numbers.
+        categories: those of `features` that come as raw categories.
+        id_bits: of the ids that the categories become.
+    """
+
+    features: tuple[ColumnSpec, ...]
+    types: Mapping[str, str] = field(default_factory=dict)
+    numbers: tuple[str, ...] = ()
+    categories: tuple[str, ...] = ()
+    id_bits: int = 0
+
+    def tensors(self, columns: Mapping[str, Values], *, keep: bool = False) -> dict[str, Input]:
+        """The module's arguments by name, of rows that come as `score` describes them.
+
+        Args:
+            keep: whether a missing number is NaN to the module, and a missing category one of its own; else both raise.
+
+        Raises:
+            DataError: a column is missing, a value is of another kind than in training, or null that is not kept.
+        """
+        if missing := [column.name for column in self.features if column.name not in columns]:
+            raise DataError("a feature column is missing", value=missing, hint=f"given are {sorted(columns)}")
+        return {column.name: self._tensor(column, columns[column.name], keep) for column in self.features}
+
+    def _tensor(self, column: ColumnSpec, values: Values, keep: bool) -> Input:
+        if column.name in self.numbers:
+            return to_tensor(column, numbers(values, column.name), keep)
+        if column.name not in self.categories:
+            return to_tensor(column, values, keep)
+        trained = self.types.get(column.name, "")
+        if column.layout == "scalar":
+            return torch.from_numpy(self._ids(column, values, trained, keep))
+        rows = [row if row is not None or not keep else () for row in values]
+        flat, offsets = _flattened(column, rows, keep)
+        return Ragged(torch.from_numpy(self._ids(column, flat, trained, keep)), torch.from_numpy(offsets))
+
+    def _ids(self, column: ColumnSpec, values: Values, trained: str, keep: bool) -> Int64Array:
+        try:
+            ids, null = category_ids(values, self.id_bits, trained)
+        except DataError as error:
+            raise DataError(f"feature column {column.name!r}: {error}") from error
+        if null.any() and not keep:
+            raise _invalid(column, "null", keep)
+        return ids
+
+
+def numbers(values: Values, name: str = "") -> NDArray[np.float64]:
+    """Raw numbers or booleans as float64 [n]; NaN where null, infinite or beyond the float32 range (3.4e38).
+
+    Args:
+        name: of the column, for the error.
+
+    Raises:
+        DataError: something is no number.
+    """
+    column = values if isinstance(values, np.ndarray) else np.array(values, dtype=object)
+    if column.dtype.kind == "O":
+        known = (bool, int, float, np.bool_, np.integer, np.floating, decimal.Decimal, type(None))
+        if column.ndim != 1 or not all(isinstance(value, known) for value in column):
+            raise _not_a_number(name)
+        column = np.array([np.nan if value is None else float(value) for value in column], dtype=np.float64)
+    if column.ndim != 1 or column.dtype.kind not in "iufb":
+        raise _not_a_number(name)
+    found = column.astype(np.float64)
+    found[np.abs(found) >= BEYOND_FLOAT32] = np.nan
+    return found
+
+
+def _not_a_number(name: str) -> DataError:
+    return DataError("a continuous column must hold one number in each row", where=f"column {name!r}")
+
+
+def to_tensor(column: ColumnSpec, values: Values, keep: bool = False) -> Input:
+    """A column as the module takes it; the same dtypes and shapes as the training loader's.
+
+    Args:
+        values: numbers, or one 1-d array for each row.
+        keep: whether null and NaN of float columns become NaN; else they raise.
+
+    Raises:
+        DataError: null or NaN that cannot be kept, or an array of another length than all were in training.
+    """
+    if column.layout == "scalar":
+        return _from_numpy(_checked(column, np.asarray(values), keep))  # [rows]
+    arrays = list(values)
+    flat, offsets = _flattened(column, arrays, keep)
+    checked = _checked(column, flat, keep)
+    if column.layout == "ragged":
+        return Ragged(_from_numpy(checked), torch.from_numpy(offsets))
+    lengths = np.diff(offsets)
+    if (lengths != column.width).any():
+        raise DataError(
+            f"the model was trained with arrays of length {column.width}",
+            value=int(lengths[lengths != column.width][0]),
+            where=column.name,
+            hint="every row must have that length",
+        )
+    return _from_numpy(checked).reshape(len(arrays), column.width or 0)  # [rows, width]
+
+
+def _flattened(column: ColumnSpec, rows: Sequence[Any], keep: bool) -> tuple[NDArray[Any], Int64Array]:
+    """The elements of all rows one after the other, and where each row begins: int64 [rows + 1]."""
+    try:
+        lengths = np.fromiter(map(len, rows), np.int64, len(rows))
+    except TypeError:  # None has no length
+        raise _invalid(column, "null", keep) from None
+    offsets = np.zeros(len(rows) + 1, dtype=np.int64)
+    np.cumsum(lengths, out=offsets[1:])
+    if all(isinstance(row, np.ndarray) for row in rows):
+        return (np.concatenate(rows) if len(rows) else np.empty(0, column.dtype)), offsets
+    flat = np.empty(int(offsets[-1]), dtype=object)
+    flat[:] = [value for row in rows for value in row]
+    return flat, offsets
+
+
+def _checked(column: ColumnSpec, values: NDArray[Any], keep: bool) -> NDArray[Any]:
+    """All values of a column in its dtype; null and NaN are NaN if they are kept, and raise DataError if not."""
+    if column.dtype == "int64":
+        if values.dtype.kind != "i" and len(values):  # Arrow makes integers floats where there is a null
+            raise _invalid(column, "null", keep)
+    elif not keep and np.isnan(values.astype(column.dtype, copy=False)).any():
+        raise _invalid(column, "null or NaN", keep)
+    return values.astype(column.dtype, copy=False)
+
+
+def _invalid(column: ColumnSpec, what: str, keep: bool) -> DataError:
+    hint = "fill it, or set handleInvalid to 'skip' to drop these rows"
+    if keep:
+        hint += "; 'keep' is for numbers that are not integers, as NaN"
+    elif column.dtype != "int64":
+        hint += " or to 'keep' to go on with NaN (CTRClassifier: with the mean)"
+    return DataError(f"{what} in feature column {column.name!r}", hint=hint)
+
+
+def _from_numpy(array: NDArray[Any]) -> Tensor:
+    # Arrow hands out read-only memory, which torch would warn about; modules may write into their inputs.
+    return torch.from_numpy(array if array.flags.writeable else array.copy())
