@@ -198,6 +198,8 @@ class Trainer:
     def save(self) -> None:
         """Write a checkpoint of where training stands: between epochs, or in the middle of one after an optimizer step.
 
+        After the last batch of an epoch, its end comes first.
+
         Raises:
             CheckpointError: it could not be written; on every rank.
         """
@@ -205,9 +207,7 @@ class Trainer:
         of_rank = None
         if going_on is not None:
             if going_on.step % run.spec.accumulation_steps or going_on.step == run.steps:
-                raise ValueError(
-                    f"no checkpoint can be written between optimizer steps, as after batch {going_on.step}"
-                )
+                raise ValueError(f"after batch {going_on.step} of an epoch there is no checkpoint")
             going_on.seconds = {"training": time.perf_counter() - self._started, **run.clock.since(self._before)}
             generators = generator_state(run.device)
             of_rank = OfRank(self._loss_sums, self._calibration.sums.tolist(), generators)
