@@ -59,8 +59,10 @@ def run(
             for all ranks to have imported what they need. No other limit applies to the start.
         max_restarts: how often the gang is started again after a killed rank or a lost executor. An exception
             in `fn` is never retried.
-        on_event: called on the driver, in a thread, with what ranks give to `context().report`; one call at a time.
-            Not on Connect.
+        on_event: called on the driver, in a thread, with what ranks give to `context().report` (not on Connect) and
+            what is known here: {"event": "generation", ...} when ranks are launched, and {"event": "rank_lost", ...}
+            where a rank did not fail by itself (see `hvdspark.events.event_of`). One call at a time; what it raises is
+            dropped.
 
     Returns:
         What `fn` returned, by rank.
@@ -111,6 +113,7 @@ def supervise(
             "negative number of restarts", value=max_restarts, where="max_restarts", hint="0 or more"
         )
     environment = check_environment(env or {})
+    report = on_event or (lambda event: None)
     launcher.check(num_workers, device, start_timeout_s)
     program = cloudpickle.dumps((fn, tuple(args), dict(kwargs or {})))
     for generation in range(max_restarts + 1):
@@ -125,14 +128,27 @@ def supervise(
             environment=environment,
             start_timeout_s=start_timeout_s,
         )
+        _tell(report, {"event": "generation", "generation": generation, "world_size": spec.world_size})
         try:
-            return run_generation(launcher, spec, on_event or (lambda event: None))
+            return run_generation(launcher, spec, report)
         except RankFailedError as error:
-            if error.kind not in _WORTH_A_RESTART or generation == max_restarts:
+            if error.kind not in _WORTH_A_RESTART:
+                raise
+            lost = {"lost": error.rank, "host": error.host, "kind": error.kind, "cause": error.cause}
+            _tell(report, {"event": "rank_lost", "generation": generation, **lost})
+            if generation == max_restarts:
                 raise
             logger.warning("generation %d failed, starting again: %s", generation, error.cause)
             launcher.wait_for_slots(spec.world_size, start_timeout_s)
     raise AssertionError("unreachable: the last generation returns or raises")
+
+
+def _tell(on_event: Callable[[Event], None], event: Event) -> None:
+    """Whoever listens must never end a run."""
+    try:
+        on_event(event)
+    except Exception:
+        logger.warning("on_event failed for %s", event["event"], exc_info=True)
 
 
 def check_spark(spark: SparkSession, num_workers: int, device: str, start_timeout_s: float) -> None:

@@ -1,4 +1,4 @@
-"""What every rank of a fit runs: the training loop, with Horovod below it and the driver above it.
+"""What every rank of a fit runs: the training loop, with the other ranks beside it and the driver above it.
 
 The weights with which training begins wait for the ranks in the store, so that what travels through the driver is
 small whatever the size of the module.
@@ -11,7 +11,6 @@ from dataclasses import replace
 import cloudpickle
 
 from hvdspark.artifact.weights import load_weights, write_weights
-from hvdspark.collectives import HorovodCollective
 from hvdspark.launch import context
 from hvdspark.specs import TrainSpec, from_json, to_json
 from hvdspark.store import Store
@@ -40,6 +39,6 @@ def train_on_rank(spec_json: str, sent: bytes) -> str:
     program: Program = cloudpickle.loads(sent)
     load_weights(Store(spec.store_uri), initial_weights(spec.run_id), program.module)
     before = state_besides_weights(program.module) if rank.rank == 0 else None
-    result = train(spec, program, HorovodCollective(), rank.device, rank.report, rank.generation)
+    result = train(spec, program, rank.collective, rank.device, rank.report, rank.generation)
     lost = warnings_about_lost_state(before, program.module)
     return to_json(replace(result, warnings=(*result.warnings, *lost))) if rank.rank == 0 else ""

@@ -6,9 +6,11 @@ import hashlib
 from typing import Any
 
 import torch
+from torch import nn
 
+import hvdspark
 from hvdspark.collectives import Collective, HorovodCollective, current_collective
-from hvdspark.embedding.config import SparseOptimizer
+from hvdspark.embedding.config import SparseOptimizer, TableConfig
 from hvdspark.embedding.module import ShardedEmbeddingCollection
 from hvdspark.errors import DataError
 from tests.unit.embedding.unsharded import (
@@ -80,3 +82,30 @@ def _bad_id(collective: Collective) -> str:
     except DataError as error:
         return str(error)
     return "no error"
+
+
+def train_by_hand(rows: int) -> tuple[list[float], int]:
+    """The public classes in a user's own training loop."""
+    import horovod.torch as hvd
+
+    rank, size = hvdspark.context().rank, hvdspark.context().size
+    embeddings = ShardedEmbeddingCollection(
+        [TableConfig("t", 8, optimizer=SparseOptimizer("adagrad", 0.5))], {"f": "t"}, seed=1
+    )
+    head = nn.Linear(8, 1)
+    hvd.broadcast_parameters(head.state_dict(), root_rank=0)
+    optimizer = hvd.DistributedOptimizer(
+        torch.optim.SGD(head.parameters(), 0.5), named_parameters=head.named_parameters(), op=hvd.Sum
+    )
+    embeddings.step_with(optimizer)
+    losses = []
+    for _ in range(30):
+        mine = torch.arange(rank, rows, size)
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(
+            head(embeddings({"f": mine})["f"]).squeeze(1), (mine % 2).float(), reduction="sum"
+        )
+        (loss / rows).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(hvd.allreduce(loss.detach(), op=hvd.Sum, name="loss").item() / rows)
+    return losses, embeddings.shards[0].row_counts()[0]

@@ -10,15 +10,24 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
-from tests.ranks.gang import ROOT, RankOutcome, outcome_of
-
+ROOT = Path(__file__).resolve().parent.parent.parent
 needs_mpirun = pytest.mark.skipif(shutil.which("mpirun") is None, reason="no mpirun on PATH: MPI is optional")
+
+
+@dataclass(frozen=True)
+class RankOutcome:
+    """How a rank ended: `value` or `error` ("Type: message"), and everything it printed."""
+
+    value: Any
+    error: str | None
+    output: str
 
 
 def run_mpi_ranks(
@@ -58,6 +67,15 @@ def run_mpi_ranks(
                     running.kill()
             process.wait()
     return [outcome_of(folder, rank, log) for rank in range(size)], status
+
+
+def outcome_of(folder: Path, rank: int, log: Path) -> RankOutcome:
+    """What a rank has left in `folder`."""
+    output = log.read_text()
+    result = folder / f"rank-{rank}.json"
+    if not result.exists():
+        return RankOutcome(None, "no result", output)
+    return RankOutcome(**json.loads(result.read_text()), output=output)
 
 
 def main(folder: Path, job: str) -> None:

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from hvdspark.collectives import run_threaded
-from tests.ranks.embedding_cases import WIRES, on_rank
+from tests.ranks.embedding_cases import WIRES, on_rank, train_by_hand
 from tests.ranks.gang import run_ranks
 
 
-def test_horovod_ranks_are_threads_bit_for_bit(tmp_path: Path) -> None:
+def test_horovod_ranks_are_threads_bit_for_bit() -> None:
     expected = run_threaded(2, on_rank)
-    outcomes = run_ranks(on_rank, 2, tmp_path)
-    for outcome, wanted in zip(outcomes, expected, strict=True):
-        assert outcome.error is None, outcome.output
-        assert outcome.value == wanted
+    results = run_ranks(on_rank, 2)
+    for result, wanted in zip(results, expected, strict=True):
+        assert result == wanted
     assert len({expected[0][wire] for wire in WIRES}) == len(WIRES)
-    assert {outcome.value["bad id"] for outcome in outcomes} == {expected[0]["bad id"]}
+    assert {result["bad id"] for result in results} == {expected[0]["bad id"]}
     assert "100 (in feature 'page' of table 'pages', rank 1)" in expected[0]["bad id"]
+
+
+def test_in_a_loop_of_ones_own() -> None:
+    results = run_ranks(train_by_hand, 2, rows=100)
+    assert results[0][0] == results[1][0]
+    assert results[0][0][-1] < 0.2 * results[0][0][0]
+    counts = [count for _, count in results]
+    assert sum(counts) == 100
+    assert min(counts) > 0

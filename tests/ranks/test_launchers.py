@@ -22,9 +22,9 @@ from hvdspark.launch.barrier import BarrierLauncher
 from hvdspark.launch.protocol import Launcher, LaunchSpec
 from hvdspark.launch.same_host import SameHostLauncher
 from hvdspark.launch.supervisor import supervise
-from tests.conftest import ROOT
 from tests.ranks import launch_cases as cases
 
+ROOT = Path(__file__).resolve().parent.parent.parent
 ERROR_WITHIN_S = 10.0
 BARRIER = pytest.param("barrier", marks=pytest.mark.spark)
 SAME_HOST = "same host"
@@ -74,6 +74,7 @@ def test_ranks_know_their_place(launch: Callable[..., list[Any]], size: int) -> 
     assert {result["store"] for result in results} == {"file:///tmp/x"}
     assert {result["stdin"] for result in results} == {""}
     assert len({result["pid"] for result in results}) == size
+    assert events.get(timeout=1) == {"event": "generation", "generation": 0, "world_size": size}
     reported = [events.get(timeout=1) for _ in range(size)]
     assert sorted(event["rank"] for event in reported) == list(range(size))
 
@@ -225,7 +226,13 @@ def test_errors_of_the_function(on_host: Callable[..., list[Any]], tmp_path: Pat
 
 
 def test_a_restart_is_counted(on_host: Callable[..., list[Any]]) -> None:
-    assert on_host(cases.die_in_generation, (1,), num_workers=2, max_restarts=2) == [1, 1]
+    events: list[dict[str, Any]] = []
+    assert on_host(cases.die_in_generation, (1,), num_workers=2, max_restarts=2, on_event=events.append) == [1, 1]
+    first, lost, second = events
+    assert (first["event"], lost["event"], second["event"]) == ("generation", "rank_lost", "generation")
+    assert (first["generation"], second["generation"]) == (0, 1)
+    assert (lost["generation"], lost["lost"], lost["kind"]) == (0, 1, "signal")
+    assert "SIGKILL" in lost["cause"]
 
 
 def test_cuda_without_a_gpu(on_host: Callable[..., list[Any]]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +10,7 @@ import torch
 
 from hvdspark.artifact.weights import WEIGHTS, read_tensors
 from hvdspark.collectives import LocalCollective
+from hvdspark.errors import RankFailedError
 from hvdspark.specs import TrainSpec, to_json
 from hvdspark.store import Store
 from tests.ranks.gang import run_ranks
@@ -32,15 +32,12 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> TrainSpec:
 
 
 @pytest.fixture(scope="module")
-def gangs(base: TrainSpec, tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str, Any]]]:
+def gangs(base: TrainSpec) -> dict[int, list[dict[str, Any]]]:
     """Every case on 2 and on 3 ranks; one launch for each gang. By size, then by rank."""
     store, results = Store(base.store_uri), {}
     for size in SIZES:
         store.write_text(f"runs/blocked-{size}", "a file where a directory should be")
-        outcomes = run_ranks(on_rank, size, tmp_path_factory.mktemp("gang"), base=to_json(base))
-        for outcome in outcomes:
-            assert outcome.error is None, outcome.output
-        results[size] = [outcome.value for outcome in outcomes]
+        results[size] = run_ranks(on_rank, size, base=to_json(base))
     return results
 
 
@@ -97,20 +94,17 @@ def test_no_rank_burns_a_core_while_it_waits(gangs: dict[int, list[dict[str, Any
     assert [values["spun"] for values in gangs[size]] == [[]] * size
 
 
-def test_a_gang_of_one(base: TrainSpec, tmp_path: Path) -> None:
+def test_a_gang_of_one(base: TrainSpec) -> None:
     spec = replace(base, run_id="alone")
-    (outcome,) = run_ranks(relaunched, 1, tmp_path, base=to_json(spec))
-    assert outcome.error is None, outcome.output
+    run_ranks(relaunched, 1, base=to_json(spec))
     run_case(base, "adam", "adam alone", LocalCollective(), epochs=1)
     assert largest_difference(model(base, "alone"), model(base, "adam alone")) < 1e-6
 
 
-def test_a_relaunched_gang_ends_where_an_uninterrupted_run_does(base: TrainSpec, tmp_path: Path) -> None:
+def test_a_relaunched_gang_ends_where_an_uninterrupted_run_does(base: TrainSpec) -> None:
     spec = replace(base, run_id="lost", epochs=4, shuffle=True)
-    outcomes = run_ranks(until_lost, 2, tmp_path / "first", base=to_json(spec))
-    assert outcomes[1].error == "ConnectionError: executor lost"
-    assert outcomes[0].error is not None
-    assert "HorovodInternalError" in outcomes[0].error
-    outcomes = run_ranks(relaunched, 2, tmp_path / "second", base=to_json(spec))
-    assert [outcome.error for outcome in outcomes] == [None, None]
+    with pytest.raises(RankFailedError, match="ConnectionError: executor lost") as caught:
+        run_ranks(until_lost, 2, base=to_json(spec))
+    assert caught.value.rank == 1
+    run_ranks(relaunched, 2, base=to_json(spec))
     assert largest_difference(model(base, "lost"), model(base, "never lost")) < 1e-6

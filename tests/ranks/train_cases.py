@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hvdspark.collectives import Collective, HorovodCollective
+import hvdspark
+from hvdspark.collectives import Collective
 from hvdspark.errors import HvdSparkError
 from hvdspark.specs import TrainSpec, from_json
 from hvdspark.train.callbacks import Callback, TrainState
@@ -185,7 +186,7 @@ def run_case(base: TrainSpec, name: str, run_id: str, collective: Collective, **
 
 def on_rank(base: str) -> dict[str, Any]:
     """What one rank of a gang does: all cases, some of them twice, and then what must fail on all ranks alike."""
-    collective = HorovodCollective()
+    collective = hvdspark.context().collective
     spun = count_waits_that_spin()
     spec, size = from_json(TrainSpec, base), collective.size
     done = {name: run_case(spec, name, f"{name} {size}", collective) for name in CASES}
@@ -240,7 +241,7 @@ def failures(spec: TrainSpec, collective: Collective) -> dict[str, str]:
 
 def until_lost(base: str) -> dict[str, Any]:
     """A whole run, and then the same one until it loses its last rank in epoch 2."""
-    spec, collective = from_json(TrainSpec, base), HorovodCollective()
+    spec, collective = from_json(TrainSpec, base), hvdspark.context().collective
     train(replace(spec, run_id="never lost"), click_program(), collective, "cpu", lambda event: None)
     train(spec, click_program(callbacks=[LoseExecutor()]), collective, "cpu", lambda event: None)
     return {}
@@ -248,5 +249,12 @@ def until_lost(base: str) -> dict[str, Any]:
 
 def relaunched(base: str) -> dict[str, Any]:
     """The next generation of that run."""
-    train(from_json(TrainSpec, base), click_program(), HorovodCollective(), "cpu", lambda event: None, generation=1)
+    train(
+        from_json(TrainSpec, base),
+        click_program(),
+        hvdspark.context().collective,
+        "cpu",
+        lambda event: None,
+        generation=1,
+    )
     return {}

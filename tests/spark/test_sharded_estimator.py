@@ -16,7 +16,6 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from torch import Tensor, nn
 
-import hvdspark
 from hvdspark.embedding import ShardedEmbeddingCollection, SparseOptimizer, TableConfig
 from hvdspark.errors import ConfigurationError, DataError
 from hvdspark.estimators import TorchEstimator, TorchModel
@@ -156,41 +155,6 @@ def test_a_table_larger_than_memory_is_refused_before_anything_is_written(spark:
     with pytest.raises(ConfigurationError, match="TiB on rank.*table 'pages'.*Hint: raise .*memory"):
         estimator(model=model, storeUri=store_uri).fit(visits(spark, 10))
     assert files_in(Path(store_uri.removeprefix("file://"))) == []
-
-
-def train_by_hand(rows: int) -> tuple[list[float], int]:
-    import horovod.torch as hvd
-
-    rank, size = hvdspark.context().rank, hvdspark.context().size
-    embeddings = ShardedEmbeddingCollection(
-        [TableConfig("t", 8, optimizer=SparseOptimizer("adagrad", 0.5))], {"f": "t"}, seed=1
-    )
-    head = nn.Linear(8, 1)
-    hvd.broadcast_parameters(head.state_dict(), root_rank=0)
-    optimizer = hvd.DistributedOptimizer(
-        torch.optim.SGD(head.parameters(), 0.5), named_parameters=head.named_parameters(), op=hvd.Sum
-    )
-    embeddings.step_with(optimizer)
-    losses = []
-    for _ in range(30):
-        mine = torch.arange(rank, rows, size)
-        loss = torch.nn.functional.binary_cross_entropy_with_logits(
-            head(embeddings({"f": mine})["f"]).squeeze(1), (mine % 2).float(), reduction="sum"
-        )
-        (loss / rows).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(hvd.allreduce(loss.detach(), op=hvd.Sum, name="loss").item() / rows)
-    return losses, embeddings.shards[0].row_counts()[0]
-
-
-def test_in_a_loop_of_ones_own(spark: SparkSession) -> None:
-    results = hvdspark.run(train_by_hand, (100,), num_workers=2, spark=spark)
-    assert results[0][0] == results[1][0]
-    assert results[0][0][-1] < 0.2 * results[0][0][0]
-    counts = [count for _, count in results]
-    assert sum(counts) == 100
-    assert min(counts) > 0
 
 
 def test_a_row_alone_scores_as_among_others(spark: SparkSession, store_uri: str) -> None:
