@@ -128,7 +128,7 @@ def unsharded_auc(settings: CTRClassifier, train: DataFrame, test: DataFrame, sc
         INTEGERS,
         CATEGORIES,
         [],
-        settings._pace(len(raw)),
+        settings.pace(len(raw)),
         moments(values, rows["label"].astype(np.float64), None),
     )
     model = program.module

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
+from pyspark.ml.param import Params
 from pyspark.sql import Column
 from pyspark.sql import functions as F
 
 from hvdspark.artifact.forward import OutputSpec
 from hvdspark.errors import ConfigurationError
 from hvdspark.train.loss import BINARY, CLASS_INDEX
+
+logger = logging.getLogger(__name__)
 
 LOGITS = ("bce_with_logits", "cross_entropy")
 
@@ -37,6 +41,41 @@ def check_classifies(loss: str, outputs: Sequence[OutputSpec]) -> None:
             where=where,
             hint="leave them unset, and the output columns are what the module returns",
         )
+
+
+def wants_classes(params: Params) -> bool:
+    """Whether the columns of a classifier are wanted, and not what the module returns."""
+    return bool(params.getOrDefault("probabilityCol") or params.getOrDefault("rawPredictionCol"))
+
+
+def check_losses(params: Params, losses: Sequence[str]) -> None:
+    """What the losses say of the columns that will be added.
+
+    Args:
+        losses: name of each label's loss, "" where it has none of those known.
+
+    Raises:
+        ConfigurationError: the columns of a classifier are wanted, and the loss is none of one.
+    """
+    if wants_classes(params):
+        if len(losses) > 1 or not losses[0]:
+            check_classifies("", ())
+    elif logits := sorted({*losses} & {*LOGITS}):
+        logger.warning(
+            "%s takes logits: predictionCol will be a logit, no probability and no class. "
+            "probabilityCol='probability' adds probabilities, and makes predictionCol the class",
+            ", ".join(logits),
+        )
+
+
+def check_outputs(params: Params, losses: Sequence[str], outputs: Sequence[OutputSpec]) -> None:
+    """ConfigurationError where the columns of a classifier are wanted, and what the module returns is no class.
+
+    Args:
+        outputs: none where the module could not be called yet.
+    """
+    if wants_classes(params) and outputs:
+        check_classifies(losses[0], outputs)
 
 
 def as_classes(loss: str, score: Column, threshold: float) -> tuple[Column, Column, Column]:

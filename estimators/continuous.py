@@ -69,13 +69,15 @@ def number(name: str) -> Column:
     return F.expr(f"CASE WHEN abs({value}) >= {BEYOND_FLOAT32!r}D THEN double('NaN') ELSE {value} END")
 
 
-def lost_in_double(schema: StructType, names: Sequence[str], rows: Moments) -> list[str]:
+def lost_in_double(schema: StructType, names: Sequence[str], rows: Moments | None) -> list[str]:
     """Warnings for whole or decimal numbers whose differences are too small beside their size for a double.
 
     Args:
-        rows: moments of the columns `names`.
+        rows: moments of the columns `names`; None where there are no such columns.
     """
-    warnings = []
+    warnings: list[str] = []
+    if rows is None:
+        return warnings
     _, _, _, low, high = rows.inputs[:, : len(names)]
     types = {field.name: field.dataType for field in schema.fields}
     for name, least, most in zip(names, low, high, strict=True):

@@ -2,54 +2,49 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
-from pyspark.ml.base import Estimator
 from pyspark.ml.functions import array_to_vector
 from pyspark.ml.linalg import VectorUDT
-from pyspark.ml.util import MLReadable, MLReader, MLWritable, MLWriter
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.types import ArrayType, DoubleType, StructField, StructType
 
 from hvdspark.artifact.trust import Trust
-from hvdspark.data.readers.moments import training_moments
 from hvdspark.errors import ConfigurationError, SchemaError
+from hvdspark.estimators.asked import columns_of
+from hvdspark.estimators.base import TrainingEstimator
 from hvdspark.estimators.categories import category_key, check_categories, is_array
 from hvdspark.estimators.classes import second_class
 from hvdspark.estimators.columns import check_new_columns, scoring_input
-from hvdspark.estimators.continuous import check_numbers, lost_in_double, number
-from hvdspark.estimators.ctr_params import _CTRScoringParams, _CTRTrainingParams
+from hvdspark.estimators.continuous import check_numbers, number
+from hvdspark.estimators.ctr_params import CTRScoringParams, CTRTrainingParams
 from hvdspark.estimators.ctr_program import click_program
-from hvdspark.estimators.defaults import set_value
 from hvdspark.estimators.fit import fit
 from hvdspark.estimators.keywords import keyword_only
-from hvdspark.estimators.model import _FittedModel
+from hvdspark.estimators.model import FittedModel
 from hvdspark.estimators.params import accessors, model_accessors
-from hvdspark.estimators.persistence import HvdSparkReader, HvdSparkWriter, Saved
+from hvdspark.estimators.persistence import Saved
 from hvdspark.estimators.scorer import SCORES, scorer
+from hvdspark.events import FitListener
 from hvdspark.models.click import ID_BITS
-from hvdspark.specs import DatasetSpec
 from hvdspark.store import Store
 
 
 @accessors
-class CTRClassifier(
-    Estimator["CTRClassificationModel"],
-    _CTRScoringParams,
-    _CTRTrainingParams,
-    MLWritable,
-    MLReadable["CTRClassifier"],
-):
+class CTRClassifier(TrainingEstimator["CTRClassificationModel"], CTRScoringParams, CTRTrainingParams):
     """Trains a click-through-rate model on raw columns, its embedding tables sharded over `numWorkers` Spark tasks.
 
     Categories need no StringIndexer and no vocabulary: they are hashed to 64-bit keys in the Spark plan, and a table
     grows with the categories seen in training. Numbers need no scaling. The label is 0 or 1 (or a probability).
 
-    Everything is a Param: see `explainParams()`. Gradients are means over the rows (or weights) of the global batch,
-    so `batchSize` and the learning rates mean the same for any number of workers.
+    Args:
+        listeners: `hvdspark.events.FitListener` objects, told on the driver what happens in a fit. They are not saved.
+
+    Everything else is a Param: see `explainParams()`. Gradients are means over the rows (or weights) of the global
+    batch, so `batchSize` and the learning rates mean the same for any number of workers.
 
     Example:
         >>> classifier = CTRClassifier(architecture="dlrm", continuousCols=["age"], categoricalCols=["user", "page"],
@@ -62,6 +57,7 @@ class CTRClassifier(
     def __init__(
         self,
         *,
+        listeners: Sequence[FitListener] = (),
         architecture: str = "dlrm",
         continuousCols: list[str] | None = None,
         categoricalCols: list[str] | None = None,
@@ -109,23 +105,6 @@ class CTRClassifier(
         super().__init__()
         self.setParams(**self._input_kwargs)  # type: ignore[attr-defined]
 
-    @keyword_only
-    def setParams(self, **kwargs: Any) -> CTRClassifier:
-        """Set Params by name; same names as the constructor. None leaves a value as it is."""
-        for name, value in self._input_kwargs.items():  # type: ignore[attr-defined]
-            if value is not None:  # Spark ML can save a Param that is None, and not load it again
-                self._set(**{name: value})
-        return self
-
-    def write(self) -> MLWriter:
-        """Writer of this estimator."""
-        return HvdSparkWriter(self)
-
-    @classmethod
-    def read(cls) -> MLReader[CTRClassifier]:
-        """Reader of estimators that `write` wrote."""
-        return HvdSparkReader(cls)
-
     def _fit(self, dataset: DataFrame) -> CTRClassificationModel:
         value = self.getOrDefault
         numbers, categories = _columns(self)
@@ -134,36 +113,18 @@ class CTRClassifier(
         _check_roles(self, [*numbers, *categories])
         _check_label(dataset.schema, value("labelCol"))
         # Integers among the numbers become doubles here, where null can be kept as NaN.
-        columns = {name: number(name) for name in numbers}
-        columns |= {name: category_key(dataset, name, ID_BITS, value("handleInvalid")) for name in categories}
+        derived = {name: number(name) for name in numbers}
+        derived |= {name: category_key(dataset, name, ID_BITS, value("handleInvalid")) for name in categories}
         pooled = [name for name in categories if is_array(dataset.schema, name)]
-        make = partial(click_program, self, numbers, categories, pooled)
-        program = make(self._pace(1))
-
-        def look_at(data: DatasetSpec, store: Store) -> list[str]:
-            weight = set_value(self, "weightCol")
-            context = dataset.sparkSession.sparkContext
-            rows = training_moments(context, store, data, numbers, value("labelCol"), weight)
-            vars(program).update(vars(make(self._pace(data.train_rows), rows)))
-            return lost_in_double(dataset.schema, numbers, rows)
-
-        fitted = fit(
-            self,
-            dataset.withColumns(columns),
-            program,
-            [*numbers, *categories],
-            [value("labelCol")],
-            handle_invalid=value("handleInvalid"),
-            wide=numbers,
-            owner=dataset,
-            prepare=look_at,
-        )
+        features, labels = [*numbers, *categories], [value("labelCol")]
+        columns = columns_of(self, dataset, features, labels, derived=derived, numbers=numbers)
+        fitted = fit(self, columns, partial(click_program, self, numbers, categories, pooled))
         # Arrays that all had one length while training may have another one later: pooling takes any.
-        features = tuple(
+        specs = tuple(
             replace(spec, layout="ragged", width=None) if spec.name in pooled else spec for spec in fitted.features
         )
         model = CTRClassificationModel()
-        model._fitted = replace(fitted, features=features)
+        model._fitted = replace(fitted, features=specs)
         model._resetUid(self.uid)
         return self._copyValues(model)
 
@@ -174,8 +135,8 @@ class CTRClassifier(
         """There is nothing but Params."""
 
 
-@model_accessors(_CTRScoringParams)
-class CTRClassificationModel(_FittedModel, _CTRScoringParams, _CTRTrainingParams):
+@model_accessors(CTRScoringParams)
+class CTRClassificationModel(FittedModel, CTRScoringParams, CTRTrainingParams):
     """A fitted click-through-rate model: a URI in the store and a small description. Scores DataFrames in place.
 
     `transform` starts no job, keeps every input column and adds `rawPrediction` (vector of -x and x, x the logit),
@@ -222,7 +183,7 @@ class CTRClassificationModel(_FittedModel, _CTRScoringParams, _CTRTrainingParams
         return [str(self.getOrDefault(name)) for name in ("rawPredictionCol", "probabilityCol", "predictionCol")]
 
 
-def _columns(params: _CTRScoringParams) -> tuple[list[str], list[str]]:
+def _columns(params: CTRScoringParams) -> tuple[list[str], list[str]]:
     """(continuous, categorical) columns. ConfigurationError where there are none, or one is both."""
     numbers, categories = (
         list(params.getOrDefault(name)) if params.isDefined(name) else []

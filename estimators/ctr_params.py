@@ -14,8 +14,9 @@ from pyspark.ml.param.shared import (
 )
 
 from hvdspark.embedding.config import DTYPES, OPTIMIZERS
-from hvdspark.estimators.defaults import Pace, pace, set_value
-from hvdspark.estimators.params import _TrainingParams, distinct_names, in_range, one_of, param
+from hvdspark.estimators import defaults
+from hvdspark.estimators.defaults import Pace, set_value
+from hvdspark.estimators.params import TrainingParams, distinct_names, in_range, one_of, param
 from hvdspark.models import ARCHITECTURES
 from hvdspark.train.schedule import SCHEDULES
 
@@ -24,7 +25,7 @@ def _sizes(value: Any) -> list[int]:
     return [in_range("hiddenUnits", TypeConverters.toInt, 1)(size) for size in TypeConverters.toList(value)]
 
 
-class _CTRScoringParams(HasPredictionCol, HasProbabilityCol, HasRawPredictionCol, HasThreshold, HasHandleInvalid):
+class CTRScoringParams(HasPredictionCol, HasProbabilityCol, HasRawPredictionCol, HasThreshold, HasHandleInvalid):
     """Params of estimator and model."""
 
     continuousCols = param(
@@ -57,7 +58,7 @@ class _CTRScoringParams(HasPredictionCol, HasProbabilityCol, HasRawPredictionCol
         )
 
 
-class _CTRTrainingParams(_TrainingParams):
+class CTRTrainingParams(TrainingParams):
     """Params of the estimator only."""
 
     architecture = param(
@@ -147,9 +148,9 @@ class _CTRTrainingParams(_TrainingParams):
             embeddingLearningRate=None,
         )
 
-    def _pace(self, rows: int) -> Pace:
+    def pace(self, rows: int) -> Pace:
         """How fast a fit goes through so many training rows."""
-        return pace(
+        return defaults.pace(
             rows,
             batch_size=set_value(self, "batchSize"),
             epochs=set_value(self, "epochs"),

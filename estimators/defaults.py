@@ -30,6 +30,11 @@ class Pace:
     epochs: int
     schedule: str
 
+    @property
+    def schedule_name(self) -> str | None:
+        """As the engine has it: None for a constant rate."""
+        return None if self.schedule == "constant" else self.schedule
+
 
 def pace(rows: int, *, batch_size: int | None, epochs: int | None, schedule: str | None, accumulation: int) -> Pace:
     """About 300 optimizer steps or one pass, whichever is more, with a batch that grows with the root of the rows.
@@ -125,6 +130,10 @@ def embedding_pace(
     if optimizer == "sgd":  # a step is the gradient times this, and no root brings that to a size
         return EmbeddingPace(0.02 * caution * batch_size, 0.2 * batch_size, 0.0, 0.0)
     return EmbeddingPace(1e-3 * caution, 0.03, 0.0, 0.0)
+
+
+# Rows enough for the largest batch.
+MANY_ROWS = 10**9
 
 
 def few_steps(steps: int) -> list[str]:

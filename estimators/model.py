@@ -16,7 +16,7 @@ from hvdspark.estimators.summary import TrainingSummary
 from hvdspark.store import Store
 
 
-class _FittedModel(Model, MLWritable, MLReadable[Any]):
+class FittedModel(Model, MLWritable, MLReadable[Any]):
     """A trained module in the store, with the Params of the estimator that trained it.
 
     Attributes:

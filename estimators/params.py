@@ -44,15 +44,20 @@ def model_accessors(scoring: type) -> Callable[[C], C]:
     return lambda cls: _with_accessors(cls, scoring, "allowPickle")
 
 
+def setter_name(name: str) -> str:
+    """ "setBatchSize" of "batchSize"."""
+    return f"set{name[0].upper()}{name[1:]}"
+
+
 def _with_accessors(cls: C, settable: type, *others: str) -> C:
     for name in dir(cls):
         if not isinstance(getattr(cls, name, None), Param):
             continue
-        suffix = name[0].upper() + name[1:]
-        if not hasattr(cls, f"get{suffix}"):
-            setattr(cls, f"get{suffix}", _getter(name))
-        if not hasattr(cls, f"set{suffix}") and (hasattr(settable, name) or name in others):
-            setattr(cls, f"set{suffix}", _setter(name))
+        get, set_ = f"get{setter_name(name)[3:]}", setter_name(name)
+        if not hasattr(cls, get):
+            setattr(cls, get, _getter(name))
+        if not hasattr(cls, set_) and (hasattr(settable, name) or name in others):
+            setattr(cls, set_, _setter(name))
     return cls
 
 
@@ -131,7 +136,7 @@ def param(name: str, doc: str, convert: Converter) -> Any:
     return Param(Params._dummy(), name, doc, convert)
 
 
-class _TorchScoringParams(
+class TorchScoringParams(
     HasPredictionCol, HasProbabilityCol, HasRawPredictionCol, HasThreshold, HasOutputCols, HasHandleInvalid
 ):
     """Params of TorchEstimator and TorchModel."""
@@ -185,7 +190,7 @@ class _TorchScoringParams(
         )
 
 
-class _TrainingParams(HasLabelCol, HasWeightCol, HasValidationIndicatorCol, HasSeed):
+class TrainingParams(HasLabelCol, HasWeightCol, HasValidationIndicatorCol, HasSeed):
     """Params of every estimator; its model carries them."""
 
     validationFraction = param(
@@ -337,13 +342,13 @@ class _TrainingParams(HasLabelCol, HasWeightCol, HasValidationIndicatorCol, HasS
             allowPickle=False,
         )
 
-    def _pace(self, rows: int) -> Pace:
+    def pace(self, rows: int) -> Pace:
         """How fast a fit goes through so many training rows."""
         value = self.getOrDefault
         return Pace(value("batchSize"), value("epochs"), value("learningRateSchedule"))
 
 
-class _TorchTrainingParams(_TrainingParams):
+class TorchTrainingParams(TrainingParams):
     """Params of TorchEstimator only."""
 
     labelCols = param(

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from typing import Any
 
 import safetensors.torch
-from pyspark.ml.base import Estimator
 from pyspark.ml.functions import array_to_vector
 from pyspark.ml.linalg import VectorUDT
-from pyspark.ml.util import MLReadable, MLReader, MLWritable, MLWriter
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.types import ArrayType, DoubleType, StructField, StructType
@@ -23,26 +20,24 @@ from hvdspark.artifact.weights import pack as pack_tensors
 from hvdspark.artifact.weights import unpack as unpack_tensors
 from hvdspark.embedding import dense_weights_alone
 from hvdspark.errors import ConfigurationError
-from hvdspark.estimators.classes import LOGITS, as_classes, check_classifies
+from hvdspark.estimators.asked import columns_of
+from hvdspark.estimators.base import TrainingEstimator
+from hvdspark.estimators.classes import as_classes, check_classifies, wants_classes
 from hvdspark.estimators.columns import check_new_columns, scoring_input
 from hvdspark.estimators.fit import fit
 from hvdspark.estimators.keywords import keyword_only
-from hvdspark.estimators.model import _FittedModel
-from hvdspark.estimators.params import _TorchScoringParams, _TorchTrainingParams, accessors, model_accessors
-from hvdspark.estimators.persistence import HvdSparkReader, HvdSparkWriter, Saved, pack, unpack
+from hvdspark.estimators.model import FittedModel
+from hvdspark.estimators.params import TorchScoringParams, TorchTrainingParams, accessors, model_accessors
+from hvdspark.estimators.persistence import Saved, pack, unpack
 from hvdspark.estimators.scorer import SCORES, scorer
+from hvdspark.events import FitListener
 from hvdspark.store import Store
 from hvdspark.train.callbacks import Callback
-from hvdspark.train.loss import RowLoss
 from hvdspark.train.program import Program
-
-logger = logging.getLogger(__name__)
 
 
 @accessors
-class TorchEstimator(
-    Estimator["TorchModel"], _TorchScoringParams, _TorchTrainingParams, MLWritable, MLReadable["TorchEstimator"]
-):
+class TorchEstimator(TrainingEstimator["TorchModel"], TorchScoringParams, TorchTrainingParams):
     """Trains a `torch.nn.Module` on a DataFrame with Horovod, on `numWorkers` Spark tasks.
 
     The module is called with one tensor for each column of `featureCols`: [rows] for numbers, [rows, width] for
@@ -57,6 +52,7 @@ class TorchEstimator(
         optimizer: a name ("adam", "adamw", "sgd", "adagrad", "rmsprop"), a `torch.optim` class, a `functools.partial`
             of one, a callable taking the parameters, or an optimizer made on `model.parameters()`.
         callbacks: `hvdspark.train.callbacks.Callback` objects; they run on every rank.
+        listeners: `hvdspark.events.FitListener` objects, told on the driver what happens in a fit. They are not saved.
 
     `predictionCol` is what the module returns, as it is: logits, with `loss="bce_with_logits"`. Set `probabilityCol` or
     `rawPredictionCol`, and it is the class, as for the classifiers of Spark ML.
@@ -79,6 +75,7 @@ class TorchEstimator(
         loss: Any = None,
         optimizer: Any = "adam",
         callbacks: Sequence[Callback] = (),
+        listeners: Sequence[FitListener] = (),
         featureCols: list[str] | None = None,
         labelCol: str = "label",
         labelCols: list[str] | None = None,
@@ -120,18 +117,6 @@ class TorchEstimator(
         self._objects: dict[str, Any] = {"model": None, "loss": None, "optimizer": "adam", "callbacks": ()}
         self.setParams(**self._input_kwargs)  # type: ignore[attr-defined]
 
-    @keyword_only
-    def setParams(self, **kwargs: Any) -> TorchEstimator:
-        """Set Params and Python objects by name; same names as the constructor. None leaves a value as it is."""
-        for name, value in self._input_kwargs.items():  # type: ignore[attr-defined]
-            if value is None:
-                continue  # Spark ML can save a Param that is None, and not load it again
-            if name in self._objects:
-                self._set_object(name, value)
-            else:
-                self._set(**{name: value})
-        return self
-
     def setModel(self, value: nn.Module) -> TorchEstimator:
         """Set the module to train; returns this object."""
         return self._set_object("model", value)
@@ -166,15 +151,6 @@ class TorchEstimator(
         callbacks: Sequence[Callback] = self._objects["callbacks"]
         return callbacks
 
-    def write(self) -> MLWriter:
-        """Writer of this estimator, its module's weights included."""
-        return HvdSparkWriter(self)
-
-    @classmethod
-    def read(cls) -> MLReader[TorchEstimator]:
-        """Reader of estimators that `write` wrote."""
-        return HvdSparkReader(cls)
-
     def _set_object(self, name: str, value: Any) -> TorchEstimator:
         # A new dict: Params.copy is shallow, and a copy must not change its original.
         self._objects = {**self._objects, name: value}
@@ -198,32 +174,11 @@ class TorchEstimator(
             raise ConfigurationError("not set", where="featureCols", hint="name at least one input column")
         value = self.getOrDefault
         labels = value("labelCols") if self.isDefined("labelCols") else [value("labelCol")]
-        names = self._loss_names(labels)
-        if _classifies(self) and (len(labels) > 1 or names[0] == ""):
-            check_classifies("", ())
-        if not _classifies(self) and set(names) & set(LOGITS):
-            logger.warning(
-                "%s takes logits: predictionCol will be a logit, no probability and no class. "
-                "probabilityCol='probability' adds probabilities, and makes predictionCol the class",
-                ", ".join(sorted(set(names) & set(LOGITS))),
-            )
+        columns = columns_of(self, dataset, value("featureCols"), labels)
         model = TorchModel()
-        model._fitted = fit(
-            self,
-            dataset,
-            program,
-            value("featureCols"),
-            labels,
-            handle_invalid=value("handleInvalid"),
-            check_outputs=(lambda outputs: check_classifies(names[0], outputs)) if _classifies(self) else None,
-        )
+        model._fitted = fit(self, columns, lambda pace, moments: program)
         model._resetUid(self.uid)
         return self._copyValues(model)
-
-    def _loss_names(self, labels: Sequence[str]) -> list[str]:
-        """Of each label's loss; "" where it has none."""
-        loss = RowLoss(self._objects["loss"], labels, self.getOrDefault("lossWeights"), "cpu")
-        return [loss.name(position) or "" for position in range(len(labels))]
 
     def _to_saved(self) -> Saved:
         module, allow_pickle = self._objects["model"], self.getOrDefault("allowPickle")
@@ -242,8 +197,8 @@ class TorchEstimator(
                 self._objects["model"].load_state_dict(tensors)
 
 
-@model_accessors(_TorchScoringParams)
-class TorchModel(_FittedModel, _TorchScoringParams, _TorchTrainingParams):
+@model_accessors(TorchScoringParams)
+class TorchModel(FittedModel, TorchScoringParams, TorchTrainingParams):
     """A fitted module: a URI in the store and a small description. Scores DataFrames in place.
 
     `transform` starts no job, keeps every input column and adds `predictionCol`: a double for an output of [rows] or
@@ -258,7 +213,7 @@ class TorchModel(_FittedModel, _TorchScoringParams, _TorchTrainingParams):
         """Schema of `transform`'s result. Raises SchemaError where an output column exists already."""
         names = self._output_columns()
         check_new_columns(schema, names)
-        if _classifies(self):
+        if wants_classes(self):
             types = [VectorUDT()] * (len(names) - 1) + [DoubleType()]
         else:
             types = [VectorUDT() if output.is_vector else DoubleType() for output in self._state.outputs]
@@ -271,7 +226,7 @@ class TorchModel(_FittedModel, _TorchScoringParams, _TorchTrainingParams):
         outputs = self._state.outputs
         types = [ArrayType(DoubleType()) if output.is_vector else DoubleType() for output in outputs]
         scores = scorer(self._state.scoring_spec(handle_invalid), types)(*inputs)
-        if _classifies(self):
+        if wants_classes(self):
             score = _nulls_as_nan(F.col(SCORES), handle_invalid) if outputs[0].is_vector else F.col(SCORES)
             raw, probability, prediction = as_classes(self._state.result.loss, score, self.getOrDefault("threshold"))
             named = {"rawPredictionCol": array_to_vector(raw), "probabilityCol": array_to_vector(probability)}
@@ -292,7 +247,7 @@ class TorchModel(_FittedModel, _TorchScoringParams, _TorchTrainingParams):
     def _output_columns(self) -> list[str]:
         outputs = self._state.outputs
         prediction = self.getOrDefault("predictionCol")
-        if _classifies(self):
+        if wants_classes(self):
             check_classifies(self._state.result.loss, self._state.result.outputs)
             others = [self.getOrDefault(name) for name in ("rawPredictionCol", "probabilityCol")]
             return [*(name for name in others if name), prediction]
@@ -304,11 +259,6 @@ class TorchModel(_FittedModel, _TorchScoringParams, _TorchTrainingParams):
                 f"the module returns {len(outputs)} outputs", value=names, where="outputCols", hint="name each of them"
             )
         return names
-
-
-def _classifies(params: _TorchScoringParams) -> bool:
-    """Whether the columns of a classifier are wanted, and not what the module returns."""
-    return bool(params.getOrDefault("probabilityCol") or params.getOrDefault("rawPredictionCol"))
 
 
 def _nulls_as_nan(array: Column, handle_invalid: str) -> Column:

@@ -10,9 +10,11 @@ must not be lost travels with the result: `FitEnded.history` is complete.
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import re
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -223,9 +225,9 @@ class FitListener:
 
     def on_event(self, event: FitEvent) -> None:
         """Called with every event; calls the method of its kind, if it has one."""
-        name = _METHODS.get(type(event))
-        if name is not None:
-            getattr(self, name)(event)
+        method = getattr(self, _method_of(type(event)), None)
+        if method is not None:
+            method(event)
 
     def on_fit_started(self, event: FitStarted) -> None:
         """The checks have passed; nothing is written yet."""
@@ -261,19 +263,9 @@ class FitListener:
         """The fit ends with an error."""
 
 
-_METHODS: dict[type[FitEvent], str] = {
-    FitStarted: "on_fit_started",
-    PhaseStarted: "on_phase_started",
-    DatasetReady: "on_dataset_ready",
-    GenerationStarted: "on_generation_started",
-    StepsDone: "on_steps_done",
-    EpochEnded: "on_epoch_ended",
-    CheckpointCommitted: "on_checkpoint_committed",
-    RankLost: "on_rank_lost",
-    Warned: "on_warned",
-    FitEnded: "on_fit_ended",
-    FitFailed: "on_fit_failed",
-}
+def _method_of(kind: type[FitEvent]) -> str:
+    """ "on_fit_started" of FitStarted."""
+    return "on" + re.sub("([A-Z])", r"_\1", kind.__name__).lower()
 
 
 class FanOut:
@@ -282,6 +274,19 @@ class FanOut:
     def __init__(self, run_id: str, listeners: Sequence[FitListener]) -> None:
         self._run_id, self._listeners = run_id, tuple(listeners)
         self._lock = threading.RLock()  # a listener's method may be where an event is made
+
+    @contextlib.contextmanager
+    def fit(self, started: FitStarted) -> Iterator[None]:
+        """Emit that a fit has started and, where the context is left by an exception, that it failed.
+
+        That it ended well is for the caller to say, who has the result.
+        """
+        self.emit(started)
+        try:
+            yield
+        except BaseException as error:
+            self.emit(FitFailed(error))
+            raise
 
     def emit(self, event: FitEvent) -> None:
         """Tell every listener; never fails. The event gets the run's id."""
@@ -297,6 +302,14 @@ class FanOut:
                         type(event).__name__,
                         exc_info=True,
                     )
+
+    def warn(self, messages: Iterable[str]) -> tuple[str, ...]:
+        """Log warnings and tell every listener of them; returns them."""
+        messages = tuple(messages)
+        for message in messages:
+            logger.warning("%s", message)
+            self.emit(Warned(message))
+        return messages
 
     def report(self, report: Report) -> None:
         """Take in what a rank or the launcher reports; what is no event of a fit is dropped."""

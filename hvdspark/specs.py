@@ -162,6 +162,10 @@ class DatasetSpec:
     validation: RowGroups = dataclasses.field(default_factory=RowGroups.of)
     row_bytes: int = 0
 
+    def column(self, name: str) -> ColumnSpec:
+        """The column of that name. Raises StopIteration where there is none."""
+        return next(column for column in self.columns if column.name == name)
+
     @property
     def train_rows(self) -> int:
         return self.train.total
@@ -214,6 +218,11 @@ class TrainSpec:
     patience: int = 0
     schedule: str | None = None
     schedule_args: dict[str, float] = dataclasses.field(default_factory=dict)
+
+    @property
+    def updates_per_epoch(self) -> int:
+        """Optimizer steps of an epoch."""
+        return -(-self.dataset.train_rows // (self.batch_size * self.accumulation_steps))
 
     @property
     def columns(self) -> list[str]:

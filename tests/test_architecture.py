@@ -40,13 +40,8 @@ LONG_FILES = {
     "hvdspark.train.loss",
     "hvdspark.estimators.params",
 }
-LONG_FUNCTIONS = {("hvdspark.estimators.fit", "fit")}
-WITH_PRIVATE_NAMES = {
-    "hvdspark.estimators.ctr",
-    "hvdspark.estimators.ctr_params",
-    "hvdspark.estimators.fit",
-    "hvdspark.estimators.torch",
-}
+LONG_FUNCTIONS: set[tuple[str, str]] = set()
+WITH_PRIVATE_NAMES: set[str] = set()
 # Attributes of torch and Horovod that some class of ours has, too.
 OF_OTHER_LIBRARIES = {"_buffers", "_values", "_handles"}
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
-import torch
 from torch import nn
 
 from hvdspark.artifact.weights import check_saveable
@@ -16,34 +16,60 @@ from hvdspark.train.best_epoch import resolve_monitor
 from hvdspark.train.chosen_metrics import validation_keys
 from hvdspark.train.loss import RowLoss
 from hvdspark.train.optimizer import check_optimizer
-from hvdspark.train.pickling import skeleton
 from hvdspark.train.program import Program
 from hvdspark.train.schedule import make_schedule
 from hvdspark.train.torch_loss import check_loss
 
 
-def check_program(spec: TrainSpec, program: Program, ranks: int = 1) -> None:
+@dataclass(frozen=True)
+class Checked:
+    """What the checks found out.
+
+    Attributes:
+        losses: name of each label's loss; "" where it has none of those known.
+        metrics: those asked for, else those that suit the loss.
+    """
+
+    losses: tuple[str, ...]
+    metrics: tuple[str, ...]
+
+
+def check_program(
+    program: Program,
+    features: Sequence[str],
+    labels: Sequence[str],
+    *,
+    ranks: int = 1,
+    metrics: Sequence[str] | None = None,
+    monitor: str = "train_loss",
+    patience: int = 0,
+    has_validation: bool = False,
+    schedule: str | None = None,
+    schedule_args: Mapping[str, float] | None = None,
+) -> Checked:
     """Raise the ConfigurationError that the ranks would raise for the module, loss, optimizer, metrics and so on.
 
     What depends on the rows is for `rehearsal` to find, once they are written.
 
     Args:
-        spec: as the ranks will get it, but only whether it has validation rows is asked of its dataset.
+        features, labels, monitor, patience, schedule, schedule_args: as in `TrainSpec`.
         ranks: how many there will be.
+        metrics: None chooses those that suit the loss.
     """
     check_saveable(program.module)
-    _check_sendable(program)
-    _check_arguments(program.module, spec.features)
+    _check_arguments(program.module, features)
     check_optimizer(program.optimizer, program.module)
-    if program.schedule is None and spec.schedule is not None:
-        make_schedule(spec.schedule, spec.schedule_args, total_steps=1)
-    loss = RowLoss(program.loss, spec.labels, program.loss_weights, "cpu")
+    if program.schedule is None and schedule is not None:
+        make_schedule(schedule, schedule_args or {}, total_steps=1)
+    loss = RowLoss(program.loss, labels, program.loss_weights, "cpu")
     check_loss(program.loss, program.module)
     check_layers(program.module)
     if ranks > 1:
         _check_same_for_parts(program.module)
-    keys = validation_keys(spec, program, loss)
-    resolve_monitor(spec.monitor, spec.patience, ("train_loss", *keys), bool(keys))
+    chosen = loss.suitable_metrics() if metrics is None else tuple(metrics)
+    keys = validation_keys(chosen, labels, has_validation, program, loss)
+    resolve_monitor(monitor, patience, ("train_loss", *keys), has_validation)
+    return Checked(tuple(loss.name(position) or "" for position in range(len(labels))), chosen)
 
 
 def check_spec(spec: TrainSpec) -> None:
@@ -71,28 +97,6 @@ def check_spec(spec: TrainSpec) -> None:
         raise ConfigurationError(
             "the norm to clip at must be positive", value=spec.gradient_clip_norm, where="gradientClipNorm"
         )
-
-
-def _check_sendable(program: Program) -> None:
-    if any(isinstance(layer, torch.jit.ScriptModule) for layer in program.module.modules()):
-        raise ConfigurationError(
-            "a module of torch.jit cannot be sent to ranks, nor be rebuilt when it is loaded",
-            value=type(program.module).__name__,
-            where="model",
-            hint="train the Python module that it was made of; torch.jit.script(model.module()) compiles what was "
-            "trained, for serving",
-        )
-    try:
-        skeleton(program.module, program)
-    except Exception as error:
-        raise ConfigurationError(
-            f"the module, loss, optimizer or a callback cannot be pickled, so ranks cannot get it: "
-            f"{type(error).__name__}: {error}",
-            value=type(program.module).__name__,
-            where="model",
-            hint="locks, generators, open files and sessions cannot travel: make them in forward, when they are first "
-            "needed",
-        ) from error
 
 
 def _check_same_for_parts(module: nn.Module) -> None:

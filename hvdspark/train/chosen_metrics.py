@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from hvdspark.specs import TrainSpec
+from collections.abc import Sequence
+
 from hvdspark.train.loss import RowLoss
 from hvdspark.train.metrics import Metric, make_metric, metric_names
 from hvdspark.train.program import Program
@@ -14,13 +15,15 @@ def fresh_metric(name: str, position: int, program: Program, loss: RowLoss) -> M
     return make_metric(name, own or loss.probabilities(position), own is None and loss.has_logits(position))
 
 
-def validation_keys(spec: TrainSpec, program: Program, loss: RowLoss) -> tuple[str, ...]:
+def validation_keys(
+    metrics: Sequence[str], labels: Sequence[str], has_validation: bool, program: Program, loss: RowLoss
+) -> tuple[str, ...]:
     """History keys of what validation computes, e.g. ("val_loss", "val_auc"); empty without validation rows.
 
     Raises:
         ConfigurationError: unknown metric, or one that does not fit the loss.
     """
-    names = metric_names(spec.metrics, spec.labels)
+    names = metric_names(metrics, labels)
     for _, position, metric in names:
         fresh_metric(metric, position, program, loss)
-    return ("val_loss", *(key for key, _, _ in names)) if spec.dataset.validation_rows else ()
+    return ("val_loss", *(key for key, _, _ in names)) if has_validation else ()

@@ -15,16 +15,15 @@ from hvdspark.launch import context
 from hvdspark.specs import TrainSpec, from_json, to_json
 from hvdspark.store import Store
 from hvdspark.train.loop import train
-from hvdspark.train.pickling import skeleton
-from hvdspark.train.program import Program
+from hvdspark.train.program import Packed, Program
 from hvdspark.train.saving import state_besides_weights, warnings_about_lost_state
 from hvdspark.train.uncompiled import spare_the_compiler
 
 
-def send(store: Store, run_id: str, program: Program) -> bytes:
+def send(store: Store, run_id: str, packed: Packed) -> bytes:
     """The program for `train_on_rank` without its module's weights, which are written into the store."""
-    write_weights(store, initial_weights(run_id), program.module, {})
-    return skeleton(program.module, program)
+    write_weights(store, initial_weights(run_id), packed.program.module, {})
+    return packed.data
 
 
 def initial_weights(run_id: str) -> str:

@@ -13,10 +13,9 @@ import dataclasses
 import logging
 import random
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-import cloudpickle
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -37,7 +36,7 @@ from hvdspark.train.last_layer import warnings_about
 from hvdspark.train.loss import RowLoss
 from hvdspark.train.metrics import metric_names
 from hvdspark.train.pickling import skeleton
-from hvdspark.train.program import Program
+from hvdspark.train.program import Packed, Program, pack
 from hvdspark.train.saving import warnings_about_saving
 
 logger = logging.getLogger(__name__)
@@ -56,19 +55,23 @@ class FirstRows:
     """What the first rows said.
 
     Attributes:
-        program: to be launched: the same, or where its module is lazy a copy whose parameters have got their shapes.
+        packed: to be launched: the same, or where its module is lazy a copy whose parameters have got their shapes.
+        module: of it, pickled without weights.
+        spec: to be launched: without default metrics that do not suit what the module returns.
         warnings: a sentence each.
         outputs: what the module returns when it scores; empty where it could not be called here.
         unsuited: metrics that cannot be computed of that, and why; empty without validation rows.
     """
 
-    program: Program
+    packed: Packed
+    module: bytes
+    spec: TrainSpec
     warnings: tuple[str, ...] = ()
     outputs: tuple[OutputSpec, ...] = ()
     unsuited: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
-def try_out(spec: TrainSpec, program: Program, *, saving: bool = False) -> FirstRows:
+def try_out(spec: TrainSpec, packed: Packed, *, saving: bool = False, metrics_asked_for: bool = False) -> FirstRows:
     """Call the module with the first training rows, and compute the loss.
 
     Calls a copy of it as validation and scoring will, then as a training step will. A module that cannot be called here
@@ -76,6 +79,7 @@ def try_out(spec: TrainSpec, program: Program, *, saving: bool = False) -> First
 
     Args:
         saving: whether to warn of a module that `save` will refuse.
+        metrics_asked_for: whether a metric that cannot be computed is an error; else it is left out.
 
     Raises:
         ConfigurationError: the module cannot be called with these columns, or does not fit the loss and the labels.
@@ -84,19 +88,21 @@ def try_out(spec: TrainSpec, program: Program, *, saving: bool = False) -> First
     with _generators_left_alone():
         columns = list(dict.fromkeys([*spec.features, *spec.labels]))
         batch = first_rows(Store(spec.store_uri), spec.dataset, columns, ROWS)
-        program = materialised(spec, program, batch)
+        packed = materialised(spec, packed, batch)
+        module = packed.program.module
+        tried = FirstRows(packed, skeleton(module), spec)
         try:
-            rehearsed = _rehearsed(spec, program, batch)
+            tried = _rehearsed(tried, batch)
         except Exception as error:
             if not is_about_the_driver(error):
                 raise
             logger.info("the module could not be tried on the driver: %s: %s", type(error).__name__, error)
-            rehearsed = FirstRows(program)
-        about_saving = warnings_about_saving(spec, program.module, batch) if saving else []
-        return dataclasses.replace(rehearsed, warnings=(*rehearsed.warnings, *about_saving))
+        spec = without_metrics(spec, tried.unsuited, asked_for=metrics_asked_for)
+        about_saving = warnings_about_saving(spec, module, tried.module, batch) if saving else []
+        return dataclasses.replace(tried, spec=spec, warnings=(*tried.warnings, *about_saving))
 
 
-def materialised(spec: TrainSpec, program: Program, batch: Batch) -> Program:
+def materialised(spec: TrainSpec, packed: Packed, batch: Batch) -> Packed:
     """The program itself; where its module is lazy, a copy whose parameters got their shapes from the batch.
 
     Their values are drawn from `spec.seed`; torch's generator is seeded.
@@ -104,9 +110,10 @@ def materialised(spec: TrainSpec, program: Program, batch: Batch) -> Program:
     Raises:
         ConfigurationError: the module cannot be called with these columns.
     """
+    program = packed.program
     if not is_lazy(program.module):
-        return program
-    copy: Program = cloudpickle.loads(skeleton(program.module, program))
+        return packed
+    copy = packed.copy()
     modes = [layer.training for layer in copy.module.modules()]
     _copy_values(program.module, copy.module)
     torch.manual_seed(spec.seed)
@@ -124,7 +131,7 @@ def materialised(spec: TrainSpec, program: Program, batch: Batch) -> Program:
     _copy_values(program.module, copy.module)  # again: a call may change buffers
     for layer, mode in zip(copy.module.modules(), modes, strict=True):
         layer.training = mode
-    return copy
+    return pack(copy)
 
 
 def _copy_values(source: nn.Module, target: nn.Module) -> None:
@@ -136,8 +143,9 @@ def _copy_values(source: nn.Module, target: nn.Module) -> None:
                 tensor.copy_(values[name])
 
 
-def _rehearsed(spec: TrainSpec, program: Program, batch: Batch) -> FirstRows:
-    copy: Program = cloudpickle.loads(skeleton(program.module, program))
+def _rehearsed(tried: FirstRows, batch: Batch) -> FirstRows:
+    """`tried` with what the calls say."""
+    spec, program, copy = tried.spec, tried.packed.program, tried.packed.copy()
     take_over(program.module, copy.module)
     with torch.no_grad():
         scored = _call(copy.module.eval(), spec, batch)
@@ -162,7 +170,7 @@ def _rehearsed(spec: TrainSpec, program: Program, batch: Batch) -> FirstRows:
         )
     warnings = (*about_rows, *warnings_about(loss, outputs.tensors, spec.labels))
     unsuited = _unsuited_metrics(spec, program, loss, scored, labels) if spec.dataset.validation_rows else {}
-    return FirstRows(program, warnings, scored.describe(), unsuited)
+    return dataclasses.replace(tried, warnings=warnings, outputs=scored.describe(), unsuited=unsuited)
 
 
 def _warnings_about_rows(module: nn.Module, spec: TrainSpec, batch: Batch, scored: Outputs) -> list[str]:
@@ -222,6 +230,24 @@ def _check_state(module: nn.Module, called: nn.Module) -> None:
             hint="make all of them in __init__, in the size that they keep, or call the module once before fit; "
             "nn.LazyLinear and its kind find their width by themselves",
         )
+
+
+def without_metrics(spec: TrainSpec, unsuited: Mapping[str, str], *, asked_for: bool) -> TrainSpec:
+    """The spec without metrics that do not suit what the module returns.
+
+    Raises:
+        ConfigurationError: one of them is asked for, as a metric or as what to monitor.
+    """
+    for metric, reason in unsuited.items():
+        if asked_for or spec.monitor.startswith(f"val_{metric}"):
+            raise ConfigurationError(
+                f"the metric {metric} cannot be computed of what the module returns ({reason})",
+                value=list(spec.metrics),
+                where="metrics" if asked_for else "monitor",
+                hint="leave it out: metrics=[...] names those that are wanted",
+            )
+        logger.info("no val_%s: %s", metric, reason)
+    return dataclasses.replace(spec, metrics=tuple(name for name in spec.metrics if name not in unsuited))
 
 
 def _unsuited_metrics(

@@ -69,7 +69,8 @@ class Run:
         self.loss = RowLoss(program.loss, spec.labels, program.loss_weights, self.device, minimums)
         self.tables = collections_of(self.module)
         self.steps = -(-spec.dataset.train_rows // spec.batch_size)
-        keys = validation_keys(spec, program, self.loss)
+        has_validation = spec.dataset.validation_rows > 0
+        keys = validation_keys(spec.metrics, spec.labels, has_validation, program, self.loss)
         monitor = resolve_monitor(spec.monitor, spec.patience, ("train_loss", *keys), bool(keys))
         self.progress = TrainProgress(BestEpoch(monitor, spec.patience))
 

@@ -18,23 +18,23 @@ from hvdspark.data.feed.loader import Batch
 from hvdspark.errors import PersistenceError
 from hvdspark.specs import TrainSpec
 from hvdspark.train.diagnosis import is_about_the_driver
-from hvdspark.train.pickling import skeleton
 
 _FLAGS = ("training", "evaluating", "frozen", "requires_grad")
 
 
-def warnings_about_saving(spec: TrainSpec, module: nn.Module, batch: Batch) -> list[str]:
+def warnings_about_saving(spec: TrainSpec, module: nn.Module, pickled: bytes, batch: Batch) -> list[str]:
     """A warning where `save` will refuse the fitted model; else none.
 
     The module is described and rebuilt, and copy and original are called in evaluation mode. Seeds torch's generator.
     There is one copy of the weights at a time.
 
     Args:
+        pickled: the module without weights.
         batch: a few training rows.
     """
     try:
         descriptions, tensors = describe_all({"model": module}, weights_of(module))
-        expected = _expected(spec, module, batch)
+        expected = _expected(spec, module, pickled, batch)
         copy: nn.Module = rebuild_all(descriptions, tensors, Trust(everything=True))["model"]
         if expected is not None:
             _check_outputs(spec, module, copy, batch, expected)
@@ -78,10 +78,10 @@ def _without_flags(description: Any) -> Any:
     return {key: _without_flags(item) for key, item in description.items() if key not in _FLAGS}
 
 
-def _expected(spec: TrainSpec, module: nn.Module, batch: Batch) -> tuple[Tensor, ...] | None:
+def _expected(spec: TrainSpec, module: nn.Module, pickled: bytes, batch: Batch) -> tuple[Tensor, ...] | None:
     """What the module returns in evaluation; None where the driver cannot call it."""
     try:
-        return _outputs(spec, cloudpickle.loads(skeleton(module)), module, batch)
+        return _outputs(spec, cloudpickle.loads(pickled), module, batch)
     except Exception as error:
         if is_about_the_driver(error):
             return None

@@ -121,7 +121,8 @@ class Validation:
             shuffle=True,
         )
         self._names = metric_names(spec.metrics, spec.labels)
-        self.keys = validation_keys(spec, run.program, run.loss)
+        has_validation = spec.dataset.validation_rows > 0
+        self.keys = validation_keys(spec.metrics, spec.labels, has_validation, run.program, run.loss)
 
     def sums(self) -> Tensor:
         """This rank's sums, float64 [n], on CPU: to be added over the ranks.

@@ -24,7 +24,7 @@ import weakref
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 
@@ -33,6 +33,8 @@ from hvdspark.specs import DatasetSpec
 from hvdspark.store import Store
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 DATASETS = "datasets"
 _LEASE = "lease.json"
@@ -56,6 +58,8 @@ class Entry:
         holders: who needs it.
         spec: None until it is written.
         done: set when it is written, or given up.
+        found: what was computed from its rows, by what it is.
+        computing: held while something is.
     """
 
     store: Store
@@ -66,6 +70,8 @@ class Entry:
     holders: set[Hashable]
     spec: DatasetSpec | None = None
     done: threading.Event = dataclasses.field(default_factory=threading.Event)
+    found: dict[Hashable, Any] = dataclasses.field(default_factory=dict)
+    computing: threading.Lock = dataclasses.field(default_factory=threading.Lock)
 
 
 # Reentrant: a DataFrame may be collected, and so release its dataset, while this thread is in here.
@@ -111,6 +117,23 @@ def obtain(
             _renew_lease(store, entry.path)
             return entry
         _forget(entry)
+
+
+def kept_with(store: Store, path: str, key: Hashable, compute: Callable[[], T]) -> T:
+    """What is computed from a dataset's rows: once for each key as long as the dataset lives.
+
+    Args:
+        path: of the dataset; one that this process does not hold is computed from each time.
+    """
+    with _lock:
+        entry = next((entry for entry in _entries if (entry.store, entry.path) == (store, path)), None)
+    if entry is None:
+        return compute()
+    with entry.computing:
+        if key not in entry.found:
+            entry.found[key] = compute()
+        found: T = entry.found[key]
+        return found
 
 
 def hold_while_alive(entry: Entry, owner: object) -> None:

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from hvdspark.data.dataset.cache import kept_with
 from hvdspark.data.dataset.footers import read_footer
 from hvdspark.data.readers.slices import read_slices, values_of
 from hvdspark.specs import ColumnSpec, DatasetSpec, RowGroup
 from hvdspark.store import Store
 
 if TYPE_CHECKING:
-    from pyspark import SparkContext
+    from pyspark.sql import SparkSession
 
 # Read on the driver, in less time than a job takes to start.
 _FEW_ROWS = 200_000
@@ -55,11 +56,12 @@ class Moments:
 
 
 def training_moments(
-    context: SparkContext, store: Store, data: DatasetSpec, numbers: Sequence[str], label: str, weight: str | None
+    spark: SparkSession, store: Store, data: DatasetSpec, numbers: Sequence[str], label: str, weight: str | None
 ) -> Moments:
     """Moments over the training rows of a dataset, of the `inputs` that stand for the numbers.
 
-    One job over these columns, or none where the rows are few.
+    One job over these columns, or none where the rows are few; once as long as the dataset lives. Not while the rows
+    are written: Spark's sums in float64 depend on how its tasks are cut, and on their order.
 
     Args:
         numbers: scalar columns of floats.
@@ -70,11 +72,16 @@ def training_moments(
     weights = None if weight is None else specs[weight]
     of = functools.partial(_of_groups, store.uri, data.path, [specs[name] for name in numbers], specs[label], weights)
     groups = list(data.train)
-    if data.train_rows <= _FEW_ROWS:
-        return of(groups)
-    tasks = min(len(groups), 4 * context.defaultParallelism)
-    parts = context.parallelize(groups, tasks).mapPartitions(lambda some: [of(list(some))]).collect()
-    return functools.reduce(merged, parts)
+
+    def compute() -> Moments:
+        if data.train_rows <= _FEW_ROWS:
+            return of(groups)
+        context = spark.sparkContext
+        tasks = min(len(groups), 4 * context.defaultParallelism)
+        parts = context.parallelize(groups, tasks).mapPartitions(lambda some: [of(list(some))]).collect()
+        return functools.reduce(merged, parts)
+
+    return kept_with(store, data.path, ("moments", tuple(numbers), label, weight), compute)
 
 
 def moments(values: Floats, label: Floats, weight: Floats | None) -> Moments:

@@ -17,10 +17,11 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from hvdspark.collectives import LocalCollective
+from hvdspark.data.dataset.selection import Selection
 from hvdspark.data.readers.moments import training_moments
 from hvdspark.estimators import CTRClassifier
+from hvdspark.estimators.asked import Columns, train_spec
 from hvdspark.estimators.ctr_program import click_program
-from hvdspark.estimators.fit import _train_spec
 from hvdspark.store import Store
 from hvdspark.train.loop import train
 from hvdspark.train.program import TrainResult
@@ -135,8 +136,9 @@ def fitted(classifier: CTRClassifier, training: Rows, store: Store) -> tuple[tor
     numbers, categories = classifier.getContinuousCols(), classifier.getCategoricalCols()
     data = write_dataset(store, {**columns, "label": training.labels.astype(np.float32)})
     rows = training_moments(None, store, data, numbers, "label", None)  # type: ignore[arg-type]
-    program = click_program(classifier, numbers, categories, [], classifier._pace(data.train_rows), rows)
-    spec = _train_spec(classifier, program, "run", store, data, [*numbers, *categories], ["label"], None)
+    program = click_program(classifier, numbers, categories, [], classifier.pace(data.train_rows), rows)
+    asked = Columns(None, None, (*numbers, *categories), ("label",), None, Selection(()), tuple(numbers))  # type: ignore[arg-type]
+    spec = train_spec(classifier, asked, data, ("logloss", "auc", "accuracy"), "run", store.uri)
     result = train(spec, program, LocalCollective(), "cpu", lambda event: None)
     return program.module.eval(), result
 

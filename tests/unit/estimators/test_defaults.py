@@ -75,7 +75,7 @@ def test_what_follows_from_the_rows_is_a_param_as_any_other(name: str) -> None:
     assert getattr(chosen, f"get{suffix}")() == OPEN[name]
     chosen.clear(chosen.getParam(name))
     assert getattr(chosen, f"get{suffix}")() is None
-    assert CTRClassifier()._pace(40_000) == Pace(512, 4, "cosine")
+    assert CTRClassifier().pace(40_000) == Pace(512, 4, "cosine")
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from hvdspark.errors import ConfigurationError
-from hvdspark.estimators.fit import _say_what_is_lost, _without
 from hvdspark.specs import DatasetSpec, RowGroups, TrainSpec
 from hvdspark.store import Store
+from hvdspark.train.driver import say_what_is_lost
+from hvdspark.train.rehearsal import without_metrics
 
 
 @pytest.mark.parametrize(
@@ -25,16 +26,16 @@ def test_an_interrupt_names_the_checkpoint_that_goes_with_it(
     for epoch in range(epochs):
         store.make_directory(f"runs/r/checkpoints/epoch-{epoch:05d}")
     with caplog.at_level(logging.WARNING, "hvdspark"):
-        _say_what_is_lost(store, "r", error)
+        say_what_is_lost(store, "r", error)
     assert said in caplog.text
     assert bool(said) == bool(caplog.text)
 
 
 def test_default_metrics_that_do_not_suit_are_left_out_and_others_refused() -> None:
     spec = TrainSpec("r", "s", DatasetSpec("", (), RowGroups.of()), ("x",), ("y",), metrics=("logloss", "auc"))
-    assert _without(spec, {}, asked_for=True).metrics == ("logloss", "auc")
-    assert _without(spec, {"auc": "of vectors"}, asked_for=False).metrics == ("logloss",)
+    assert without_metrics(spec, {}, asked_for=True).metrics == ("logloss", "auc")
+    assert without_metrics(spec, {"auc": "of vectors"}, asked_for=False).metrics == ("logloss",)
     with pytest.raises(ConfigurationError, match=r"auc .*of vectors.*in metrics.*Hint"):
-        _without(spec, {"auc": "of vectors"}, asked_for=True)
+        without_metrics(spec, {"auc": "of vectors"}, asked_for=True)
     with pytest.raises(ConfigurationError, match="in monitor"):
-        _without(dataclasses.replace(spec, monitor="val_auc"), {"auc": "of vectors"}, asked_for=False)
+        without_metrics(dataclasses.replace(spec, monitor="val_auc"), {"auc": "of vectors"}, asked_for=False)

@@ -6,15 +6,15 @@ import pytest
 from pyspark.ml.base import Model
 
 from hvdspark.estimators import CTRClassificationModel, CTRClassifier, TorchEstimator, TorchModel
-from hvdspark.estimators.ctr_params import _CTRScoringParams
-from hvdspark.estimators.params import _TorchScoringParams
+from hvdspark.estimators.ctr_params import CTRScoringParams
+from hvdspark.estimators.params import TorchScoringParams
 
 
 @pytest.mark.parametrize(
     ("estimator", "model", "scoring"),
     [
-        (TorchEstimator(), TorchModel(), _TorchScoringParams),
-        (CTRClassifier(), CTRClassificationModel(), _CTRScoringParams),
+        (TorchEstimator(), TorchModel(), TorchScoringParams),
+        (CTRClassifier(), CTRClassificationModel(), CTRScoringParams),
     ],
     ids=["torch", "ctr"],
 )

@@ -15,7 +15,6 @@ from torch.utils.checkpoint import checkpoint
 
 from hvdspark.data.feed.loader import Ragged
 from hvdspark.errors import ConfigurationError, TrainingDivergedError
-from hvdspark.specs import DatasetSpec, TrainSpec
 from hvdspark.store import Store
 from hvdspark.train.check import check_program
 from hvdspark.train.program import Program
@@ -218,9 +217,8 @@ class HorovodsOwn(nn.BatchNorm1d):
     ],
 )
 def test_layers_that_cannot_be_scored_are_refused_on_the_driver(layer: nn.Module, words: str) -> None:
-    spec = TrainSpec("r", "file:///nowhere", DatasetSpec("", (), ()), ("x",), ("label",))
     with pytest.raises(ConfigurationError, match=words):
-        check_program(spec, Program(Normed(layer), "mse"))
+        check_program(Program(Normed(layer), "mse"), ("x",), ("label",))
 
 
 def test_torchs_own_function_is_back_after_training() -> None:

@@ -11,17 +11,12 @@ import torch
 from torch import nn
 
 from hvdspark.errors import ConfigurationError
-from hvdspark.specs import DatasetSpec, RowGroup, RowGroups, TrainSpec
 from hvdspark.train.check import check_program
 from hvdspark.train.program import Program
 
-_SOME_ROWS = RowGroups.of([RowGroup("", 0, 1)])
-
 
 def check(loss: Any = "mse", optimizer: Any = "adam", **spec: Any) -> None:
-    data = DatasetSpec("", (), _SOME_ROWS, _SOME_ROWS)
-    module = nn.Linear(1, 1)
-    check_program(TrainSpec("r", "file:///tmp", data, ("x",), ("y",), **spec), Program(module, loss, optimizer))
+    check_program(Program(nn.Linear(1, 1), loss, optimizer), ("x",), ("y",), has_validation=True, **spec)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", torch.optim.Adam, lambda parameters: torch.optim.SGD(parameters, lr=1.0)])
@@ -56,10 +51,9 @@ def test_what_cannot_work_is_refused(settings: dict[str, Any], message: str) -> 
 )
 def test_what_is_another_thing_for_a_part_of_a_batch_needs_one_rank(layer: nn.Module, words: str) -> None:
     program = Program(nn.Sequential(nn.Identity(), layer), "mse")
-    spec = TrainSpec("r", "file:///tmp", DatasetSpec("", (), _SOME_ROWS), ("x",), ("y",))
-    check_program(spec, program, ranks=1)
+    check_program(program, ("x",), ("y",), ranks=1)
     with pytest.raises(ConfigurationError, match=words):
-        check_program(spec, program, ranks=2)
+        check_program(program, ("x",), ("y",), ranks=2)
 
 
 def test_an_optimizer_of_another_module_is_refused() -> None:

@@ -9,7 +9,7 @@ from hvdspark.artifact.weights import load_weights
 from hvdspark.embedding import ShardedEmbeddingCollection, TableConfig
 from hvdspark.store import Store
 from hvdspark.train.on_rank import initial_weights, send
-from hvdspark.train.program import Program
+from hvdspark.train.program import Program, pack
 
 
 class Large(nn.Module):
@@ -27,7 +27,7 @@ class Large(nn.Module):
 def test_what_travels_through_the_driver_is_small_whatever_the_model(store_uri: str) -> None:
     module, store = Large(), Store(store_uri)
     optimizer = torch.optim.SGD(module.parameters(), 0.1, momentum=0.9)
-    sent = send(store, "run-1", Program(module, "mse", optimizer))
+    sent = send(store, "run-1", pack(Program(module, "mse", optimizer)))
     assert len(sent) < 20_000
     arrived: Program = cloudpickle.loads(sent)
     load_weights(store, initial_weights("run-1"), arrived.module)
@@ -44,7 +44,7 @@ def test_the_module_itself_is_left_alone(store_uri: str, tied: bool) -> None:
     if tied:
         module[1].weight = module[0].weight
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
-    sent = send(Store(store_uri), "run-1", Program(module, "mse"))
+    sent = send(Store(store_uri), "run-1", pack(Program(module, "mse")))
     arrived = cloudpickle.loads(sent).module
     assert (arrived[0].weight is arrived[1].weight) == tied
     assert all(torch.equal(module.state_dict()[name], tensor) for name, tensor in before.items())

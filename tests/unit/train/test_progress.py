@@ -8,9 +8,11 @@ import re
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 
 import pytest
 
+from hvdspark.events import EpochEnded, FitEnded, FitEvent, FitFailed, FitStarted, PhaseStarted, StepsDone
 from hvdspark.train import progress as progress_module
 from hvdspark.train.progress import ProgressBar, ProgressLines, progress, wanted
 
@@ -29,20 +31,28 @@ def test_wanted_on_a_terminal_unless_told_otherwise(monkeypatch: pytest.MonkeyPa
     assert not wanted({"HVDSPARK_PROGRESS": "0"})
 
 
-def events() -> list[dict[str, object]]:
-    progress = {"event": "progress", "epoch": 0, "epochs": 2, "step": 3, "steps": 4, "loss": 0.5, "rows_per_s": 12345.0}
+PROGRESS = StepsDone(epoch=0, epochs=2, step=3, steps=4, rows=12, rows_per_s=12345.0, loss=0.5)
+STARTED = FitStarted("uid", {}, ("x",), ("y",), None, 2)
+
+
+def events() -> list[FitEvent]:
     return [
-        {"event": "something else"},
-        progress,
-        {"event": "epoch", "epoch": 0, "val_auc": 0.75},
-        {**progress, "epoch": 1, "step": 4, "loss": 0.25},
+        FitEvent(),
+        STARTED,
+        PROGRESS,
+        EpochEnded(0, {"val_auc": 0.75}),
+        replace(PROGRESS, epoch=1, step=4, loss=0.25),
     ]
 
 
+def ended(epochs: int) -> FitEnded:
+    return FitEnded("file:///m", tuple({"epoch": epoch} for epoch in range(epochs)), 0, None)
+
+
 def test_it_shows_rate_loss_and_the_monitored_metric(capsys: pytest.CaptureFixture[str]) -> None:
-    with ProgressBar(enabled=True, monitor="val_auc") as bar:
-        for event in events():
-            bar.on_event(event)
+    bar = ProgressBar(enabled=True, monitor="val_auc")
+    for event in [*events(), ended(2)]:
+        bar.on_event(event)
     drawn = capsys.readouterr().err
     assert "8/8" in drawn
     for part in ("loss=0.2500", "rows/s=12,345", "val_auc=0.7500"):
@@ -50,9 +60,9 @@ def test_it_shows_rate_loss_and_the_monitored_metric(capsys: pytest.CaptureFixtu
 
 
 def test_disabled_it_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    with ProgressBar(enabled=False, monitor="val_auc") as bar:
-        for event in events():
-            bar.on_event(event)
+    bar = ProgressBar(enabled=False, monitor="val_auc")
+    for event in [*events(), ended(2)]:
+        bar.on_event(event)
     captured = capsys.readouterr()
     assert captured.err + captured.out == ""
 
@@ -68,11 +78,11 @@ def test_disabled_it_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_bar_of_a_fit_that_finished_is_full(
     capsys: pytest.CaptureFixture[str], reports: list[tuple[int, int]], epochs_run: int, last: str
 ) -> None:
-    with ProgressBar(enabled=True, monitor="val_auc") as bar:
-        for epoch, step in reports:
-            bar.on_event({**events()[1], "epoch": epoch, "step": step})
-            bar.on_event({"event": "epoch", "epoch": epoch, "val_auc": 0.5 + epoch / 4})
-        bar.finished(epochs_run)
+    bar = ProgressBar(enabled=True, monitor="val_auc")
+    for epoch, step in reports:
+        bar.on_event(replace(PROGRESS, epoch=epoch, step=step))
+        bar.on_event(EpochEnded(epoch, {"val_auc": 0.5 + epoch / 4}))
+    bar.on_event(ended(epochs_run))
     final = capsys.readouterr().err.split("\r")[-1]
     assert "100%" in final
     assert last in final
@@ -80,8 +90,9 @@ def test_the_bar_of_a_fit_that_finished_is_full(
 
 
 def test_the_bar_of_a_fit_that_failed_is_not(capsys: pytest.CaptureFixture[str]) -> None:
-    with ProgressBar(enabled=True, monitor="val_auc") as bar:
-        bar.on_event(events()[1])
+    bar = ProgressBar(enabled=True, monitor="val_auc")
+    bar.on_event(PROGRESS)
+    bar.on_event(FitFailed(ValueError()))
     assert "100%" not in capsys.readouterr().err
 
 
@@ -97,16 +108,16 @@ def test_lines_come_where_no_rank_reports(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(progress_module, "_say", say)
     monkeypatch.setattr(progress_module, "_INTERVAL_S", 0.01)
     expected = ["rows are written", "ranks start", "epoch 1 of 2, batch 3 of 4, loss 0.5000, 12,345 rows/s"]
-    with ProgressLines("val_auc", doing=expected[0]) as lines:
-        for doing in expected:
-            if doing == "ranks start":
-                lines.phase(doing)
-            if doing.startswith("epoch"):
-                lines.on_event(events()[1])
+    lines = ProgressLines("val_auc")
+    lines.on_event(STARTED)
+    happens = [PhaseStarted("materialize"), PhaseStarted("launch"), PROGRESS]
+    for doing, event in zip(expected, happens, strict=True):
+        lines.on_event(event)
+        came.clear()
+        while f"hvdspark fit: {doing}, _ s" not in said:
+            assert came.wait(30)
             came.clear()
-            while f"hvdspark fit: {doing}, _ s" not in said:
-                assert came.wait(30)
-                came.clear()
+    lines.on_event(FitFailed(ValueError()))
     assert not [thread for thread in threading.enumerate() if thread.name == "hvdspark-progress"]
 
 
@@ -114,15 +125,15 @@ def test_elsewhere_there_is_a_line_every_30_seconds(
     capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     now = 100.0
-    with ProgressLines("val_auc", lambda: now) as lines:
-        for second in range(0, 100, 5):
-            now = 100.0 + second
-            lines.on_event({**events()[1], "epoch": second // 50, "step": 1 + second % 4})
-            if second == 45:
-                lines.on_event({"event": "epoch", "epoch": 0, "val_auc": 0.75})
-        lines.finished(2)
-        caplog.set_level(logging.INFO, "hvdspark")
-        lines.finished(2)
+    lines = ProgressLines("val_auc", lambda: now)
+    for second in range(0, 100, 5):
+        now = 100.0 + second
+        lines.on_event(replace(PROGRESS, epoch=second // 50, step=1 + second % 4))
+        if second == 45:
+            lines.on_event(EpochEnded(0, {"val_auc": 0.75}))
+    lines.on_event(ended(2))
+    caplog.set_level(logging.INFO, "hvdspark")
+    lines.on_event(ended(2))
     printed = capsys.readouterr().err.splitlines()
     assert [re.sub(r"batch \d", "batch _", line) for line in printed] == [
         "hvdspark fit: epoch 1 of 2, batch _ of 4, loss 0.5000, 12,345 rows/s, 30 s",
@@ -134,10 +145,9 @@ def test_elsewhere_there_is_a_line_every_30_seconds(
 
 
 def test_a_short_fit_says_nothing_elsewhere(capsys: pytest.CaptureFixture[str]) -> None:
-    with ProgressLines("val_auc", lambda: 0.0) as lines:
-        for event in events():
-            lines.on_event(event)
-        lines.finished(2)
+    lines = ProgressLines("val_auc", lambda: 0.0)
+    for event in [*events(), ended(2)]:
+        lines.on_event(event)
     assert capsys.readouterr().err == ""
 
 
@@ -157,10 +167,12 @@ sys.modules["IPython.display"] = types.SimpleNamespace(display=print, clear_outp
 sys.modules["ipykernel"] = types.ModuleType("ipykernel")
 sys.modules["ipywidgets"] = None
 warnings.simplefilter("error")
+from hvdspark.events import FitFailed, StepsDone
 from hvdspark.train.progress import ProgressBar, wanted
 assert wanted({})
-with ProgressBar(True, "val_auc") as bar:
-    bar.on_event(dict(event="progress", epoch=0, epochs=1, step=1, steps=4, loss=0.5, rows_per_s=1.0))
+bar = ProgressBar(True, "val_auc")
+bar.on_event(StepsDone(epoch=0, epochs=1, step=1, steps=4, rows=1, loss=0.5, rows_per_s=1.0))
+bar.on_event(FitFailed(ValueError()))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr

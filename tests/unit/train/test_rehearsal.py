@@ -20,7 +20,7 @@ from hvdspark.errors import ConfigurationError, DataError, HvdSparkError
 from hvdspark.specs import TrainSpec
 from hvdspark.store import Store
 from hvdspark.train.check import check_program
-from hvdspark.train.program import Program
+from hvdspark.train.program import Program, pack
 from hvdspark.train.rehearsal import try_out
 from tests.unit.train.datasets import train_spec, write_dataset
 
@@ -51,9 +51,9 @@ def spec(tmp_path_factory: pytest.TempPathFactory) -> TrainSpec:
 def tried(spec: TrainSpec, module: nn.Module, loss: Any = "bce_with_logits", **changes: Any) -> list[str]:
     """As a fit does it: what is known before there are rows, then the first rows."""
     spec = dataclasses.replace(spec, **changes)
-    program = Program(module, loss)
-    check_program(spec, program)
-    return list(try_out(spec, program).warnings)
+    packed = pack(Program(module, loss))
+    check_program(packed.program, spec.features, spec.labels)
+    return list(try_out(spec, packed).warnings)
 
 
 class Columns(nn.Module):
@@ -268,8 +268,9 @@ def test_module_and_generators_are_left_as_they_were(spec: TrainSpec) -> None:
 def test_lazy_layers_take_the_width_that_is_there_and_the_seed(spec: TrainSpec) -> None:
     module = nn.Sequential(nn.LazyLinear(2), nn.Linear(2, 1), nn.BatchNorm1d(1).eval())
     optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
-    made, again = (try_out(spec, Program(module, "mse", optimizer)).program for _ in range(2))
-    other = try_out(dataclasses.replace(spec, seed=5), Program(module, "mse", optimizer)).program
+    packed = pack(Program(module, "mse", optimizer))
+    made, again = (try_out(spec, packed).packed.program for _ in range(2))
+    other = try_out(dataclasses.replace(spec, seed=5), packed).packed.program
     weight = made.module[0].weight
     assert (type(made.module[0]), tuple(weight.shape)) == (nn.Linear, (2, 3))
     assert torch.equal(made.module[1].weight, module[1].weight), "what had a shape keeps its values"
@@ -298,8 +299,8 @@ alive: list[int] = []
 
 def test_there_is_one_copy_of_the_weights_at_a_time(spec: TrainSpec) -> None:
     alive.clear()
-    program = Program(Counted(), "bce_with_logits")
-    assert try_out(spec, program, saving=True).warnings == ()
+    packed = pack(Program(Counted(), "bce_with_logits"))
+    assert try_out(spec, packed, saving=True).warnings == ()
     # Called in evaluation, in training, as what is saved should be, and as it would come back.
     assert len(alive) >= 4
     assert max(alive) == 2
@@ -355,8 +356,11 @@ def test_metrics_that_do_not_suit_what_the_module_returns_are_known(
 ) -> None:
     data = dataclasses.replace(spec.dataset, validation=spec.dataset.train)
     labels = {"labels": (label,), "metrics": metrics}
-    assert list(try_out(dataclasses.replace(spec, dataset=data, **labels), Program(module, loss)).unsuited) == unsuited
-    assert not try_out(dataclasses.replace(spec, **labels), Program(module, loss)).unsuited, "nothing to compute"
+    packed = pack(Program(module, loss))
+    found = try_out(dataclasses.replace(spec, dataset=data, **labels), packed)
+    assert list(found.unsuited) == unsuited
+    assert found.spec.metrics == tuple(name for name in metrics if name not in unsuited)
+    assert not try_out(dataclasses.replace(spec, **labels), packed).unsuited, "nothing to compute"
 
 
 def test_one_row_is_enough(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from hvdspark.data.feed.sample import first_rows
 from hvdspark.store import Store
 from hvdspark.train import saving
+from hvdspark.train.pickling import skeleton
 from hvdspark.train.saving import state_besides_weights, warnings_about_lost_state, warnings_about_saving
 from tests.unit.train.datasets import train_spec, write_dataset
 from tests.unit.train.ordinary import Buffers, Scaled, freeze
@@ -70,10 +71,11 @@ def test_a_module_is_rebuilt_and_called_before_training(tmp_path: Path, monkeypa
     spec = train_spec(store, write_dataset(store, {"x": x, "label": x[:, 0]}), features=("x",))
     batch = first_rows(store, spec.dataset, ["x"], 4)
     module = Scaled(torch.tensor(3.0))
-    assert warnings_about_saving(spec, module, batch) == []
-    (warning,) = warnings_about_saving(spec, Scaled(lambda x: x), batch)
+    assert warnings_about_saving(spec, module, skeleton(module), batch) == []
+    refused = Scaled(lambda x: x)
+    (warning,) = warnings_about_saving(spec, refused, skeleton(refused), batch)
     assert "save will refuse it: it has no import path" in warning
     for scale, found in ((1.0, "predicts something else"), ("3", "the rebuilt module fails: TypeError")):
         monkeypatch.setattr(saving, "rebuild_all", lambda *_, scale=scale: {"model": Scaled(scale)})
-        (warning,) = warnings_about_saving(spec, module, batch)
+        (warning,) = warnings_about_saving(spec, module, skeleton(module), batch)
         assert found in warning

@@ -243,9 +243,8 @@ REFUSED = [
 
 
 def refused_on_the_driver(loss: Any, words: str) -> None:
-    spec = TrainSpec("r", "file:///nowhere", DatasetSpec("", (), ()), ("x",), ("label",))
     with pytest.raises(ConfigurationError, match=words):
-        check_program(spec, Program(Net(""), loss))
+        check_program(Program(Net(""), loss), ("x",), ("label",))
 
 
 @pytest.mark.parametrize(("loss", "words"), REFUSED, ids=lambda value: type(value).__name__)

@@ -1,0 +1,176 @@
+"""What a user asks of a fit, from Params to plain data."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pyspark.sql import Column, DataFrame
+
+from hvdspark.data.dataset.selection import Selection, select
+from hvdspark.errors import ConfigurationError
+from hvdspark.estimators.columns import vectors_as_arrays
+from hvdspark.estimators.defaults import set_value
+from hvdspark.estimators.params import TrainingParams
+from hvdspark.events import FitStarted, TablesPlan
+from hvdspark.specs import DatasetSpec, TrainSpec
+from hvdspark.train.driver import Gang
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which columns of which rows a fit takes.
+
+    Attributes:
+        given: what the user gave.
+        rows: the same rows, with columns derived from theirs and vectors as arrays.
+        features: in the order of the module's arguments.
+        labels: in the order of the module's outputs.
+        weight: of rows, or None.
+        selection: how they and the validation rows are written.
+        numbers: features that are float64 on their way to the module, and whose moments the program depends on; None
+            where it depends on nothing in the rows.
+    """
+
+    given: DataFrame
+    rows: DataFrame
+    features: tuple[str, ...]
+    labels: tuple[str, ...]
+    weight: str | None
+    selection: Selection
+    numbers: tuple[str, ...] | None
+
+
+def columns_of(
+    params: TrainingParams,
+    dataset: DataFrame,
+    features: Sequence[str],
+    labels: Sequence[str],
+    *,
+    derived: Mapping[str, Column] | None = None,
+    numbers: Sequence[str] | None = None,
+) -> Columns:
+    """Columns by the Params, checked. Warns of a feature that is the label, too.
+
+    Args:
+        derived: what takes the place of a column of that name.
+
+    Raises:
+        ConfigurationError: two ways to choose the validation rows, or none that a group could be drawn by.
+        SchemaError: a column is missing, or of a type that cannot be used.
+    """
+    rows, vectors = vectors_as_arrays(dataset.withColumns({**derived}) if derived else dataset, features)
+    weight = set_value(params, "weightCol")
+    selection = select(
+        rows.schema,
+        features,
+        labels,
+        weight,
+        validation=_validation(params),
+        group=set_value(params, "validationGroupCol"),
+        seed=params.getOrDefault("seed"),
+        handle_invalid=params.getOrDefault("handleInvalid"),
+        fixed=vectors,
+        wide=numbers or (),
+    )
+    if (leaks := sorted({*features} & {*labels})) and {*features} != {*labels}:
+        logger.warning(
+            "%s is a feature and the label: meant for autoencoders, else the module is told the answer", leaks
+        )
+    return Columns(
+        given=dataset,
+        rows=rows,
+        features=tuple(features),
+        labels=tuple(labels),
+        weight=weight,
+        selection=selection,
+        numbers=None if numbers is None else tuple(numbers),
+    )
+
+
+def checks(params: TrainingParams, columns: Columns) -> dict[str, Any]:
+    """Arguments of `check_program`, all but the program."""
+    value = params.getOrDefault
+    return {
+        "features": columns.features,
+        "labels": columns.labels,
+        "ranks": value("numWorkers"),
+        "metrics": set_value(params, "metrics"),
+        "monitor": monitor(params, columns),
+        "patience": value("earlyStoppingPatience"),
+        "has_validation": columns.selection.validation is not None,
+        "schedule": params.pace(1).schedule_name,
+        "schedule_args": value("learningRateScheduleArgs"),
+    }
+
+
+def train_spec(
+    params: TrainingParams, columns: Columns, data: DatasetSpec, metrics: Sequence[str], run_id: str, store_uri: str
+) -> TrainSpec:
+    """What the ranks are told, all but the objects."""
+    value, pace = params.getOrDefault, params.pace(data.train_rows)
+    return TrainSpec(
+        run_id=run_id,
+        store_uri=store_uri,
+        dataset=data,
+        features=columns.features,
+        labels=columns.labels,
+        weight=columns.weight,
+        batch_size=pace.batch_size,
+        epochs=pace.epochs,
+        learning_rate=value("learningRate"),
+        seed=value("seed"),
+        shuffle=value("shuffle"),
+        shuffle_rows=value("shuffleRows"),
+        precision=value("precision"),
+        accumulation_steps=value("gradientAccumulationSteps"),
+        gradient_clip_norm=set_value(params, "gradientClipNorm"),
+        compression=value("gradientCompression"),
+        metrics=tuple(metrics),
+        monitor=monitor(params, columns),
+        patience=value("earlyStoppingPatience"),
+        schedule=pace.schedule_name,
+        schedule_args=value("learningRateScheduleArgs"),
+    )
+
+
+def gang(params: TrainingParams) -> Gang:
+    """How the ranks are launched."""
+    value = params.getOrDefault
+    return Gang(value("numWorkers"), value("device"), value("env"), value("startTimeout"), value("maxRestarts"))
+
+
+def monitor(params: TrainingParams, columns: Columns) -> str:
+    """What early stopping and the choice of the best epoch look at."""
+    if params.isDefined("monitor"):
+        return str(params.getOrDefault("monitor"))
+    return "val_loss" if columns.selection.validation is not None else "train_loss"
+
+
+def started(params: TrainingParams, columns: Columns, plan: Sequence[TablesPlan]) -> FitStarted:
+    """The event, with every Param that has a value; what environment variables are set to is nobody's business."""
+    values = {param.name: params.getOrDefault(param) for param in params.params if params.isDefined(param)}
+    return FitStarted(
+        estimator=params.uid,
+        params={**values, "env": sorted(values["env"])},
+        features=columns.features,
+        labels=columns.labels,
+        weight=columns.weight,
+        world_size=params.getOrDefault("numWorkers"),
+        plan=tuple(plan),
+    )
+
+
+def _validation(params: TrainingParams) -> str | float | None:
+    by_column, by_fraction = set_value(params, "validationIndicatorCol"), set_value(params, "validationFraction")
+    if by_column is not None and by_fraction is not None:
+        raise ConfigurationError(
+            "two ways to choose the validation rows",
+            where="validationIndicatorCol and validationFraction",
+            hint="clear one of them",
+        )
+    return by_fraction if by_column is None else str(by_column)

@@ -1,0 +1,54 @@
+"""What every estimator is: Params and objects by name, listeners, and how it is saved and loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+from pyspark.ml.base import Estimator
+from pyspark.ml.util import MLReadable, MLReader, MLWritable, MLWriter
+
+from hvdspark.estimators.keywords import keyword_only
+from hvdspark.estimators.model import FittedModel
+from hvdspark.estimators.params import TrainingParams, setter_name
+from hvdspark.estimators.persistence import HvdSparkReader, HvdSparkWriter
+from hvdspark.events import FitListener
+
+M = TypeVar("M", bound=FittedModel)
+E = TypeVar("E", bound="TrainingEstimator[Any]")
+
+
+class TrainingEstimator(Estimator[M], TrainingParams, MLWritable, MLReadable[Any]):
+    """An estimator whose constructor takes Params, and objects that have a setter, by name."""
+
+    _listeners: tuple[FitListener, ...] = ()
+
+    @keyword_only
+    def setParams(self: E, **kwargs: Any) -> E:
+        """Set Params and objects by name; same names as the constructor. None leaves a value as it is."""
+        for name, value in self._input_kwargs.items():  # type: ignore[attr-defined]
+            if value is None:
+                continue  # Spark ML can save a Param that is None, and not load it again
+            if self.hasParam(name):
+                self._set(**{name: value})
+            else:
+                getattr(self, setter_name(name))(value)
+        return self
+
+    def setListeners(self: E, value: Sequence[FitListener]) -> E:
+        """Set who is told on the driver what happens in a fit; returns this object. No Param, and not saved."""
+        self._listeners = tuple(value)
+        return self
+
+    def getListeners(self) -> tuple[FitListener, ...]:
+        """Who is told on the driver what happens in a fit."""
+        return self._listeners
+
+    def write(self) -> MLWriter:
+        """Writer of this estimator, of a module's weights, too."""
+        return HvdSparkWriter(self)
+
+    @classmethod
+    def read(cls) -> MLReader[Any]:
+        """Reader of estimators that `write` wrote."""
+        return HvdSparkReader(cls)
