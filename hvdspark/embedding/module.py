@@ -17,6 +17,7 @@ from hvdspark.embedding.graphs import outside_graphs, refuse_tracing
 from hvdspark.embedding.ids.bad_id import BadId, BadIdError
 from hvdspark.embedding.ids.distinct import Unique
 from hvdspark.embedding.ids.jagged import Jagged, device_of, jagged_of, name_features
+from hvdspark.embedding.phases import DISTINCT, in_phase
 from hvdspark.embedding.plan.groups import TableGroups
 from hvdspark.embedding.rows.replicated import ReplicatedTables
 from hvdspark.embedding.sharded_rows import ShardedRows
@@ -190,6 +191,7 @@ class ShardedEmbeddingCollection(ShardedRows):
             pairs = zip(self._lookups_by(), keys, strict=True)
             return [exchange.look_up(some, train=train, bad=bad) for exchange, some in pairs]
 
+    @in_phase(DISTINCT)
     def _keys(self, jagged: Mapping[str, Jagged]) -> tuple[list[Tensor], BadId | None]:
         """What each group is asked for."""
         rank = 0 if self._frozen is not None else self._ranks().rank

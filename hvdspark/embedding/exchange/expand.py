@@ -18,6 +18,7 @@ from torch.autograd.function import once_differentiable
 
 from hvdspark.embedding.ids.distinct import Unique, sum_equal, whole_table
 from hvdspark.embedding.ids.jagged import Jagged
+from hvdspark.embedding.phases import BACKWARD, EXPAND, in_phase
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ def outputs(rows: Tensor, index: Tensor, cells: Jagged) -> Tensor:
     return F.embedding_bag(index, rows, cells.offsets, mode=cells.pooling, include_last_offset=True)
 
 
+@in_phase(EXPAND)
 def take(sources: Sequence[Source]) -> list[Tensor]:
     """Outputs of all features in their order, differentiable in the rows of all sources."""
     taken: dict[int, Tensor] = {}
@@ -66,6 +68,7 @@ def take(sources: Sequence[Source]) -> list[Tensor]:
     return [taken[column] for column in range(len(taken))]
 
 
+@in_phase(EXPAND)
 def stack(sources: Sequence[Source], device: torch.device | None = None) -> Tensor:
     """`torch.stack(take(sources), dim=1)`, bit for bit, with the same gradients.
 
@@ -96,6 +99,7 @@ class _Take(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @in_phase(BACKWARD)
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         parts = [_of_each_row(*pair) for pair in zip(gradients, ctx.source.cells, strict=True)]
         places = _places(ctx.source.cells, parts)
@@ -116,6 +120,7 @@ class _Stack(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @in_phase(BACKWARD)
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = gradients
         batch, fields, dim = gradient.shape

@@ -20,6 +20,15 @@ from hvdspark.embedding.graphs import memory_that_lasts
 from hvdspark.embedding.ids.bad_id import BadId, BadIdError
 from hvdspark.embedding.ids.distinct import Route, Unique, all_distinct, route, sum_equal, unique
 from hvdspark.embedding.ids.keys import KeySpace
+from hvdspark.embedding.phases import (
+    DISTINCT,
+    EXCHANGE_GRADIENTS,
+    EXCHANGE_IDS,
+    EXCHANGE_ROWS,
+    FIND_ROWS,
+    UPDATE,
+    phase,
+)
 from hvdspark.embedding.rows.protocol import RowStore
 
 # Before the keys for each rank: 1 + the number of a feature with a bad id, and that id; or 0, and whether the keys are
@@ -148,19 +157,23 @@ class GroupExchange:
         Returns: what waits for the call to end, and raises BadIdError on every rank.
         """
         size = self.collective.size
-        distinct = unique(keys)
-        way = route(self.shard.key_space.owners(distinct.keys, size), size)
+        with phase(DISTINCT):
+            distinct = unique(keys)
+            way = route(self.shard.key_space.owners(distinct.keys, size), size)
         sent = [distinct.keys]
         if train and self.shard.counts_occurrences:
             sent.append(distinct.times)
         if way.order is not None:
             sent = [values[way.order] for values in sent]
-        received = self._send_keys(sent, way.splits, bad)
+        with phase(EXCHANGE_IDS):
+            received = self._send_keys(sent, way.splits, bad)
 
         def wait() -> Asked:
-            asked, times, splits = _without_headers(*received())
-            # What one rank asks for is distinct already.
-            keys = unique(asked) if int((splits > 0).sum()) > 1 else all_distinct(asked)
+            with phase(EXCHANGE_IDS):
+                asked, times, splits = _without_headers(*received())
+            with phase(DISTINCT):
+                # What one rank asks for is distinct already.
+                keys = unique(asked) if int((splits > 0).sum()) > 1 else all_distinct(asked)
             if times is not None and not keys.trivial:
                 times = torch.zeros_like(keys.keys).index_add_(0, keys.inverse, times)
             return Asked(distinct, way, splits, keys, times)
@@ -172,15 +185,18 @@ class GroupExchange:
 
         Returns: what waits for the call to end.
         """
-        slots = self.shard.slots(asked.keys.keys, insert=train, times=asked.times)
-        owned, updates = self.shard.gather(slots, met=train), self._updates
-        answer = self._rows.filled(owned, None if asked.keys.trivial else asked.keys.inverse)
-        received = self.collective.alltoall_async(answer, asked.splits, f"{self.name}/rows")
+        with phase(FIND_ROWS):
+            slots = self.shard.slots(asked.keys.keys, insert=train, times=asked.times)
+            owned, updates = self.shard.gather(slots, met=train), self._updates
+        with phase(EXCHANGE_ROWS):
+            answer = self._rows.filled(owned, None if asked.keys.trivial else asked.keys.inverse)
+            received = self.collective.alltoall_async(answer, asked.splits, f"{self.name}/rows")
 
         def wait() -> Lookup:
-            rows = received()[0].float()
-            if asked.route.place is not None:
-                rows = rows.index_select(0, asked.route.place)
+            with phase(EXCHANGE_ROWS):
+                rows = received()[0].float()
+                if asked.route.place is not None:
+                    rows = rows.index_select(0, asked.route.place)
             rows.requires_grad_(train)
             return Lookup(asked.distinct, rows, asked.route, asked.splits, asked.keys, slots, owned, updates)
 
@@ -196,7 +212,8 @@ class GroupExchange:
         Args:
             lookups: training ones since the last update, as many on every rank, in the same order.
         """
-        parts = [self._send_gradients(lookup) for lookup in lookups]
+        with phase(EXCHANGE_GRADIENTS):
+            parts = [self._send_gradients(lookup) for lookup in lookups]
         diverged = tuple(sorted({rank for part in parts for rank in part.diverged}))
         if diverged:
             return replace(parts[0], diverged=diverged)
@@ -216,7 +233,8 @@ class GroupExchange:
         """
         if learning_rate_factor > 0:
             owned = reduced.owned if reduced.updates == self._updates else None
-            self.shard.update(reduced.slots, reduced.gradients, step, learning_rate_factor, owned)
+            with phase(UPDATE):
+                self.shard.update(reduced.slots, reduced.gradients, step, learning_rate_factor, owned)
             self._updates += 1
         self.shard.evict(step)
 
