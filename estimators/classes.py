@@ -11,7 +11,7 @@ from pyspark.sql import functions as F
 
 from hvdspark.artifact.forward import OutputSpec
 from hvdspark.errors import ConfigurationError
-from hvdspark.train.loss import BINARY, CLASS_INDEX
+from hvdspark.train.torch_loss import BINARY, CLASS_INDEX
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from hvdspark.artifact.forward import as_prediction
 from hvdspark.collectives import Collective
-from hvdspark.train.loss import BINARY, RowLoss
+from hvdspark.train.loss import RowLoss
+from hvdspark.train.torch_loss import BINARY
 
 # A loss that is higher by less may be a constant's, and chance.
 _ABOVE = 1.02

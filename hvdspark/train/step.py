@@ -24,7 +24,8 @@ from hvdspark.train.dense_gradients import DenseGradients
 from hvdspark.train.divergence import DivergenceWatch, check_weights
 from hvdspark.train.gradients import WithoutGradient, all_finite, sums_of
 from hvdspark.train.labels import tensor_column, weight_column
-from hvdspark.train.loss import Part, rows_that_count
+from hvdspark.train.loss import rows_that_count
+from hvdspark.train.loss_term import Part
 from hvdspark.train.precision import training_arithmetic
 from hvdspark.train.run import Run
 from hvdspark.train.schedule import Schedule, ScheduledRates

@@ -14,7 +14,8 @@ from hvdspark.data.feed.plan import EpochPlan, plan_epoch
 from hvdspark.train.calibration import Calibration
 from hvdspark.train.chosen_metrics import fresh_metric, validation_keys
 from hvdspark.train.labels import tensor_column, weight_column
-from hvdspark.train.loss import Part, RowLoss, rows_that_count
+from hvdspark.train.loss import RowLoss, rows_that_count
+from hvdspark.train.loss_term import Part
 from hvdspark.train.metrics import Metric, metric_names
 from hvdspark.train.run import Run
 
