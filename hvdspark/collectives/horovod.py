@@ -29,11 +29,11 @@ class HorovodCollective:
         if tensor.is_sparse:
             return self._sum_sparse(tensor, name)
         wire, back = summable(tensor)
-        return back(self._result(self._hvd.allreduce_async(wire, name=name, op=self._hvd.Sum)))
+        return back(self._result(self._hvd.allreduce_async(wire.contiguous(), name=name, op=self._hvd.Sum)))
 
     def broadcast(self, tensor: Tensor, root: int, name: str) -> Tensor:
         if tensor.dtype in MOVED:
-            return self._result(self._hvd.broadcast_async(tensor, root_rank=root, name=name))
+            return self._result(self._hvd.broadcast_async(tensor.contiguous(), root_rank=root, name=name))
         own = tensor.detach().contiguous()
         received: Tensor = self._result(self._hvd.broadcast_async(bits(own), root_rank=root, name=name))
         return received.view(own.dtype).view(own.shape)
@@ -43,7 +43,7 @@ class HorovodCollective:
 
     def alltoall_async(self, tensor: Tensor, splits: Tensor, name: str) -> Callable[[], tuple[Tensor, Tensor]]:
         rows_by_rank(tensor, splits, self.size)
-        tensor = tensor.detach()
+        tensor = tensor.detach().contiguous()
         # Gloo knows no bfloat16 (GetAlgorithmsForType in Horovod's gloo_operations.cc); the bits travel as int16.
         wire = tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor
         handle = self._hvd.alltoall_async(wire, splits=splits, name=name)

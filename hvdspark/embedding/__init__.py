@@ -1,9 +1,9 @@
-"""Embedding tables larger than one worker: sharding (pure plan), exchange (alltoall), table (local rows), module."""
+"""Embedding tables larger than one worker: plan (pure), exchange (alltoall), rows (of one rank), files, module."""
 
 from hvdspark.embedding.config import Admission, Eviction, Initialization, SparseOptimizer, TableConfig
 from hvdspark.embedding.lineage import dense_weights_alone
 from hvdspark.embedding.module import ShardedEmbeddingCollection
-from hvdspark.embedding.plan.sharding import plan_sharding
+from hvdspark.embedding.plan.sharding import ShardingPlan, Traffic, plan_sharding
 from hvdspark.embedding.updates import step_scaled
 
 __all__ = [
@@ -11,8 +11,10 @@ __all__ = [
     "Eviction",
     "Initialization",
     "ShardedEmbeddingCollection",
+    "ShardingPlan",
     "SparseOptimizer",
     "TableConfig",
+    "Traffic",
     "dense_weights_alone",
     "plan_sharding",
     "step_scaled",

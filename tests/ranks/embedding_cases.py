@@ -13,6 +13,7 @@ from hvdspark.collectives import Collective, HorovodCollective, current_collecti
 from hvdspark.embedding.config import SparseOptimizer, TableConfig
 from hvdspark.embedding.module import ShardedEmbeddingCollection
 from hvdspark.errors import DataError
+from tests.unit.collectives.conformance import broken_promises
 from tests.unit.embedding.unsharded import (
     FEATURES,
     ROWS,
@@ -29,12 +30,13 @@ WIRES = ("float32", "bfloat16", "float16")
 
 
 def on_rank(collective: Collective | None = None) -> dict[str, Any]:
-    """Collective. Hashes of all outputs and, at the end, of all rows and state, by wire dtype; messages of bad ids."""
+    """Collective. Hashes of all outputs and, at the end, of all rows and state, by wire dtype; messages of bad ids;
+    what `conformance` found to be broken."""
     if collective is None:
         collective = current_collective()
         assert isinstance(collective, HorovodCollective)
     results = {wire: _trained(collective, wire) for wire in WIRES}
-    return {**results, "bad id": _bad_id(collective)}
+    return {**results, "bad id": _bad_id(collective), "broken promises": broken_promises(collective)}
 
 
 def _trained(collective: Collective, wire_dtype: str) -> str:

@@ -12,6 +12,7 @@ def test_horovod_ranks_are_threads_bit_for_bit() -> None:
     results = run_ranks(on_rank, 2)
     for result, wanted in zip(results, expected, strict=True):
         assert result == wanted
+    assert not expected[0]["broken promises"]
     assert len({expected[0][wire] for wire in WIRES}) == len(WIRES)
     assert {result["bad id"] for result in results} == {expected[0]["bad id"]}
     assert "100 (in feature 'page' of table 'pages', rank 1)" in expected[0]["bad id"]

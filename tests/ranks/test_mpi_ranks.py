@@ -20,6 +20,7 @@ def test_mpi_ranks_are_threads_bit_for_bit(size: int, tmp_path: Path) -> None:
     for outcome, wanted in zip(outcomes, expected, strict=True):
         assert outcome.error is None, outcome.output
         assert outcome.value == wanted
+        assert not outcome.value["embedding"]["broken promises"]
     assert status == 0
 
 
