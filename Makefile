@@ -54,7 +54,7 @@ doctor: setup ## Say what works here and what does not, and how to repair it
 	$(PYTHON) -m hvdspark doctor
 
 clean: ## Remove .venv and everything that was generated in this checkout
-	rm -rf $(VENV) build dist *.egg-info spark-warehouse .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist *.egg-info spark-warehouse .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Each stamp is newer than what it was made from, so a second run does nothing.

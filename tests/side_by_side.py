@@ -3,6 +3,9 @@
     python -m tests.side_by_side [arguments of pytest]
 
 A process of tests leaks nothing into the other one: `footprint` looks at a process's own descendants and run marker.
+
+Where all tests run, the coverage of the unit tests is reported, which costs them a third more CPU. That of the others
+is not: what they test happens in ranks and in Spark's Python workers, and each of these processes would be traced.
 """
 
 from __future__ import annotations
@@ -25,9 +28,10 @@ def main(arguments: Sequence[str]) -> int:
     if any(Path(argument.partition("::")[0]).exists() for argument in arguments):
         return subprocess.call([*pytest, *arguments])  # it has been said which files
     with tempfile.TemporaryFile() as output:
+        traced = [sys.executable, "-m", "coverage", "run", *pytest[1:]] if not arguments else pytest
         # Tensors of unit tests are too small for threads. What failed last is remembered by each half on its own.
         unit = subprocess.Popen(
-            [*pytest, "-o", "cache_dir=.pytest_cache/unit", *arguments, *UNIT],
+            [*traced, "-o", "cache_dir=.pytest_cache/unit", *arguments, *UNIT],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -41,9 +45,19 @@ def main(arguments: Sequence[str]) -> int:
             print("\n== unit tests, which ran beside those above", flush=True)
             sys.stdout.buffer.write(output.read())
             sys.stdout.flush()
+    if not arguments:
+        report_coverage()
     if others not in (0, NO_TESTS):
         print(f"\n== the other tests failed (exit status {others}): see above the unit tests", flush=True)
     return status(unit.returncode, others)
+
+
+def report_coverage() -> None:
+    """Say how much of the code the unit tests ran through."""
+    command = [sys.executable, "-m", "coverage", "report", "--format=total"]
+    total = subprocess.run(command, capture_output=True, text=True).stdout.strip()
+    total = total or "nothing"
+    print(f"\n== coverage of the unit tests alone: {total} % of lines; `python -m coverage report` lists them")
 
 
 def status(*halves: int) -> int:

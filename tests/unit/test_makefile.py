@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -15,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.mark.parametrize(("target", "builds"), [("lint", False), ("fmt", False), ("type", False), ("test", True)])
 def test_what_needs_no_horovod_does_not_build_it(tmp_path: Path, target: str, builds: bool) -> None:
     shutil.copy(ROOT / "Makefile", tmp_path)
-    for needed in (".ci/system-check", "requirements.txt", "pyproject.toml", "hvdspark/horovod_build.py"):
+    for needed in (".ci/system-check", "requirements.txt", "pyproject.toml", "setup.py", "hvdspark/horovod_build.py"):
         (tmp_path / needed).parent.mkdir(exist_ok=True)
         (tmp_path / needed).touch()
     command = ["make", "--dry-run", "--directory", str(tmp_path), target]
@@ -33,3 +34,12 @@ def test_the_callers_environment_does_not_reach_what_is_run(name: str) -> None:
     assert done.returncode == 0, done.stderr
     assert "SPARK_LOCAL_IP=127.0.0.1" in done.stdout.splitlines()
     assert not [line for line in done.stdout.splitlines() if line.startswith(f"{name}=")]
+
+
+def test_a_commit_is_held_to_what_make_lint_and_type_run() -> None:
+    (repo,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    hooks = repo["hooks"]
+    assert repo["repo"] == "local", "nothing is installed beside the one environment"
+    assert all(hook["language"] == "system" and hook["pass_filenames"] is False for hook in hooks)
+    entries = [hook["entry"].split() for hook in hooks]
+    assert entries == [["make", "--no-print-directory", target] for target in ("lint", "type")]

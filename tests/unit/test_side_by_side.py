@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -34,7 +35,9 @@ def test_every_test_runs_once_and_a_failure_is_seen(tmp_path: Path, arguments: l
         file = tmp_path / "tests" / path / f"test_{name}.py"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(f"def test_{name}():\n    assert not 'ran'\n")
-    command = [sys.executable, str(ROOT / "tests" / "side_by_side.py"), "-p", "no:cacheprovider", *arguments]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=100)
+    command = [sys.executable, str(ROOT / "tests" / "side_by_side.py"), *arguments]
+    environment = {**os.environ, "PYTEST_ADDOPTS": "-p no:cacheprovider"}
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=100, env=environment)
     failed = [line.split()[1].split("::")[1] for line in done.stdout.splitlines() if line.startswith("FAILED")]
     assert (done.returncode, sorted(failed)) == (1, sorted(ran))
+    assert ("coverage of the unit tests alone" in done.stdout) == (not arguments), "of all tests or none"
