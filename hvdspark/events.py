@@ -273,6 +273,7 @@ class FanOut:
 
     def __init__(self, run_id: str, listeners: Sequence[FitListener]) -> None:
         self._run_id, self._listeners = run_id, tuple(listeners)
+        self._warned: set[str] = set()
         self._lock = threading.RLock()  # a listener's method may be where an event is made
 
     @contextlib.contextmanager
@@ -296,26 +297,27 @@ class FanOut:
                 try:
                     listener.on_event(event)
                 except Exception:
-                    logger.warning(
-                        "%s failed in %s; the fit goes on",
-                        type(listener).__name__,
-                        type(event).__name__,
-                        exc_info=True,
-                    )
+                    names = type(listener).__name__, type(event).__name__
+                    logger.warning("%s failed in %s; the fit goes on", *names, exc_info=True)
 
     def warn(self, messages: Iterable[str]) -> tuple[str, ...]:
-        """Log warnings and tell every listener of them; returns them."""
+        """Log warnings and tell every listener of them, of each once; returns all of them."""
         messages = tuple(messages)
-        for message in messages:
-            logger.warning("%s", message)
-            self.emit(Warned(message))
+        with self._lock:
+            for message in messages:
+                if message not in self._warned:  # ranks report what is in their result, too
+                    logger.warning("%s", message)
+                    self.emit(Warned(message))
+            self._warned.update(messages)
         return messages
 
     def report(self, report: Report) -> None:
         """Take in what a rank or the launcher reports; what is no event of a fit is dropped."""
-        event = event_of(report)
-        if event is not None:
-            self.emit(event)
+        match event_of(report):
+            case Warned(message):
+                self.warn([message])
+            case FitEvent() as event:
+                self.emit(event)
 
 
 def event_of(report: Report) -> FitEvent | None:

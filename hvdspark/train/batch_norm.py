@@ -129,7 +129,7 @@ class SharedStatistics:
             sums = self._collective.allreduce_sum(sums, name)
         count = sums[-1].item()
         if count <= 1:
-            by_batch = running_mean is None  # torch has the words for it
+            by_batch = running_mean is None  # torch raises a clear error
             return _torch_batch_norm(input, running_mean, running_var, weight, bias, by_batch, momentum, eps)
         mean, square = (sums[:-1] / count).chunk(2)
         var = (square - mean.square()).clamp(min=0.0)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from hvdspark.data.feed.loader import Ragged
 from hvdspark.errors import ClusterError, ConfigurationError, HvdSparkError
 
-# What a driver may lack and ranks have. Words of torch, Horovod and CUDA, in errors of several classes.
+# What a driver may lack and ranks have, as torch, Horovod and CUDA name it in errors of several classes.
 _ABOUT_THE_DRIVER = ("cuda", "cudnn", "nvidia", "horovod", "not been initialized", "out of memory", "can't allocate")
 _SHOWN = 300
 _ASSEMBLE = 'put the columns into one vector: VectorAssembler(inputCols=[...], outputCol="features")'

@@ -1,4 +1,4 @@
-"""Training that ended in NaN or infinity, in words that name the cause."""
+"""Training that ended in NaN or infinity, as an error that names the cause."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class DivergenceWatch:
         self._used.clear()
 
     def raise_everywhere(self, epoch: int, step: int) -> NoReturn:
-        """Collective. Agree on the first rank that knows why, and raise its words on every rank.
+        """Collective. Find the first rank that knows why, and raise its error on every rank.
 
         Raises:
             TrainingDivergedError: always.

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
-_RANDOM_WORDS = 625
-_NUMPY_WORDS = 624
+# 32-bit integers of the state of a Mersenne twister; `random` keeps the position in it as the last one.
+_NUMPY_KEY, _RANDOM_KEY = 624, 625
 
 
 def seed_generators(seed: int, epoch: int, rank: int, step: int = 0) -> None:
@@ -26,10 +26,10 @@ def seed_generators(seed: int, epoch: int, rank: int, step: int = 0) -> None:
         step: global batches of the epoch that were done by another number of ranks.
     """
     entropy = [seed % 2**64, epoch, rank, step] if step else [seed % 2**64, epoch, rank]
-    words = np.random.SeedSequence(entropy).generate_state(4)
-    torch.manual_seed(int(words[0]) << 32 | int(words[1]))
-    np.random.seed(int(words[2]))
-    random.seed(int(words[3]))
+    high, low, for_numpy, for_random = map(int, np.random.SeedSequence(entropy).generate_state(4))
+    torch.manual_seed(high << 32 | low)
+    np.random.seed(for_numpy)
+    random.seed(for_random)
 
 
 def generator_state(device: str) -> bytes:
@@ -41,10 +41,10 @@ def generator_state(device: str) -> bytes:
     state["torch"] = torch.get_rng_state().numpy()
     if device.startswith("cuda"):
         state["gpu"] = torch.cuda.get_rng_state(device).numpy()
-    _, words, position, has_normal, normal = np.random.get_state()
-    state["numpy"] = (words, position, has_normal, normal)
-    _, words, normal = random.getstate()
-    state["random"] = (words, 0, normal is not None, normal or 0.0)
+    _, key, position, has_normal, normal = np.random.get_state()
+    state["numpy"] = (key, position, has_normal, normal)
+    _, key, normal = random.getstate()
+    state["random"] = (key, 0, normal is not None, normal or 0.0)
     return state.tobytes()
 
 
@@ -57,22 +57,22 @@ def set_generator_state(state: bytes, device: str) -> bool:
     torch.set_rng_state(torch.from_numpy(saved["torch"].copy()))
     if device.startswith("cuda"):
         torch.cuda.set_rng_state(torch.from_numpy(saved["gpu"].copy()), device)
-    words, position, has_normal, normal = saved["numpy"]
-    np.random.set_state(("MT19937", words, int(position), int(has_normal), float(normal)))
-    words, _, has_normal, normal = saved["random"]
-    random.setstate((3, tuple(words.tolist()), float(normal) if has_normal else None))
+    key, position, has_normal, normal = saved["numpy"]
+    np.random.set_state(("MT19937", key, int(position), int(has_normal), float(normal)))
+    key, _, has_normal, normal = saved["random"]
+    random.setstate((3, tuple(key.tolist()), float(normal) if has_normal else None))
     return True
 
 
 def _layout(device: str) -> np.dtype[Any]:
-    def of_mersenne_twister(words: int) -> np.dtype[Any]:
-        return np.dtype([("words", "<u4", words), ("position", "<i4"), ("has_normal", "<i4"), ("normal", "<f8")])
+    def of_mersenne_twister(size: int) -> np.dtype[Any]:
+        return np.dtype([("key", "<u4", size), ("position", "<i4"), ("has_normal", "<i4"), ("normal", "<f8")])
 
     gpu = len(torch.cuda.get_rng_state(device)) if device.startswith("cuda") else 0
     fields = [
         ("torch", "u1", len(torch.get_rng_state())),
         ("gpu", "u1", gpu),
-        ("numpy", of_mersenne_twister(_NUMPY_WORDS)),
-        ("random", of_mersenne_twister(_RANDOM_WORDS)),
+        ("numpy", of_mersenne_twister(_NUMPY_KEY)),
+        ("random", of_mersenne_twister(_RANDOM_KEY)),
     ]
     return np.dtype(fields)

@@ -1,9 +1,9 @@
 """One forward pass of a few rows on the driver, before anything is launched.
 
 What a module makes of its first rows is what it makes of all others, as far as shapes and types go. So what every rank
-would fail on, some seconds later and in the words of the layer that it reached, fails here, in words that name the
-layer, the columns and the cure. All of it happens on a copy, made as the ranks' copies are: the user's module, its
-buffers and the random generators stay as they were.
+would fail on, some seconds later and with the message of whatever layer it reached, fails here, with an error that
+names the layer, the columns and the cure. All of it happens on a copy, made as the ranks' copies are: the user's
+module, its buffers and the random generators stay as they were.
 """
 
 from __future__ import annotations
@@ -259,7 +259,7 @@ def _unsuited_metrics(
         try:
             label = labels[position]
             metric.update(outputs.tensors[loss.output_of(position)], label, torch.ones(len(label)))
-        except Exception as error:  # each metric has its own words for shapes that it cannot take
+        except Exception as error:  # each metric has its own error for shapes that it cannot take
             found[name] = f"{type(error).__name__}: {error}"
     return found
 

@@ -55,7 +55,7 @@ def sync_buffers(module: nn.Module, collective: Collective) -> None:
 
 
 def check_in_sync(module: nn.Module, collective: Collective, where: str) -> None:
-    """Collective. Raise ConfigurationError on every rank where a parameter is not the same one on all of them.
+    """Collective. Raise ConfigurationError on every rank where a parameter is not the same on all of them.
 
     Gradients are the same on all ranks, so only what changes weights beside the optimizer, on each rank as it likes,
     can let them drift apart; and then what is trained is no one's model.
@@ -69,7 +69,7 @@ def check_in_sync(module: nn.Module, collective: Collective, where: str) -> None
     sums = torch.stack([value.sum(dtype=torch.float64) for _, value in real]).cpu()
     norms = torch.stack([torch.linalg.vector_norm(value).double() for _, value in real]).cpu()
     # Of numbers that are the same on all ranks, what all ranks find is the same, too.
-    total = collective.allreduce_sum(torch.stack([sums, sums.square(), norms.square()]), "train/alike")
+    total = collective.allreduce_sum(torch.stack([sums, sums.square(), norms.square()]), "train/in_sync")
     spread = total[1] - total[0].square() / collective.size
     drifted = (spread > _DRIFT**2 * total[2] / collective.size).nonzero()
     if len(drifted):

@@ -313,7 +313,7 @@ def _is_key(value: Any) -> bool:
 
 def _nan_for_nan(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def call(output: Tensor, target: Tensor) -> Tensor:
-        # torch raises on NaN here, in words that do not name the cause; divergence is the loop's to report.
+        # torch raises on NaN here, without the cause; the loop reports divergence.
         return torch.full_like(output, torch.nan) if torch.isnan(output).any() else loss(output, target)
 
     return call

@@ -90,6 +90,15 @@ def test_a_listener_that_raises_is_logged_and_nobody_else_notices(caplog: pytest
     assert "its own words" in caplog.text
 
 
+def test_a_warning_that_ranks_report_and_give_back_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    seen = Seen()
+    fan_out = FanOut("run-1", [seen])
+    fan_out.report({"event": "warning", "text": "so"})
+    assert fan_out.warn(["so", "and so"]) == ("so", "and so")
+    assert seen.events == [Warned("so", run_id="run-1"), Warned("and so", run_id="run-1")]
+    assert [record.message for record in caplog.records] == ["so", "and so"]
+
+
 def test_an_interrupt_in_a_listener_is_not_swallowed() -> None:
     class Interrupted(FitListener):
         def on_warned(self, event: Warned) -> None:
