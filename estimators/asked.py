@@ -13,7 +13,7 @@ from hvdspark.data.dataset.selection import Selection, select
 from hvdspark.errors import ConfigurationError
 from hvdspark.estimators.columns import vectors_as_arrays
 from hvdspark.estimators.defaults import set_value
-from hvdspark.estimators.params import TrainingParams
+from hvdspark.estimators.params import SPEC_PARAMS, TrainingParams
 from hvdspark.events import FitStarted, TablesPlan
 from hvdspark.specs import DatasetSpec, TrainSpec
 from hvdspark.train.driver import Gang
@@ -112,7 +112,8 @@ def train_spec(
     params: TrainingParams, columns: Columns, data: DatasetSpec, metrics: Sequence[str], run_id: str, store_uri: str
 ) -> TrainSpec:
     """What the ranks are told, all but the objects."""
-    value, pace = params.getOrDefault, params.pace(data.train_rows)
+    pace = params.pace(data.train_rows)
+    values: dict[str, Any] = {field: set_value(params, name) for field, name in SPEC_PARAMS.items()}
     return TrainSpec(
         run_id=run_id,
         store_uri=store_uri,
@@ -120,21 +121,10 @@ def train_spec(
         features=columns.features,
         labels=columns.labels,
         weight=columns.weight,
-        batch_size=pace.batch_size,
-        epochs=pace.epochs,
-        learning_rate=value("learningRate"),
-        seed=value("seed"),
-        shuffle=value("shuffle"),
-        shuffle_rows=value("shuffleRows"),
-        precision=value("precision"),
-        accumulation_steps=value("gradientAccumulationSteps"),
-        gradient_clip_norm=set_value(params, "gradientClipNorm"),
-        compression=value("gradientCompression"),
         metrics=tuple(metrics),
         monitor=monitor(params, columns),
-        patience=value("earlyStoppingPatience"),
         schedule=pace.schedule_name,
-        schedule_args=value("learningRateScheduleArgs"),
+        **{**values, "batch_size": pace.batch_size, "epochs": pace.epochs},
     )
 
 

@@ -8,9 +8,10 @@ from typing import Any, TypeVar
 from pyspark.ml.base import Estimator
 from pyspark.ml.util import MLReadable, MLReader, MLWritable, MLWriter
 
+from hvdspark.estimators.declare import setter_name
 from hvdspark.estimators.keywords import keyword_only
 from hvdspark.estimators.model import FittedModel
-from hvdspark.estimators.params import TrainingParams, setter_name
+from hvdspark.estimators.params import TrainingParams
 from hvdspark.estimators.persistence import HvdSparkReader, HvdSparkWriter
 from hvdspark.events import FitListener
 

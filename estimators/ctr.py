@@ -22,10 +22,10 @@ from hvdspark.estimators.columns import check_new_columns, scoring_input
 from hvdspark.estimators.continuous import check_numbers, number
 from hvdspark.estimators.ctr_params import CTRScoringParams, CTRTrainingParams
 from hvdspark.estimators.ctr_program import click_program
+from hvdspark.estimators.declare import accessors, model_accessors
 from hvdspark.estimators.fit import fit
 from hvdspark.estimators.keywords import keyword_only
 from hvdspark.estimators.model import FittedModel
-from hvdspark.estimators.params import accessors, model_accessors
 from hvdspark.estimators.persistence import Saved
 from hvdspark.estimators.scorer import SCORES, scorer
 from hvdspark.events import FitListener
@@ -57,50 +57,50 @@ class CTRClassifier(TrainingEstimator["CTRClassificationModel"], CTRScoringParam
     def __init__(
         self,
         *,
-        listeners: Sequence[FitListener] = (),
-        architecture: str = "dlrm",
+        architecture: str | None = None,
         continuousCols: list[str] | None = None,
         categoricalCols: list[str] | None = None,
-        labelCol: str = "label",
-        predictionCol: str = "prediction",
-        probabilityCol: str = "probability",
-        rawPredictionCol: str = "rawPrediction",
-        threshold: float = 0.5,
+        labelCol: str | None = None,
+        predictionCol: str | None = None,
+        probabilityCol: str | None = None,
+        rawPredictionCol: str | None = None,
+        threshold: float | None = None,
         weightCol: str | None = None,
         validationIndicatorCol: str | None = None,
         validationFraction: float | None = None,
         validationGroupCol: str | None = None,
-        handleInvalid: str = "error",
-        embeddingDim: int = 16,
+        handleInvalid: str | None = None,
+        embeddingDim: int | None = None,
         hiddenUnits: list[int] | None = None,
-        dropout: float = 0.0,
-        pooling: str = "mean",
-        embeddingOptimizer: str = "rowwise_adagrad",
+        dropout: float | None = None,
+        pooling: str | None = None,
+        embeddingOptimizer: str | None = None,
         embeddingLearningRate: float | None = None,
-        embeddingMinCount: int = 1,
-        embeddingDtype: str = "float32",
-        numWorkers: int = 2,
+        embeddingMinCount: int | None = None,
+        embeddingDtype: str | None = None,
+        numWorkers: int | None = None,
         batchSize: int | None = None,
         epochs: int | None = None,
         learningRate: float | None = None,
         learningRateSchedule: str | None = None,
         learningRateScheduleArgs: dict[str, float] | None = None,
         storeUri: str | None = None,
-        seed: int = 0,
-        shuffle: bool = True,
-        shuffleRows: int = 1 << 19,
-        precision: str = "auto",
-        device: str = "auto",
-        gradientAccumulationSteps: int = 1,
+        seed: int | None = None,
+        shuffle: bool | None = None,
+        shuffleRows: int | None = None,
+        precision: str | None = None,
+        device: str | None = None,
+        gradientAccumulationSteps: int | None = None,
         gradientClipNorm: float | None = None,
-        gradientCompression: str = "none",
+        gradientCompression: str | None = None,
         metrics: list[str] | None = None,
         monitor: str | None = None,
-        earlyStoppingPatience: int = 0,
-        maxRestarts: int = 0,
+        earlyStoppingPatience: int | None = None,
+        maxRestarts: int | None = None,
         env: dict[str, str] | None = None,
-        startTimeout: float = 600.0,
-        allowPickle: bool = False,
+        startTimeout: float | None = None,
+        allowPickle: bool | None = None,
+        listeners: Sequence[FitListener] = (),
     ) -> None:
         super().__init__()
         self.setParams(**self._input_kwargs)  # type: ignore[attr-defined]

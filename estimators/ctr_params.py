@@ -5,27 +5,21 @@ from __future__ import annotations
 from typing import Any
 
 from pyspark.ml.param import TypeConverters
-from pyspark.ml.param.shared import (
-    HasHandleInvalid,
-    HasPredictionCol,
-    HasProbabilityCol,
-    HasRawPredictionCol,
-    HasThreshold,
-)
 
 from hvdspark.embedding.config import DTYPES, OPTIMIZERS
 from hvdspark.estimators import defaults
+from hvdspark.estimators.declare import distinct_names, in_range, number, one_of, param, worded
 from hvdspark.estimators.defaults import Pace, set_value
-from hvdspark.estimators.params import TrainingParams, distinct_names, in_range, one_of, param
+from hvdspark.estimators.params import ScoringParams, TrainingParams
 from hvdspark.models import ARCHITECTURES
-from hvdspark.train.schedule import SCHEDULES
+from hvdspark.specs import Range
 
 
 def _sizes(value: Any) -> list[int]:
-    return [in_range("hiddenUnits", TypeConverters.toInt, 1)(size) for size in TypeConverters.toList(value)]
+    return [in_range("hiddenUnits", TypeConverters.toInt, Range(1))(size) for size in TypeConverters.toList(value)]
 
 
-class CTRScoringParams(HasPredictionCol, HasProbabilityCol, HasRawPredictionCol, HasThreshold, HasHandleInvalid):
+class CTRScoringParams(ScoringParams):
     """Params of estimator and model."""
 
     continuousCols = param(
@@ -39,23 +33,16 @@ class CTRScoringParams(HasPredictionCol, HasProbabilityCol, HasRawPredictionCol,
         "columns of categories: strings, integers or booleans of any cardinality, or arrays of them, which are pooled",
         distinct_names("categoricalCols", may_be_empty=True),
     )
-    handleInvalid = param(
-        "handleInvalid",
+    handleInvalid = worded(
+        ScoringParams.handleInvalid,
         "null, NaN or infinity (also beyond 3.4e38, the float32 range) in a feature: error, skip (drop the "
         "row) or keep (a continuous column: the mean; a categorical one: null is a category of its own, a null array "
         "an empty one), the same in fit and transform",
-        one_of("handleInvalid", "error", "skip", "keep"),
     )
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        self._setDefault(
-            predictionCol="prediction",
-            probabilityCol="probability",
-            rawPredictionCol="rawPrediction",
-            threshold=0.5,
-            handleInvalid="error",
-        )
+        self._setDefault(probabilityCol="probability", rawPredictionCol="rawPrediction")
 
 
 class CTRTrainingParams(TrainingParams):
@@ -66,16 +53,18 @@ class CTRTrainingParams(TrainingParams):
         f"of the network: {', '.join(ARCHITECTURES)}",
         one_of("architecture", *ARCHITECTURES),
     )
-    embeddingDim = param(
+    embeddingDim = number(
         "embeddingDim",
-        "columns of an embedding (at least 1)",
-        in_range("embeddingDim", TypeConverters.toInt, 1),
+        "columns of an embedding ({range})",
+        TypeConverters.toInt,
+        Range(1),
     )
     hiddenUnits = param("hiddenUnits", "sizes of the hidden layers, each at least 1", _sizes)
-    dropout = param(
+    dropout = number(
         "dropout",
-        "share of hidden units that are left out of a training step (at most 0.9)",
-        in_range("dropout", TypeConverters.toFloat, 0, 0.9),
+        "share of hidden units that are left out of a training step ({range})",
+        TypeConverters.toFloat,
+        Range(0, 0.9),
     )
     pooling = param(
         "pooling",
@@ -87,17 +76,19 @@ class CTRTrainingParams(TrainingParams):
         f"of the embeddings: {', '.join(OPTIMIZERS)}; that of the dense layers is Adam",
         one_of("embeddingOptimizer", *OPTIMIZERS),
     )
-    embeddingLearningRate = param(
+    embeddingLearningRate = number(
         "embeddingLearningRate",
-        "learning rate of the embeddings; never rescaled by numWorkers (above 0). None: it follows from the optimizer, "
+        "learning rate of the embeddings; never rescaled by numWorkers ({range}). None: it follows from the optimizer, "
         "the batch and the share of positive training rows, and is higher for first-order weights",
-        in_range("embeddingLearningRate", TypeConverters.toFloat, 0, open_low=True),
+        TypeConverters.toFloat,
+        Range(0, open=True),
     )
-    embeddingMinCount = param(
+    embeddingMinCount = number(
         "embeddingMinCount",
         "how often a category must occur in the training rows before it gets an embedding; until then it is the zero "
-        "vector (at least 1)",
-        in_range("embeddingMinCount", TypeConverters.toInt, 1),
+        "vector ({range})",
+        TypeConverters.toInt,
+        Range(1),
     )
     embeddingDtype = param(
         "embeddingDtype",
@@ -105,29 +96,25 @@ class CTRTrainingParams(TrainingParams):
         one_of("embeddingDtype", *DTYPES),
     )
 
-    batchSize = param(
-        "batchSize",
+    batchSize = worded(
+        TrainingParams.batchSize,
         "rows of the global batch, over all ranks (at least 1). None: it follows from the number of training rows, 2.5 "
         "times its root, from 32 to 8192",
-        in_range("batchSize", TypeConverters.toInt, 1),
     )
-    epochs = param(
-        "epochs",
+    epochs = worded(
+        TrainingParams.epochs,
         "most passes over the training rows (at least 1). None: it follows from the number of training rows, as many "
         "as make 300 steps, up to 20",
-        in_range("epochs", TypeConverters.toInt, 1),
     )
-    learningRate = param(
-        "learningRate",
+    learningRate = worded(
+        TrainingParams.learningRate,
         "of Adam, for the dense layers; never rescaled by numWorkers (above 0). Where it is not set, that of the "
         "first-order weights of numbers and of the bias is 10 times as high",
-        in_range("learningRate", TypeConverters.toFloat, 0, open_low=True),
     )
-    learningRateSchedule = param(
-        "learningRateSchedule",
+    learningRateSchedule = worded(
+        TrainingParams.learningRateSchedule,
         "how the learning rates change from step to step: constant, cosine, linear or step. None: they fall to 0 along "
         "a cosine",
-        one_of("learningRateSchedule", "constant", *SCHEDULES),
     )
 
     def __init__(self, *args: Any) -> None:

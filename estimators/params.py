@@ -1,20 +1,13 @@
-"""Params of the estimators and their models. The only place where Params are declared.
-
-Values are plain JSON. A Param that must lie in a range says so in its doc and is checked when it is set; what
-depends on several Params is checked by `fit` before anything is started.
-"""
+"""Params that the estimators share, and their models. How Params are declared and checked is in `declare`."""
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
-from pyspark.ml.param import Param, Params, TypeConverters
+from pyspark.ml.param import TypeConverters
 from pyspark.ml.param.shared import (
     HasHandleInvalid,
     HasLabelCol,
-    HasOutputCols,
     HasPredictionCol,
     HasProbabilityCol,
     HasRawPredictionCol,
@@ -24,170 +17,64 @@ from pyspark.ml.param.shared import (
     HasWeightCol,
 )
 
+from hvdspark.data.dataset.selection import HANDLE_INVALID
 from hvdspark.errors import ConfigurationError
+from hvdspark.estimators.declare import number, numbers_by_name, of_spec, one_of, param
 from hvdspark.estimators.default_store import default_uri
 from hvdspark.estimators.defaults import Pace
 from hvdspark.launch import check_environment
+from hvdspark.launch.devices import DEVICES
+from hvdspark.specs import Range, TrainSpec
 from hvdspark.train.schedule import SCHEDULES
 
-C = TypeVar("C", bound=type)
-Converter = Callable[[Any], Any]
+# Fields of `TrainSpec`, and the Param that each comes from. What is not set has the field's default.
+SPEC_PARAMS = {
+    "batch_size": "batchSize",
+    "epochs": "epochs",
+    "learning_rate": "learningRate",
+    "seed": "seed",
+    "shuffle": "shuffle",
+    "shuffle_rows": "shuffleRows",
+    "precision": "precision",
+    "accumulation_steps": "gradientAccumulationSteps",
+    "gradient_clip_norm": "gradientClipNorm",
+    "compression": "gradientCompression",
+    "patience": "earlyStoppingPatience",
+    "schedule_args": "learningRateScheduleArgs",
+}
 
 
-def accessors(cls: C) -> C:
-    """Class decorator: give every Param of the class a `getX` and a chaining `setX`, unless it has one."""
-    return _with_accessors(cls, cls)
-
-
-def model_accessors(scoring: type) -> Callable[[C], C]:
-    """Class decorator for fitted models: a `getX` for every Param, a `setX` for `allowPickle` and those of scoring."""
-    return lambda cls: _with_accessors(cls, scoring, "allowPickle")
-
-
-def setter_name(name: str) -> str:
-    """ "setBatchSize" of "batchSize"."""
-    return f"set{name[0].upper()}{name[1:]}"
-
-
-def _with_accessors(cls: C, settable: type, *others: str) -> C:
-    for name in dir(cls):
-        if not isinstance(getattr(cls, name, None), Param):
-            continue
-        get, set_ = f"get{setter_name(name)[3:]}", setter_name(name)
-        if not hasattr(cls, get):
-            setattr(cls, get, _getter(name))
-        if not hasattr(cls, set_) and (hasattr(settable, name) or name in others):
-            setattr(cls, set_, _setter(name))
-    return cls
-
-
-def _getter(name: str) -> Callable[[Any], Any]:
-    def get(self: Any) -> Any:
-        return self.getOrDefault(name)
-
-    get.__doc__ = f"Value of {name}, or its default."
-    return get
-
-
-def _setter(name: str) -> Callable[[Any, Any], Any]:
-    def set_(self: Any, value: Any) -> Any:
-        return self._set(**{name: value})
-
-    set_.__doc__ = f"Set {name}; returns this object."
-    return set_
-
-
-def in_range(
-    name: str, convert: Converter, low: float, high: float = float("inf"), open_low: bool = False
-) -> Converter:
-    def check(value: Any) -> Any:
-        number = convert(value)
-        if not (low < number <= high if open_low else low <= number <= high):
-            bound = f"more than {low:g}" if open_low else f"at least {low:g}"
-            limit = f" and at most {high:g}" if high != float("inf") else ""
-            raise ConfigurationError("out of range", value=value, where=name, hint=f"it must be {bound}{limit}")
-        return number
-
-    return check
-
-
-def one_of(name: str, *choices: str) -> Converter:
-    def check(value: Any) -> str:
-        plain = value.lower() if isinstance(value, str) else value
-        if plain not in choices:
-            close = difflib.get_close_matches(str(plain), choices, n=1)
-            hint = f"did you mean {close[0]}? It is one of " if close else "one of "
-            raise ConfigurationError("unknown choice", value=value, where=name, hint=hint + ", ".join(choices))
-        return str(plain)
-
-    return check
-
-
-def distinct_names(name: str, *, may_be_empty: bool = False) -> Converter:
-    def check(value: Any) -> list[str]:
-        names: list[str] = TypeConverters.toListString(value)
-        if not (names or may_be_empty) or len(set(names)) < len(names):
-            raise ConfigurationError("column names must be given, each once", value=names, where=name)
-        return names
-
-    return check
-
-
-def _fraction(value: Any) -> float:
+def fraction(value: Any) -> float:
     number = float(TypeConverters.toFloat(value))
     if not 0 < number < 1:
         raise ConfigurationError("out of range", value=value, where="validationFraction", hint="between 0 and 1")
     return number
 
 
-def _numbers_by_name(value: Any) -> dict[str, float]:
-    if not isinstance(value, dict):
-        raise TypeError(f"Could not convert {value!r} to a dict of numbers")
-    return {TypeConverters.toString(key): float(TypeConverters.toFloat(item)) for key, item in value.items()}
-
-
-def _environment(value: Any) -> dict[str, str]:
+def environment(value: Any) -> dict[str, str]:
     if not isinstance(value, dict):
         raise TypeError(f"Could not convert {value!r} to a dict of strings")
     return check_environment(value)
 
 
-def param(name: str, doc: str, convert: Converter) -> Any:
-    return Param(Params._dummy(), name, doc, convert)
+class ScoringParams(HasPredictionCol, HasProbabilityCol, HasRawPredictionCol, HasThreshold, HasHandleInvalid):
+    """Params of every estimator and its model that say how rows are scored."""
 
-
-class TorchScoringParams(
-    HasPredictionCol, HasProbabilityCol, HasRawPredictionCol, HasThreshold, HasOutputCols, HasHandleInvalid
-):
-    """Params of TorchEstimator and TorchModel."""
-
-    predictionCol = param(
-        "predictionCol",
-        "what the module returns, as it is: under bce_with_logits and cross_entropy that is logits, no probability and "
-        "no class. With probabilityCol or rawPredictionCol set, the class: 0.0, 1.0, ...",
-        TypeConverters.toString,
-    )
-    probabilityCol = param(
-        "probabilityCol",
-        "probability of each class, a vector; for one label and the losses bce_with_logits, bce, cross_entropy, nll. "
-        "Empty: no such column",
-        TypeConverters.toString,
-    )
-    rawPredictionCol = param(
-        "rawPredictionCol",
-        "what a BinaryClassificationEvaluator takes, a vector: -x and x of a logit x, else a number for each class. "
-        "Empty: no such column",
-        TypeConverters.toString,
-    )
-    threshold = param(
+    threshold = number(
         "threshold",
-        "with probabilityCol or rawPredictionCol set and one output: rows whose probability is above are of class 1.0; "
-        "between 0 and 1",
-        in_range("threshold", TypeConverters.toFloat, 0, 1),
+        "rows whose probability of class 1.0 is above are of that class; {range}",
+        TypeConverters.toFloat,
+        Range(0, 1),
     )
-
-    featureCols = param(
-        "featureCols",
-        "input columns, in the order of the module's arguments: numbers, arrays of numbers or ML vectors",
-        distinct_names("featureCols"),
-    )
-
     handleInvalid = param(
         "handleInvalid",
-        "null or NaN in a feature, or inside its arrays: error, skip (drop the row) or keep (the module gets "
-        "NaN; a null integer or a null array or vector is still an error), the same in fit and transform",
-        one_of("handleInvalid", "error", "skip", "keep"),
+        "null or NaN in a feature: error, skip (drop the row) or keep, the same in fit and transform",
+        one_of("handleInvalid", *HANDLE_INVALID),
     )
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        self._setDefault(
-            predictionCol="prediction",
-            probabilityCol="",
-            rawPredictionCol="",
-            threshold=0.5,
-            handleInvalid="error",
-        )
+        self._setDefault(predictionCol="prediction", threshold=0.5, handleInvalid="error")
 
 
 class TrainingParams(HasLabelCol, HasWeightCol, HasValidationIndicatorCol, HasSeed):
@@ -197,7 +84,7 @@ class TrainingParams(HasLabelCol, HasWeightCol, HasValidationIndicatorCol, HasSe
         "validationFraction",
         "fraction of the rows held out for validation, each drawn by itself, between 0 and 1; not together with "
         "validationIndicatorCol",
-        _fraction,
+        fraction,
     )
     validationGroupCol = param(
         "validationGroupCol",
@@ -206,35 +93,40 @@ class TrainingParams(HasLabelCol, HasWeightCol, HasValidationIndicatorCol, HasSe
         "drawn by itself",
         TypeConverters.toString,
     )
-    numWorkers = param(
+    numWorkers = number(
         "numWorkers",
-        "number of ranks, one for each Spark task (at least 1)",
-        in_range("numWorkers", TypeConverters.toInt, 1),
+        "number of ranks, one for each Spark task ({range})",
+        TypeConverters.toInt,
+        Range(1),
     )
-    batchSize = param(
+    batchSize = of_spec(
         "batchSize",
-        "rows of the global batch, over all ranks (at least 1)",
-        in_range("batchSize", TypeConverters.toInt, 1),
+        "batch_size",
+        "rows of the global batch, over all ranks ({range})",
+        TypeConverters.toInt,
     )
-    epochs = param(
+    epochs = of_spec(
         "epochs",
-        "most passes over the training rows (at least 1)",
-        in_range("epochs", TypeConverters.toInt, 1),
+        "epochs",
+        "most passes over the training rows ({range})",
+        TypeConverters.toInt,
     )
-    learningRate = param(
+    learningRate = number(
         "learningRate",
-        "learning rate, unless the optimizer carries its own; never rescaled by numWorkers (above 0)",
-        in_range("learningRate", TypeConverters.toFloat, 0, open_low=True),
+        "learning rate, unless the optimizer carries its own; never rescaled by numWorkers ({range})",
+        TypeConverters.toFloat,
+        Range(0, open=True),
     )
     learningRateSchedule = param(
         "learningRateSchedule",
         "how the learning rate changes from step to step: constant, cosine, linear or step",
         one_of("learningRateSchedule", "constant", *SCHEDULES),
     )
-    learningRateScheduleArgs = param(
+    learningRateScheduleArgs = of_spec(
         "learningRateScheduleArgs",
+        "schedule_args",
         "numbers for the schedule: warmup_steps, min_factor (cosine, linear), step_size, gamma (step)",
-        _numbers_by_name,
+        numbers_by_name,
     )
     storeUri = param(
         "storeUri",
@@ -243,38 +135,41 @@ class TrainingParams(HasLabelCol, HasWeightCol, HasValidationIndicatorCol, HasSe
         "($XDG_DATA_HOME, or ~/.local/share)",
         TypeConverters.toString,
     )
-    shuffle = param("shuffle", "whether rows are reshuffled in every epoch", TypeConverters.toBoolean)
-    shuffleRows = param(
+    shuffle = of_spec("shuffle", "shuffle", "whether rows are reshuffled in every epoch", TypeConverters.toBoolean)
+    shuffleRows = of_spec(
         "shuffleRows",
-        "rows that each rank shuffles at a time, held in memory (at least 1)",
-        in_range("shuffleRows", TypeConverters.toInt, 1),
+        "shuffle_rows",
+        "rows that each rank shuffles at a time, held in memory ({range})",
+        TypeConverters.toInt,
     )
-    precision = param(
+    precision = of_spec(
+        "precision",
         "precision",
         "arithmetic of training steps: float32, bfloat16 (autocast), or auto: bfloat16 where all ranks' "
         "hardware multiplies it (AMX, tensor cores); validation and scoring are always float32",
-        one_of("precision", "auto", "float32", "bfloat16"),
     )
     device = param(
         "device",
         "where ranks compute: auto (the GPU that Spark assigns to the task, if any), cpu or cuda",
-        one_of("device", "auto", "cpu", "cuda"),
+        one_of("device", *DEVICES),
     )
-    gradientAccumulationSteps = param(
+    gradientAccumulationSteps = of_spec(
         "gradientAccumulationSteps",
-        "global batches whose gradients are averaged before one optimizer step (at least 1)",
-        in_range("gradientAccumulationSteps", TypeConverters.toInt, 1),
+        "accumulation_steps",
+        "global batches whose gradients are averaged before one optimizer step ({range})",
+        TypeConverters.toInt,
     )
-    gradientClipNorm = param(
+    gradientClipNorm = of_spec(
         "gradientClipNorm",
-        "largest L2 norm of all gradients together, sharded embeddings included (above 0); where it is not set, "
+        "gradient_clip_norm",
+        "largest L2 norm of all gradients together, sharded embeddings included ({range}); where it is not set, "
         "nothing is clipped",
-        in_range("gradientClipNorm", TypeConverters.toFloat, 0, open_low=True),
+        TypeConverters.toFloat,
     )
-    gradientCompression = param(
+    gradientCompression = of_spec(
         "gradientCompression",
+        "compression",
         "gradients on the wire: none or fp16",
-        one_of("gradientCompression", "none", "fp16"),
     )
     metrics = param(
         "metrics",
@@ -288,26 +183,30 @@ class TrainingParams(HasLabelCol, HasWeightCol, HasValidationIndicatorCol, HasSe
         "val_auc; where it is not set, val_loss with validation rows, else train_loss",
         TypeConverters.toString,
     )
-    earlyStoppingPatience = param(
+    earlyStoppingPatience = of_spec(
         "earlyStoppingPatience",
-        "epochs without improvement after which training stops; 0 never stops early",
-        in_range("earlyStoppingPatience", TypeConverters.toInt, 0),
+        "patience",
+        "epochs without improvement after which training stops ({range}); 0 never stops early",
+        TypeConverters.toInt,
     )
-    maxRestarts = param(
+    maxRestarts = number(
         "maxRestarts",
-        "how often the ranks are started again, from the newest checkpoint, after a killed rank or a lost executor",
-        in_range("maxRestarts", TypeConverters.toInt, 0),
+        "how often the ranks are started again, from the newest checkpoint, after a killed rank or a lost executor "
+        "({range})",
+        TypeConverters.toInt,
+        Range(0),
     )
     env = param(
         "env",
         "environment variables of the ranks by name, such as HOROVOD_TIMELINE or NCCL_SOCKET_IFNAME; they win over "
         "spark.executorEnv. Saved with the estimator: no place for secrets",
-        _environment,
+        environment,
     )
-    startTimeout = param(
+    startTimeout = number(
         "startTimeout",
-        "seconds within which the ranks must get their task slots, and then once more be ready to train (above 0)",
-        in_range("startTimeout", TypeConverters.toFloat, 0, open_low=True),
+        "seconds within which the ranks must get their task slots, and then once more be ready to train ({range})",
+        TypeConverters.toFloat,
+        Range(0, open=True),
     )
     allowPickle = param(
         "allowPickle",
@@ -322,46 +221,24 @@ class TrainingParams(HasLabelCol, HasWeightCol, HasValidationIndicatorCol, HasSe
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
+        # pyspark's own default of the seed is the hash of the class name, which differs from process to process.
         self._setDefault(
             labelCol="label",
             numWorkers=2,
-            learningRate=1e-3,
             learningRateScheduleArgs={},
-            # pyspark's own default is the hash of the class name, which differs from process to process.
-            seed=0,
-            shuffle=True,
-            shuffleRows=1 << 19,
-            precision="auto",
-            device="auto",
-            gradientAccumulationSteps=1,
-            gradientCompression="none",
-            earlyStoppingPatience=0,
             maxRestarts=0,
+            device="auto",
             env={},
             startTimeout=600.0,
             allowPickle=False,
+            **{
+                name: getattr(TrainSpec, field)
+                for field, name in SPEC_PARAMS.items()
+                if getattr(TrainSpec, field, None) is not None
+            },
         )
 
     def pace(self, rows: int) -> Pace:
         """How fast a fit goes through so many training rows."""
         value = self.getOrDefault
         return Pace(value("batchSize"), value("epochs"), value("learningRateSchedule"))
-
-
-class TorchTrainingParams(TrainingParams):
-    """Params of TorchEstimator only."""
-
-    labelCols = param(
-        "labelCols",
-        "label columns, one for each output of the module, in that order; replaces labelCol",
-        distinct_names("labelCols"),
-    )
-    lossWeights = param(
-        "lossWeights",
-        "factor of each label's loss in the sum; where there are none, all are 1",
-        TypeConverters.toListFloat,
-    )
-
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        self._setDefault(batchSize=4096, epochs=1, learningRateSchedule="constant", lossWeights=[])

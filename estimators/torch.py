@@ -24,12 +24,13 @@ from hvdspark.estimators.asked import columns_of
 from hvdspark.estimators.base import TrainingEstimator
 from hvdspark.estimators.classes import as_classes, check_classifies, wants_classes
 from hvdspark.estimators.columns import check_new_columns, scoring_input
+from hvdspark.estimators.declare import accessors, model_accessors
 from hvdspark.estimators.fit import fit
 from hvdspark.estimators.keywords import keyword_only
 from hvdspark.estimators.model import FittedModel
-from hvdspark.estimators.params import TorchScoringParams, TorchTrainingParams, accessors, model_accessors
 from hvdspark.estimators.persistence import Saved, pack, unpack
 from hvdspark.estimators.scorer import SCORES, scorer
+from hvdspark.estimators.torch_params import TorchScoringParams, TorchTrainingParams
 from hvdspark.events import FitListener
 from hvdspark.store import Store
 from hvdspark.train.callbacks import Callback
@@ -77,41 +78,41 @@ class TorchEstimator(TrainingEstimator["TorchModel"], TorchScoringParams, TorchT
         callbacks: Sequence[Callback] = (),
         listeners: Sequence[FitListener] = (),
         featureCols: list[str] | None = None,
-        labelCol: str = "label",
+        labelCol: str | None = None,
         labelCols: list[str] | None = None,
-        predictionCol: str = "prediction",
-        probabilityCol: str = "",
-        rawPredictionCol: str = "",
-        threshold: float = 0.5,
+        predictionCol: str | None = None,
+        probabilityCol: str | None = None,
+        rawPredictionCol: str | None = None,
+        threshold: float | None = None,
         outputCols: list[str] | None = None,
         weightCol: str | None = None,
         validationIndicatorCol: str | None = None,
         validationFraction: float | None = None,
         validationGroupCol: str | None = None,
-        handleInvalid: str = "error",
-        numWorkers: int = 2,
-        batchSize: int = 4096,
-        epochs: int = 1,
-        learningRate: float = 1e-3,
-        learningRateSchedule: str = "constant",
+        handleInvalid: str | None = None,
+        numWorkers: int | None = None,
+        batchSize: int | None = None,
+        epochs: int | None = None,
+        learningRate: float | None = None,
+        learningRateSchedule: str | None = None,
         learningRateScheduleArgs: dict[str, float] | None = None,
         storeUri: str | None = None,
-        seed: int = 0,
-        shuffle: bool = True,
-        shuffleRows: int = 1 << 19,
-        precision: str = "auto",
-        device: str = "auto",
-        gradientAccumulationSteps: int = 1,
+        seed: int | None = None,
+        shuffle: bool | None = None,
+        shuffleRows: int | None = None,
+        precision: str | None = None,
+        device: str | None = None,
+        gradientAccumulationSteps: int | None = None,
         gradientClipNorm: float | None = None,
-        gradientCompression: str = "none",
+        gradientCompression: str | None = None,
         lossWeights: list[float] | None = None,
         metrics: list[str] | None = None,
         monitor: str | None = None,
-        earlyStoppingPatience: int = 0,
-        maxRestarts: int = 0,
+        earlyStoppingPatience: int | None = None,
+        maxRestarts: int | None = None,
         env: dict[str, str] | None = None,
-        startTimeout: float = 600.0,
-        allowPickle: bool = False,
+        startTimeout: float | None = None,
+        allowPickle: bool | None = None,
     ) -> None:
         super().__init__()
         self._objects: dict[str, Any] = {"model": None, "loss": None, "optimizer": "adam", "callbacks": ()}

@@ -10,11 +10,12 @@ import base64
 import dataclasses
 import functools
 import json
+import math
 import types
 import typing
 import zlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ class ColumnSpec:
     dtype: str
     layout: str
     width: int | None = None
-    minimum: float | None = dataclasses.field(default=None, compare=False)
+    minimum: float | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -159,7 +160,7 @@ class DatasetSpec:
     path: str
     columns: tuple[ColumnSpec, ...]
     train: RowGroups
-    validation: RowGroups = dataclasses.field(default_factory=RowGroups.of)
+    validation: RowGroups = field(default_factory=RowGroups.of)
     row_bytes: int = 0
 
     def column(self, name: str) -> ColumnSpec:
@@ -176,8 +177,31 @@ class DatasetSpec:
 
 
 @dataclass(frozen=True)
+class Range:
+    """Numbers from `low` to `high`; without `low` itself where that is `open`."""
+
+    low: float
+    high: float = math.inf
+    open: bool = False
+
+    def __contains__(self, number: float) -> bool:
+        return (self.low < number if self.open else self.low <= number) and number <= self.high
+
+    def __str__(self) -> str:
+        lowest = f"above {self.low:g}" if self.open else f"at least {self.low:g}"
+        return lowest if self.high == math.inf else f"{lowest} and at most {self.high:g}"
+
+
+def _limits(range: Range | None = None, choices: tuple[str, ...] = ()) -> dict[str, Any]:
+    """What a field may be, written here alone: the check of a spec and Params read it."""
+    return {"range": range, "choices": choices}
+
+
+@dataclass(frozen=True)
 class TrainSpec:
     """Everything the training loop needs that is plain data. Python objects travel in `train.program.Program`.
+
+    Defaults and limits of a field are those of the Param that it comes from. `train.check.check_spec` checks them.
 
     Attributes:
         run_id: unique for each fit; names the run's directory `runs/<run_id>` in the store.
@@ -203,21 +227,21 @@ class TrainSpec:
     features: tuple[str, ...]
     labels: tuple[str, ...]
     weight: str | None = None
-    batch_size: int = 4096
-    epochs: int = 1
+    batch_size: int = field(default=4096, metadata=_limits(Range(1)))
+    epochs: int = field(default=1, metadata=_limits(Range(1)))
     learning_rate: float = 1e-3
     seed: int = 0
     shuffle: bool = True
-    shuffle_rows: int = 1 << 19
-    precision: str = "auto"
-    accumulation_steps: int = 1
-    gradient_clip_norm: float | None = None
-    compression: str = "none"
+    shuffle_rows: int = field(default=1 << 19, metadata=_limits(Range(1)))
+    precision: str = field(default="auto", metadata=_limits(choices=("auto", "float32", "bfloat16")))
+    accumulation_steps: int = field(default=1, metadata=_limits(Range(1)))
+    gradient_clip_norm: float | None = field(default=None, metadata=_limits(Range(0, open=True)))
+    compression: str = field(default="none", metadata=_limits(choices=("none", "fp16")))
     metrics: tuple[str, ...] = ()
     monitor: str = "val_loss"
-    patience: int = 0
+    patience: int = field(default=0, metadata=_limits(Range(0)))
     schedule: str | None = None
-    schedule_args: dict[str, float] = dataclasses.field(default_factory=dict)
+    schedule_args: dict[str, float] = field(default_factory=dict)
 
     @property
     def updates_per_epoch(self) -> int:

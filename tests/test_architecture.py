@@ -37,7 +37,6 @@ WITHOUT_SPARK = {"artifact": ("pyspark", "petastorm", "horovod", "pyarrow")}
 # Too long, or with other modules' private names, until they are taken apart. Names only ever leave these.
 LONG_FILES = {
     "hvdspark.store",
-    "hvdspark.estimators.params",
 }
 LONG_FUNCTIONS: set[tuple[str, str]] = set()
 WITH_PRIVATE_NAMES: set[str] = set()

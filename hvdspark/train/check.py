@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -82,21 +83,13 @@ def check_spec(spec: TrainSpec) -> None:
         raise ConfigurationError("there must be at least one feature and one label column")
     if spec.dataset.train_rows == 0:
         raise DataError("there are no training rows", where=spec.dataset.path)
-    for name, value in (
-        ("epochs", spec.epochs),
-        ("batchSize", spec.batch_size),
-        ("accumulationSteps", spec.accumulation_steps),
-    ):
-        if value < 1:
-            raise ConfigurationError(f"{name} must be at least 1", value=value, where=name)
-    if spec.compression not in ("none", "fp16"):
-        raise ConfigurationError(
-            "unknown compression", value=spec.compression, where="compression", hint="none or fp16"
-        )
-    if spec.gradient_clip_norm is not None and not spec.gradient_clip_norm > 0:
-        raise ConfigurationError(
-            "the norm to clip at must be positive", value=spec.gradient_clip_norm, where="gradientClipNorm"
-        )
+    for field in dataclasses.fields(spec):
+        value, limits, choices = getattr(spec, field.name), field.metadata.get("range"), field.metadata.get("choices")
+        if choices and value not in choices:
+            hint = f"one of {', '.join(choices)}"
+            raise ConfigurationError(f"unknown {field.name}", value=value, where=field.name, hint=hint)
+        if limits is not None and value is not None and value not in limits:
+            raise ConfigurationError(f"{field.name} must be {limits}", value=value, where=field.name)
 
 
 def _check_same_for_parts(module: nn.Module) -> None:

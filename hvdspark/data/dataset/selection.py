@@ -9,7 +9,7 @@ from typing import Any
 from hvdspark.data.dataset.schema import SourceColumn, check_columns
 from hvdspark.errors import ConfigurationError
 
-_HANDLE_INVALID = ("error", "skip", "keep")
+HANDLE_INVALID = ("error", "skip", "keep")
 
 
 @dataclass(frozen=True)
@@ -62,9 +62,9 @@ def select(
     Raises:
         ConfigurationError, SchemaError: it cannot be done.
     """
-    if handle_invalid not in _HANDLE_INVALID:
+    if handle_invalid not in HANDLE_INVALID:
         raise ConfigurationError(
-            f"unknown value, must be one of {', '.join(_HANDLE_INVALID)}", value=handle_invalid, where="handleInvalid"
+            f"unknown value, must be one of {', '.join(HANDLE_INVALID)}", value=handle_invalid, where="handleInvalid"
         )
     if isinstance(validation, int | float) and not 0.0 < validation < 1.0:
         raise ConfigurationError("the share of validation rows must be between 0 and 1", value=validation)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 from typing import Any
 
 import pytest
 from torch import nn
 
-from hvdspark.errors import UnknownParamError
+from hvdspark.errors import ConfigurationError, UnknownParamError
 from hvdspark.estimators import CTRClassifier, TorchEstimator
+from hvdspark.estimators.params import SPEC_PARAMS
 from hvdspark.events import FitListener
+from hvdspark.specs import TrainSpec
 
 
 @pytest.mark.parametrize("kind", [TorchEstimator, CTRClassifier])
@@ -34,3 +38,28 @@ def test_objects_are_set_by_name() -> None:
     estimator = TorchEstimator(model=module).setParams(loss="mse", epochs=2, batchSize=None)
     assert (estimator.getModel(), estimator.getLoss(), estimator.getOptimizer()) == (module, "mse", "adam")
     assert (estimator.getEpochs(), estimator.getBatchSize()) == (2, 4096)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("kind", [TorchEstimator, CTRClassifier])
+def test_the_constructor_names_every_param_and_repeats_no_default(kind: type[Any]) -> None:
+    named = inspect.signature(kind.__init__).parameters
+    params = {param.name for param in kind().params}
+    objects = {"self", "model", "loss", "optimizer", "callbacks", "listeners"}
+    assert params == named.keys() - objects
+    assert {name for name in params if named[name].default is not None} == set()
+
+
+def test_defaults_and_limits_are_those_of_the_spec() -> None:
+    fields = {field.name: field for field in dataclasses.fields(TrainSpec)}
+    estimator = TorchEstimator()
+    for field, name in SPEC_PARAMS.items():
+        default = None if fields[field].default is dataclasses.MISSING else fields[field].default
+        if default is not None:
+            assert estimator.getOrDefault(name) == default, name
+        limits = fields[field].metadata.get("range")
+        if limits is not None:
+            assert str(limits) in estimator.explainParam(name)
+            with pytest.raises(ConfigurationError, match=f"out of range.*in {name}.*it must be {limits}"):
+                estimator._set(**{name: int(limits.low) - 1})
+        for choice in fields[field].metadata.get("choices", ()):
+            estimator._set(**{name: choice})

@@ -7,7 +7,7 @@ from pyspark.ml.base import Model
 
 from hvdspark.estimators import CTRClassificationModel, CTRClassifier, TorchEstimator, TorchModel
 from hvdspark.estimators.ctr_params import CTRScoringParams
-from hvdspark.estimators.params import TorchScoringParams
+from hvdspark.estimators.torch_params import TorchScoringParams
 
 
 @pytest.mark.parametrize(
