@@ -68,7 +68,7 @@ def check_program(
     if ranks > 1:
         _check_same_for_parts(program.module)
     chosen = loss.suitable_metrics() if metrics is None else tuple(metrics)
-    keys = validation_keys(chosen, labels, has_validation, program, loss)
+    keys = validation_keys(chosen, labels, has_validation, loss, program.probabilities)
     resolve_monitor(monitor, patience, ("train_loss", *keys), has_validation)
     return Checked(tuple(loss.name(position) or "" for position in range(len(labels))), chosen)
 

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from hvdspark import launch
+from hvdspark.artifact.weights import write_weights
 from hvdspark.data.dataset import cache
 from hvdspark.errors import StoreError
 from hvdspark.specs import TrainSpec, from_json, to_json
 from hvdspark.store import Store
-from hvdspark.train.on_rank import initial_weights, send, train_on_rank
+from hvdspark.train.on_rank import initial_weights, train_on_rank
 from hvdspark.train.program import Packed, TrainResult
 
 if TYPE_CHECKING:
@@ -65,6 +66,12 @@ def train_on_ranks(
     for finished in (f"{run}/checkpoints", initial_weights(spec.run_id)):
         _delete(store, finished)
     return from_json(TrainResult, results[0])
+
+
+def send(store: Store, run_id: str, packed: Packed) -> bytes:
+    """The program for `train_on_rank` without its module's weights, which are written into the store."""
+    write_weights(store, initial_weights(run_id), packed.program.module, {})
+    return packed.data
 
 
 def say_what_is_lost(store: Store, run_id: str, error: BaseException) -> None:

@@ -10,20 +10,14 @@ from dataclasses import replace
 
 import cloudpickle
 
-from hvdspark.artifact.weights import load_weights, write_weights
+from hvdspark.artifact.weights import load_weights
 from hvdspark.launch import context
 from hvdspark.specs import TrainSpec, from_json, to_json
 from hvdspark.store import Store
 from hvdspark.train.loop import train
-from hvdspark.train.program import Packed, Program
+from hvdspark.train.program import Program
 from hvdspark.train.saving import state_besides_weights, warnings_about_lost_state
 from hvdspark.train.uncompiled import spare_the_compiler
-
-
-def send(store: Store, run_id: str, packed: Packed) -> bytes:
-    """The program for `train_on_rank` without its module's weights, which are written into the store."""
-    write_weights(store, initial_weights(run_id), packed.program.module, {})
-    return packed.data
 
 
 def initial_weights(run_id: str) -> str:
@@ -36,8 +30,9 @@ def train_on_rank(spec_json: str, sent: bytes) -> str:
     spare_the_compiler()
     rank, spec = context(), from_json(TrainSpec, spec_json)
     program: Program = cloudpickle.loads(sent)
-    load_weights(Store(spec.store_uri), initial_weights(spec.run_id), program.module)
-    before = state_besides_weights(program.module) if rank.rank == 0 else None
+    module = program.module
+    load_weights(Store(spec.store_uri), initial_weights(spec.run_id), module)
+    before = state_besides_weights(module) if rank.rank == 0 else None
     result = train(spec, program, rank.collective, rank.device, rank.report, rank.generation)
-    lost = warnings_about_lost_state(before, program.module)
+    lost = warnings_about_lost_state(before, module)
     return to_json(replace(result, warnings=(*result.warnings, *lost))) if rank.rank == 0 else ""

@@ -29,14 +29,14 @@ from hvdspark.data.feed.sample import first_rows
 from hvdspark.errors import ConfigurationError, HvdSparkError
 from hvdspark.specs import TrainSpec
 from hvdspark.store import Store
-from hvdspark.train.chosen_metrics import fresh_metric
+from hvdspark.train.chosen_metrics import Probabilities, fresh_metric
 from hvdspark.train.diagnosis import Watch, is_about_the_driver, what_failed
 from hvdspark.train.labels import tensor_column
 from hvdspark.train.last_layer import warnings_about
 from hvdspark.train.loss import RowLoss
 from hvdspark.train.metrics import metric_names
 from hvdspark.train.pickling import skeleton
-from hvdspark.train.program import Packed, Program, pack
+from hvdspark.train.program import Packed, pack
 from hvdspark.train.saving import warnings_about_saving
 
 logger = logging.getLogger(__name__)
@@ -169,7 +169,9 @@ def _rehearsed(tried: FirstRows, batch: Batch) -> FirstRows:
             hint="do not detach outputs, do not use torch.no_grad inside the module, and return numbers, not classes",
         )
     warnings = (*about_rows, *warnings_about(loss, outputs.tensors, spec.labels))
-    unsuited = _unsuited_metrics(spec, program, loss, scored, labels) if spec.dataset.validation_rows else {}
+    unsuited = (
+        _unsuited_metrics(spec, loss, program.probabilities, scored, labels) if spec.dataset.validation_rows else {}
+    )
     return dataclasses.replace(tried, warnings=warnings, outputs=scored.describe(), unsuited=unsuited)
 
 
@@ -251,11 +253,11 @@ def without_metrics(spec: TrainSpec, unsuited: Mapping[str, str], *, asked_for: 
 
 
 def _unsuited_metrics(
-    spec: TrainSpec, program: Program, loss: RowLoss, outputs: Outputs, labels: Sequence[Tensor]
+    spec: TrainSpec, loss: RowLoss, own: Probabilities | None, outputs: Outputs, labels: Sequence[Tensor]
 ) -> dict[str, str]:
     found: dict[str, str] = {}
     for _, position, name in metric_names(spec.metrics, spec.labels):
-        metric = fresh_metric(name, position, program, loss)
+        metric = fresh_metric(name, position, loss, own)
         try:
             label = labels[position]
             metric.update(outputs.tensors[loss.output_of(position)], label, torch.ones(len(label)))

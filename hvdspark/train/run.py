@@ -19,7 +19,7 @@ from hvdspark.specs import TrainSpec
 from hvdspark.store import Store
 from hvdspark.train.batch_norm import check_layers
 from hvdspark.train.best_epoch import BestEpoch, resolve_monitor
-from hvdspark.train.chosen_metrics import validation_keys
+from hvdspark.train.chosen_metrics import Probabilities, validation_keys
 from hvdspark.train.clock import Clock
 from hvdspark.train.loss import RowLoss
 from hvdspark.train.program import Program
@@ -41,6 +41,8 @@ class Run:
         store: of `spec.store_uri`.
         loss: the program's, of the spec's labels.
         tables: the module's collections with sharded tables.
+        keys: history keys of what validation computes; empty without validation rows.
+        probabilities: the program's.
         steps: global batches of an epoch.
         progress: where training stands.
         clock: wall seconds by phase.
@@ -58,6 +60,8 @@ class Run:
     store: Store = field(init=False)
     loss: RowLoss = field(init=False)
     tables: list[ShardedEmbeddingCollection] = field(init=False)
+    keys: tuple[str, ...] = field(init=False)
+    probabilities: Probabilities | None = field(init=False)
     steps: int = field(init=False)
     progress: TrainProgress = field(init=False)
     clock: Clock = field(init=False, default_factory=Clock)
@@ -70,8 +74,9 @@ class Run:
         self.tables = collections_of(self.module)
         self.steps = -(-spec.dataset.train_rows // spec.batch_size)
         has_validation = spec.dataset.validation_rows > 0
-        keys = validation_keys(spec.metrics, spec.labels, has_validation, program, self.loss)
-        monitor = resolve_monitor(spec.monitor, spec.patience, ("train_loss", *keys), bool(keys))
+        self.probabilities = program.probabilities
+        self.keys = validation_keys(spec.metrics, spec.labels, has_validation, self.loss, self.probabilities)
+        monitor = resolve_monitor(spec.monitor, spec.patience, ("train_loss", *self.keys), bool(self.keys))
         self.progress = TrainProgress(BestEpoch(monitor, spec.patience))
 
     @classmethod

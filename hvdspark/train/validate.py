@@ -12,7 +12,7 @@ from hvdspark.artifact.forward import Outputs, evaluation, forward, inputs_of, o
 from hvdspark.data.feed.loader import load_batches
 from hvdspark.data.feed.plan import EpochPlan, plan_epoch
 from hvdspark.train.calibration import Calibration
-from hvdspark.train.chosen_metrics import fresh_metric, validation_keys
+from hvdspark.train.chosen_metrics import fresh_metric
 from hvdspark.train.labels import tensor_column, weight_column
 from hvdspark.train.loss import RowLoss, rows_that_count
 from hvdspark.train.loss_term import Part
@@ -122,8 +122,7 @@ class Validation:
             shuffle=True,
         )
         self._names = metric_names(spec.metrics, spec.labels)
-        has_validation = spec.dataset.validation_rows > 0
-        self.keys = validation_keys(spec.metrics, spec.labels, has_validation, run.program, run.loss)
+        self.keys = run.keys
 
     def sums(self) -> Tensor:
         """This rank's sums, float64 [n], on CPU: to be added over the ranks.
@@ -159,4 +158,5 @@ class Validation:
         return values, warnings
 
     def _fresh_metrics(self) -> list[Metric]:
-        return [fresh_metric(metric, position, self._run.program, self._loss) for _, position, metric in self._names]
+        own = self._run.probabilities
+        return [fresh_metric(metric, position, self._loss, own) for _, position, metric in self._names]

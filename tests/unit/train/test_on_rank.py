@@ -8,7 +8,8 @@ from torch import nn
 from hvdspark.artifact.weights import load_weights
 from hvdspark.embedding import ShardedEmbeddingCollection, TableConfig
 from hvdspark.store import Store
-from hvdspark.train.on_rank import initial_weights, send
+from hvdspark.train.driver import send
+from hvdspark.train.on_rank import initial_weights
 from hvdspark.train.program import Program, pack
 
 
