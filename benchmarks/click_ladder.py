@@ -28,8 +28,8 @@ from torch import Tensor, nn
 from hvdspark.collectives import LocalCollective
 from hvdspark.data.readers.moments import moments
 from hvdspark.embedding.ids.hashing import salt_of
+from hvdspark.embedding.kernels import optimizers
 from hvdspark.embedding.module import ShardedEmbeddingCollection
-from hvdspark.embedding.rows import optimizers
 from hvdspark.embedding.rows.initializer import initial_rows
 from hvdspark.estimators import CTRClassifier
 from hvdspark.estimators.categories import category_key

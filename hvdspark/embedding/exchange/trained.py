@@ -65,8 +65,6 @@ class Lookup:
         splits: int32 [world size], how many keys each rank asked this one for, R in all.
         asked: the keys among those R.
         slots: int64 [G], where the shard keeps them; -1: nowhere.
-        owned: float32 [G, D], the rows in these slots.
-        updates: of the shard until they were read.
     """
 
     distinct: Unique
@@ -75,8 +73,6 @@ class Lookup:
     splits: Tensor
     asked: Unique
     slots: Tensor
-    owned: Tensor
-    updates: int
 
 
 @dataclass(frozen=True)
@@ -88,23 +84,18 @@ class Reduced:
         gradients: float32 [G, D], summed over the ranks. May be scaled in place before the update.
         diverged: ranks that have a gradient that is not finite: the same on every rank. If there is one, no gradients
             were exchanged.
-        owned, updates: float32 [G, D], the rows in these slots as they were after so many updates, or None; the next
-            update overwrites them.
     """
 
     slots: Tensor
     gradients: Tensor
     diverged: tuple[int, ...] = ()
-    owned: Tensor | None = None
-    updates: int = 0
 
     def without_missing(self) -> Reduced:
         """Without slots of -1: ids that are not admitted yet have no row, and their gradients count nowhere."""
         kept = self.slots >= 0
         if bool(kept.all()):
             return self
-        owned = None if self.owned is None else self.owned[kept]
-        return replace(self, slots=self.slots[kept], gradients=self.gradients[kept], owned=owned)
+        return replace(self, slots=self.slots[kept], gradients=self.gradients[kept])
 
 
 class GroupExchange:
@@ -126,7 +117,6 @@ class GroupExchange:
         self._keys = _Buffer(torch.int64)
         self._rows = _Buffer(wire_dtype, dim)
         self._gradients = _Buffer(torch.bfloat16 if wire_dtype == torch.float16 else wire_dtype, dim)
-        self._updates = 0
 
     @property
     def key_space(self) -> KeySpace:
@@ -187,7 +177,7 @@ class GroupExchange:
         """
         with phase(FIND_ROWS):
             slots = self.shard.slots(asked.keys.keys, insert=train, times=asked.times)
-            owned, updates = self.shard.gather(slots, met=train), self._updates
+            owned = self.shard.gather(slots, met=train)
         with phase(EXCHANGE_ROWS):
             answer = self._rows.filled(owned, None if asked.keys.trivial else asked.keys.inverse)
             received = self.collective.alltoall_async(answer, asked.splits, f"{self.name}/rows")
@@ -198,7 +188,7 @@ class GroupExchange:
                 if asked.route.place is not None:
                     rows = rows.index_select(0, asked.route.place)
             rows.requires_grad_(train)
-            return Lookup(asked.distinct, rows, asked.route, asked.splits, asked.keys, slots, owned, updates)
+            return Lookup(asked.distinct, rows, asked.route, asked.splits, asked.keys, slots)
 
         return wait
 
@@ -232,10 +222,8 @@ class GroupExchange:
             learning_rate_factor: of the optimizer's learning rate, in this step; 0 leaves rows and state as they are.
         """
         if learning_rate_factor > 0:
-            owned = reduced.owned if reduced.updates == self._updates else None
             with phase(UPDATE):
-                self.shard.update(reduced.slots, reduced.gradients, step, learning_rate_factor, owned)
-            self._updates += 1
+                self.shard.update(reduced.slots, reduced.gradients, step, learning_rate_factor)
         self.shard.evict(step)
 
     def _send_keys(
@@ -265,7 +253,7 @@ class GroupExchange:
             return Reduced(lookup.slots[:0], buffer.new_zeros(0, buffer.shape[1]), tuple(diverged))
         values = received.float()
         if torch.equal(received_splits, lookup.splits):
-            return Reduced(lookup.slots, sum_equal(values, lookup.asked), owned=lookup.owned, updates=lookup.updates)
+            return Reduced(lookup.slots, sum_equal(values, lookup.asked))
         came = torch.repeat_interleave(received_splits > 0, lookup.splits.long())
         all_values = values.new_zeros(len(came), values.shape[1])
         all_values[came] = values

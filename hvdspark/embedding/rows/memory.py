@@ -12,7 +12,7 @@ from hvdspark.embedding.arrays import BoolArray, Int64Array
 from hvdspark.embedding.config import TableConfig
 from hvdspark.embedding.ids.hashing import bucket_range, salt_of
 from hvdspark.embedding.ids.keys import KeySpace
-from hvdspark.embedding.rows import optimizers
+from hvdspark.embedding.kernels import optimizers, updates
 from hvdspark.embedding.rows.admission import WaitingKeys
 from hvdspark.embedding.rows.initializer import initial_rows
 from hvdspark.embedding.rows.key_index import KeyIndex
@@ -135,6 +135,11 @@ class RowMemory:
             for slab in self._slabs():
                 slab.resize(self.used + len(self.index) // _SPARE)
         return places + self.dense
+
+    def touched(self) -> updates.Memory:
+        """What an update changes; until slabs grow."""
+        state = {name: slab.memory for name, slab in self.state.items()}
+        return updates.Memory(self.rows.memory, self.dtype, state, self.last_step.memory)
 
     def begin(self, slots: Int64Array, keys: Int64Array) -> None:
         """Write initial rows and state."""

@@ -122,14 +122,7 @@ class RowStore(Protocol):
         """
         ...
 
-    def update(
-        self,
-        slots: Tensor,
-        gradients: Tensor,
-        step: int,
-        learning_rate_factor: float = 1.0,
-        rows: Tensor | None = None,
-    ) -> None:
+    def update(self, slots: Tensor, gradients: Tensor, step: int, learning_rate_factor: float = 1.0) -> None:
         """Apply the optimizer once to each slot.
 
         Args:
@@ -137,7 +130,6 @@ class RowStore(Protocol):
             gradients: float32 [n, D], already summed over duplicates and ranks.
             step: number of the training step, 0 <= step < 2**31; remembered for eviction and delta checkpoints.
             learning_rate_factor: of the optimizer's learning rate, from a schedule; > 0.
-            rows: what `gather(slots)` gives, if it is known; is overwritten.
         """
         ...
 

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from hvdspark.embedding.arrays import Int64Array
 from hvdspark.embedding.config import TableConfig
-from hvdspark.embedding.rows import contents, eviction, optimizers
+from hvdspark.embedding.kernels.updates import update
+from hvdspark.embedding.rows import contents, eviction
 from hvdspark.embedding.rows.admission import WaitingKeys
 from hvdspark.embedding.rows.memory import RowMemory
-from hvdspark.embedding.rows.rounding import stochastic_round
 
 
 class TableShard:
@@ -90,29 +90,14 @@ class TableShard:
             rows[torch.from_numpy(fresh)] = initial.to(self.dtype).float()
         return rows
 
-    def update(
-        self,
-        slots: Tensor,
-        gradients: Tensor,
-        step: int,
-        learning_rate_factor: float = 1.0,
-        rows: Tensor | None = None,
-    ) -> None:
+    def update(self, slots: Tensor, gradients: Tensor, step: int, learning_rate_factor: float = 1.0) -> None:
         known = slots >= 0
         if not bool(known.all()):
-            slots, gradients, rows = slots[known], gradients[known], None if rows is None else rows[known]
+            slots, gradients = slots[known], gradients[known]
         self.memory.step = step
-        index = slots.numpy()
-        if not len(index):
-            return
-        if rows is None:
-            rows = self.memory.rows.take(index).float()
-        state = {name: slab.take(index) for name, slab in self.memory.state.items()}
-        optimizers.update(self.optimizer.scaled(learning_rate_factor), rows, state, gradients.detach())
-        self.memory.rows.put(index, rows if self.dtype == torch.float32 else stochastic_round(rows, self.dtype, step))
-        for name, slab in self.memory.state.items():
-            slab.put(index, state[name])
-        self.memory.last_step.memory[index] = step
+        if len(slots):
+            optimizer = self.optimizer.scaled(learning_rate_factor)
+            update(optimizer, self.memory.touched(), slots.numpy(), gradients.detach(), step)
 
     def evict(self, step: int) -> int:
         return eviction.evict(self.memory, step)

@@ -11,8 +11,8 @@ from torch import Tensor
 from hvdspark.collectives import Collective, LocalCollective, run_threaded
 from hvdspark.embedding.config import Initialization, SparseOptimizer, TableConfig
 from hvdspark.embedding.ids.hashing import salt_of
+from hvdspark.embedding.kernels import optimizers
 from hvdspark.embedding.module import ShardedEmbeddingCollection
-from hvdspark.embedding.rows import optimizers
 from hvdspark.embedding.rows.initializer import initial_rows
 
 FEATURES = {"user": "users", "friends": "users", "page": "pages", "history": "words", "tags": "words"}

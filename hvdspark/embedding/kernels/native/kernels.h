@@ -14,7 +14,8 @@
 #else
 #define KERNEL extern "C" __attribute__((visibility("default")))
 #endif
-#define INLINE static inline __attribute__((always_inline))
+#define INLINE_METHOD inline __attribute__((always_inline))
+#define INLINE static INLINE_METHOD
 
 // Random reads of memory are asked for so many items before they are needed.
 constexpr int64_t AHEAD = 16;

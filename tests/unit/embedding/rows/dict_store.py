@@ -13,10 +13,10 @@ from hvdspark.embedding.arrays import Int64Array
 from hvdspark.embedding.config import TableConfig
 from hvdspark.embedding.ids.hashing import bucket_range, salt_of
 from hvdspark.embedding.ids.keys import KeySpace
-from hvdspark.embedding.rows import optimizers
+from hvdspark.embedding.kernels import optimizers
+from hvdspark.embedding.kernels.rounding import stochastic_round
 from hvdspark.embedding.rows.column import Column
 from hvdspark.embedding.rows.initializer import initial_rows
-from hvdspark.embedding.rows.rounding import stochastic_round
 
 
 @dataclass
@@ -105,14 +105,7 @@ class DictStore:
         key = self.asked[slot]
         return self.rows[key].values.float() if key in self.rows else self._initial(key).to(self.dtype).float()
 
-    def update(
-        self,
-        slots: Tensor,
-        gradients: Tensor,
-        step: int,
-        learning_rate_factor: float = 1.0,
-        rows: Tensor | None = None,
-    ) -> None:
+    def update(self, slots: Tensor, gradients: Tensor, step: int, learning_rate_factor: float = 1.0) -> None:
         known = slots >= 0
         self.step = step
         touched = [self.rows[self.asked[slot]] for slot in slots[known].tolist()]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hvdspark.embedding.config import OPTIMIZERS, Admission, Eviction, Initialization, SparseOptimizer, TableConfig
 from hvdspark.embedding.ids.hashing import salt_of
-from hvdspark.embedding.rows import optimizers
+from hvdspark.embedding.kernels import optimizers
 from hvdspark.embedding.rows.initializer import initial_rows
 from hvdspark.embedding.rows.shard import TableShard
 from hvdspark.errors import CheckpointError, ConfigurationError
@@ -107,21 +107,6 @@ def test_update_is_the_optimizer_once_for_each_row(tables: list[TableConfig], na
         for key, value in part.items():
             state[key][chosen] = value
         assert torch.equal(look_up(shard, keys), rows)
-
-
-def test_rows_that_are_known_are_not_read_again(tables: list[TableConfig]) -> None:
-    keys = ids(5, 9, 70)
-    read, known = (TableShard(tables, seed=SEED) for _ in range(2))
-    for step in (1, 2):
-        gradients = torch.randn(3, DIM)
-        slots = known.slots(keys, insert=True)
-        rows = known.gather(slots, met=True)
-        assert torch.equal(rows, known.gather(slots))
-        known.update(
-            torch.cat([slots, ids(-1)]), torch.cat([gradients, gradients[:1]]), step, 1.0, torch.cat([rows, rows[:1]])
-        )
-        train(read, keys, step, gradients)
-        assert torch.equal(look_up(known, keys), look_up(read, keys))
 
 
 def test_evaluation_changes_nothing(tables: list[TableConfig]) -> None:

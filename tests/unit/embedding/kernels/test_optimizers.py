@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hvdspark.embedding.config import OPTIMIZERS, SparseOptimizer
-from hvdspark.embedding.rows.optimizers import initial_state, update
+from hvdspark.embedding.kernels.optimizers import initial_state, update
 
 N, DIM, STEPS, RATE = 40, 5, 20, 0.1
 

@@ -6,6 +6,7 @@ must have been summed before: the optimizers are not linear in the gradient.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -42,12 +43,26 @@ def update(optimizer: SparseOptimizer, rows: Tensor, state: dict[str, Tensor], g
         update(optimizer.of_others(), rows[:, :-1], state, gradients[:, :-1])
         update(optimizer.last, rows[:, -1:], last, gradients[:, -1:])
         return
-    if optimizer.clip_norm is not None:
-        norms = torch.linalg.vector_norm(gradients, dim=1, keepdim=True)
-        gradients = gradients * (optimizer.clip_norm / norms.clamp_min(optimizer.clip_norm))
+    gradients = clipped(optimizer, gradients)
     if optimizer.l2 and optimizer.name != "ftrl":
         gradients = gradients.add(rows, alpha=optimizer.l2)
     _UPDATES[optimizer.name](optimizer, rows, state, gradients)
+
+
+def clipped(optimizer: SparseOptimizer, gradients: Tensor) -> Tensor:
+    """Gradients of rows, none longer than the optimizer allows. float32 [n, D] -> [n, D], maybe the same."""
+    if optimizer.clip_norm is None:
+        return gradients
+    norms = torch.linalg.vector_norm(gradients, dim=1, keepdim=True)
+    return gradients * (optimizer.clip_norm / norms.clamp_min(optimizer.clip_norm))
+
+
+def corrections(beta1: float, beta2: float, steps: Tensor) -> tuple[Tensor, Tensor]:
+    """What adam's moments are too small by after so many steps: of the mean, and of the root of the variance.
+
+    float64 of any shape -> float32; float32 has no digits left of 1 - beta2**1.
+    """
+    return (1 - beta1**steps).float(), (1 - beta2**steps).sqrt().float()
 
 
 def _sgd(optimizer: SparseOptimizer, rows: Tensor, state: dict[str, Tensor], gradients: Tensor) -> None:
@@ -57,13 +72,13 @@ def _sgd(optimizer: SparseOptimizer, rows: Tensor, state: dict[str, Tensor], gra
 def _adagrad(optimizer: SparseOptimizer, rows: Tensor, state: dict[str, Tensor], gradients: Tensor) -> None:
     """Duchi, Hazan, Singer: JMLR 2011."""
     accumulator = state["accumulator"].addcmul_(gradients, gradients)
-    rows.addcdiv_(gradients, _plus_eps(accumulator.sqrt(), optimizer), value=-optimizer.learning_rate)
+    rows.addcdiv_(gradients, _plus_eps(_root(accumulator), optimizer), value=-optimizer.learning_rate)
 
 
 def _rowwise_adagrad(optimizer: SparseOptimizer, rows: Tensor, state: dict[str, Tensor], gradients: Tensor) -> None:
     """One accumulator for each row, of the mean square of its gradient (Mudigere and others: arXiv 2104.05158)."""
     accumulator = state["accumulator"].add_(gradients.square().mean(dim=1))
-    scale = _plus_eps(accumulator.sqrt(), optimizer)
+    scale = _plus_eps(_root(accumulator), optimizer)
     rows.addcdiv_(gradients, scale.unsqueeze(1), value=-optimizer.learning_rate)
 
 
@@ -73,11 +88,9 @@ def _adam(optimizer: SparseOptimizer, rows: Tensor, state: dict[str, Tensor], gr
     steps.add_(1)
     mean.lerp_(gradients, 1 - optimizer.beta1)
     variance.mul_(optimizer.beta2).addcmul_(gradients, gradients, value=1 - optimizer.beta2)
-    # float64: float32 has no digits left of 1 - beta2**1
-    count = steps.double().unsqueeze(1)
-    mean_correction = (1 - optimizer.beta1**count).float()
-    variance_correction = (1 - optimizer.beta2**count).sqrt().float()
-    denominator = _plus_eps(variance.sqrt().div_(variance_correction), optimizer).mul_(mean_correction)
+    counts = steps.double().unsqueeze(1)
+    mean_correction, variance_correction = corrections(optimizer.beta1, optimizer.beta2, counts)
+    denominator = _plus_eps(_root(variance).div_(variance_correction), optimizer).mul_(mean_correction)
     rows.addcdiv_(mean, denominator, value=-optimizer.learning_rate)
 
 
@@ -88,14 +101,14 @@ def _ftrl(optimizer: SparseOptimizer, rows: Tensor, state: dict[str, Tensor], gr
     the last update is part of the state: where it was another one, `linear` becomes that of the same row at this one.
     """
     accumulator, linear = state["accumulator"], state["linear"]
-    root = accumulator.sqrt()
+    root = _root(accumulator)
     _change_rate(optimizer, linear, root, state["rate"])
     accumulator.addcmul_(gradients, gradients)
-    new_root = accumulator.sqrt()
+    new_root = _root(accumulator)
     linear.add_(gradients).sub_((new_root - root).div_(optimizer.learning_rate).mul_(rows))
     strength = new_root.div_(optimizer.learning_rate).add_(optimizer.l2)
-    # soft threshold: exact zeros where |linear| <= l1
-    rows.copy_(torch.nn.functional.softshrink(linear, optimizer.l1)).div_(strength).neg_()
+    # soft threshold: exact zeros where |linear| <= l1, whose sign torch leaves to chance: -0 + 0 is 0
+    rows.copy_(torch.nn.functional.softshrink(linear, optimizer.l1)).div_(strength).neg_().add_(0.0)
 
 
 def _change_rate(optimizer: SparseOptimizer, linear: Tensor, root: Tensor, rates: Tensor) -> None:
@@ -110,8 +123,13 @@ def _change_rate(optimizer: SparseOptimizer, linear: Tensor, root: Tensor, rates
     beyond = torch.nn.functional.softshrink(some, optimizer.l1)
     old = squares / rates[chosen].double().unsqueeze(1) + optimizer.l2
     new = squares / rate.double() + optimizer.l2
-    linear[chosen] = (some + beyond * (new / old - 1)).float()
+    linear[chosen] = (some + beyond * (new / old - 1)).float().add_(0.0)
     rates.fill_(rate)
+
+
+def _root(values: Tensor) -> Tensor:
+    """Rounded as IEEE 754 has it, alike on every processor: that of torch is MKL's, whose last bit may be another."""
+    return torch.from_numpy(np.sqrt(values.numpy()))
 
 
 def _plus_eps(denominator: Tensor, optimizer: SparseOptimizer) -> Tensor:

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from hvdspark.embedding.rows.rounding import stochastic_round
+from hvdspark.embedding.kernels.rounding import stochastic_round
 
 both = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 
