@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class TrainingSummary:
-    """History of a fit, one row (a dict) for each epoch.
+    """History of a fit, one row (a dict) for each epoch. Made of the `result` of training.
 
     Attributes:
         history: rows with epoch, train_loss, val_* metrics, learning_rate, rows, seconds, rows_per_s, seconds by phase.

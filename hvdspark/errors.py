@@ -11,6 +11,24 @@ from __future__ import annotations
 
 from typing import Any
 
+__all__ = [
+    "CheckpointError",
+    "ClusterError",
+    "CollectiveTimeoutError",
+    "ConfigurationError",
+    "DataError",
+    "DependencyError",
+    "HvdSparkError",
+    "NotEnoughSlotsError",
+    "PersistenceError",
+    "RankFailedError",
+    "SchemaError",
+    "StartTimeoutError",
+    "StoreError",
+    "TrainingDivergedError",
+    "UnknownParamError",
+]
+
 
 class HvdSparkError(Exception):
     """Base of all hvdspark errors.

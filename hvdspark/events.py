@@ -20,6 +20,23 @@ from typing import Any, Literal
 
 from hvdspark.specs import DatasetSpec
 
+__all__ = [
+    "CheckpointCommitted",
+    "DatasetReady",
+    "EpochEnded",
+    "FitEnded",
+    "FitEvent",
+    "FitFailed",
+    "FitListener",
+    "FitStarted",
+    "GenerationStarted",
+    "PhaseStarted",
+    "RankLost",
+    "StepsDone",
+    "TablesPlan",
+    "Warned",
+]
+
 logger = logging.getLogger(__name__)
 
 Report = Mapping[str, Any]
@@ -92,7 +109,11 @@ class PhaseStarted(FitEvent):
 
 @dataclass(frozen=True)
 class DatasetReady(FitEvent):
-    """The rows lie in the store, written now or by an earlier fit, and their footers are read."""
+    """The rows lie in the store, written now or by an earlier fit, and their footers are read.
+
+    Attributes:
+        dataset: columns, row groups, and where they are.
+    """
 
     dataset: DatasetSpec
 
@@ -182,7 +203,11 @@ class RankLost(FitEvent):
 
 @dataclass(frozen=True)
 class Warned(FitEvent):
-    """Something that the user should know; also logged, and in `model.summary.warnings` if it came from the fit."""
+    """Something that the user should know; also logged, and in `model.summary.warnings` if it came from the fit.
+
+    Attributes:
+        message: a sentence or more.
+    """
 
     message: str
 

@@ -33,6 +33,10 @@ from typing import Any, BinaryIO, cast
 
 from hvdspark.errors import StoreError
 
+__all__ = [
+    "Store",
+]
+
 MANIFEST = "manifest.json"
 
 _SPARK_SCHEME = {"s3": "s3a", "s3n": "s3a", "gcs": "gs"}
@@ -153,10 +157,12 @@ class Store:
             return cast(BinaryIO, opened)
 
     def read_bytes(self, path: str) -> bytes:
+        """All of a file. StoreError if it cannot be read."""
         with self.open_read(path) as file, self._named("read", path):
             return file.read()
 
     def read_text(self, path: str) -> str:
+        """All of a file, in UTF-8. StoreError if it cannot be read."""
         return self.read_bytes(path).decode("utf-8")
 
     def write_bytes(self, path: str, data: bytes) -> None:
@@ -203,6 +209,7 @@ class Store:
                 copy.write(chunk)
 
     def write_text(self, path: str, text: str) -> None:
+        """Write a file, in UTF-8, in one step; see `write_bytes`."""
         self.write_bytes(path, text.encode("utf-8"))
 
     def check_writable(self) -> None:

@@ -20,6 +20,10 @@ R = TypeVar("R")
 class ThreadedCollective:
     """One of N ranks that are threads of this process. Made by `run_threaded`; for tests.
 
+    Args:
+        rank, size: this rank, and the number of ranks.
+        board: where the ranks meet.
+
     Attributes:
         calls: how often this rank called each collective, by the name given to it.
         sent_bytes: what this rank's alltoall calls gave to *other* ranks, in bytes, by name.
@@ -96,7 +100,10 @@ class _Board:
 
 
 def run_threaded(size: int, fn: Callable[[ThreadedCollective], R], timeout_s: float = 60.0) -> list[R]:
-    """Run `fn(collective)` on `size` ranks as threads; results by rank. Raises the first rank's own error."""
+    """Run `fn(collective)` on `size` ranks as threads; results by rank. Raises the first rank's own error.
+
+    A rank that waits for the others for `timeout_s` seconds fails with CollectiveTimeoutError.
+    """
     board = _Board(size, timeout_s)
     results: list[Any] = [None] * size
     errors: list[BaseException] = []

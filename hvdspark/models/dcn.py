@@ -20,6 +20,7 @@ class DCNv2(Architecture):
     Systems, WWW 2021, arXiv:2008.13535; its "parallel" structure, with full matrices W_l.
 
     Args:
+        hidden, dropout: units of the MLP's hidden layers, and the share of them that a training step leaves out.
         cross_layers: L; the logit has products of up to L + 1 features.
     """
 

@@ -17,6 +17,9 @@ class DeepFM(Architecture):
 
     H. Guo and others: DeepFM: A Factorization-Machine based Neural Network for CTR Prediction, IJCAI 2017,
     arXiv:1703.04247. The MLP gets the numbers themselves beside the vectors of the fields.
+
+    Args:
+        hidden, dropout: units of the MLP's hidden layers, and the share of them that a training step leaves out.
     """
 
     def __init__(self, numbers: int, fields: int, dim: int, hidden: Sequence[int], dropout: float = 0.0) -> None:

@@ -21,6 +21,7 @@ class DLRM(Architecture):
 
     Args:
         hidden: units of the top MLP's hidden layers.
+        dropout: share of the hidden units that a training step leaves out.
         bottom: units of the bottom MLP's hidden layers, before its last one of `dim`; None: as `hidden`.
 
     Raises:

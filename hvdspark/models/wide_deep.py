@@ -17,6 +17,9 @@ class WideAndDeep(Architecture):
 
     H.-T. Cheng and others: Wide & Deep Learning for Recommender Systems, DLRS 2016, arXiv:1606.07792. The paper's wide
     part also has products of categories that its authors chose by hand; here such a product is one more field.
+
+    Args:
+        hidden, dropout: units of the MLP's hidden layers, and the share of them that a training step leaves out.
     """
 
     def __init__(self, numbers: int, fields: int, dim: int, hidden: Sequence[int], dropout: float = 0.0) -> None:

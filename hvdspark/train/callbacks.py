@@ -25,6 +25,7 @@ class TrainState:
         metrics: the last complete epoch's history row; equal on all ranks.
         history: all complete epochs' rows.
         warnings: sentences that end up in the result.
+        stop_requested: whether `stop` was called on this rank.
     """
 
     rank: int

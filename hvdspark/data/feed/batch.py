@@ -42,9 +42,11 @@ class Ragged:
         return cls(torch.from_numpy(np.concatenate(values)), torch.from_numpy(np.concatenate(offsets)))
 
     def to(self, device: str | torch.device) -> Ragged:
+        """The column on another device, asynchronously if it is pinned."""
         return Ragged(self.values.to(device, non_blocking=True), self.offsets.to(device, non_blocking=True))
 
     def pin_memory(self) -> Ragged:
+        """The column in page-locked memory."""
         return Ragged(self.values.pin_memory(), self.offsets.pin_memory())
 
 
