@@ -24,7 +24,8 @@ from hvdspark.estimators.defaults import MANY_ROWS, Pace, few_steps
 from hvdspark.estimators.fitted import FittedModule
 from hvdspark.estimators.paths import spark_store
 from hvdspark.estimators.trained import types_of
-from hvdspark.events import DatasetReady, FanOut, FitEnded, PhaseStarted
+from hvdspark.events import DatasetReady, FitEnded, PhaseStarted
+from hvdspark.fan_out import FanOut
 from hvdspark.specs import DatasetSpec
 from hvdspark.train.check import check_program
 from hvdspark.train.driver import train_on_ranks

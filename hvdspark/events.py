@@ -1,8 +1,8 @@
 """What happens in a fit, as frozen values, and who is told of it on the driver.
 
 A fit emits events to its listeners: the progress that is shown, the log of a plan's memory, and what a user gives as
-`listeners=[...]` are all `FitListener`s. Ranks and the launcher know no listeners. They report plain data (a dict with
-the key "event"), and `event_of` is the only place that makes events of it.
+`listeners=[...]` are all `FitListener`s. Ranks and the launcher know no listeners: they report plain data, of which
+`hvdspark.fan_out` makes events.
 
 Reports of ranks are best effort: on Spark Connect, or where executors cannot reach the driver, there are none. What
 must not be lost travels with the result: `FitEnded.history` is complete.
@@ -10,12 +10,9 @@ must not be lost travels with the result: `FitEnded.history` is complete.
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import re
-import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from hvdspark.specs import DatasetSpec
@@ -37,9 +34,6 @@ __all__ = [
     "Warned",
 ]
 
-logger = logging.getLogger(__name__)
-
-Report = Mapping[str, Any]
 Row = Mapping[str, Any]
 Phase = Literal["materialize", "launch"]
 
@@ -291,85 +285,3 @@ class FitListener:
 def _method_of(kind: type[FitEvent]) -> str:
     """ "on_fit_started" of FitStarted."""
     return "on" + re.sub("([A-Z])", r"_\1", kind.__name__).lower()
-
-
-class FanOut:
-    """Hands the events of one fit to its listeners, in their order, one event at a time."""
-
-    def __init__(self, run_id: str, listeners: Sequence[FitListener]) -> None:
-        self._run_id, self._listeners = run_id, tuple(listeners)
-        self._warned: set[str] = set()
-        self._lock = threading.RLock()  # a listener's method may be where an event is made
-
-    @contextlib.contextmanager
-    def fit(self, started: FitStarted) -> Iterator[None]:
-        """Emit that a fit has started and, where the context is left by an exception, that it failed.
-
-        That it ended well is for the caller to say, who has the result.
-        """
-        self.emit(started)
-        try:
-            yield
-        except BaseException as error:
-            self.emit(FitFailed(error))
-            raise
-
-    def emit(self, event: FitEvent) -> None:
-        """Tell every listener; never fails. The event gets the run's id."""
-        event = replace(event, run_id=self._run_id)
-        with self._lock:
-            for listener in self._listeners:
-                try:
-                    listener.on_event(event)
-                except Exception:
-                    names = type(listener).__name__, type(event).__name__
-                    logger.warning("%s failed in %s; the fit goes on", *names, exc_info=True)
-
-    def warn(self, messages: Iterable[str]) -> tuple[str, ...]:
-        """Log warnings and tell every listener of them, of each once; returns all of them."""
-        messages = tuple(messages)
-        with self._lock:
-            for message in messages:
-                if message not in self._warned:  # ranks report what is in their result, too
-                    logger.warning("%s", message)
-                    self.emit(Warned(message))
-            self._warned.update(messages)
-        return messages
-
-    def report(self, report: Report) -> None:
-        """Take in what a rank or the launcher reports; what is no event of a fit is dropped."""
-        match event_of(report):
-            case Warned(message):
-                self.warn([message])
-            case FitEvent() as event:
-                self.emit(event)
-
-
-def event_of(report: Report) -> FitEvent | None:
-    """The event that a report is about; None for what is none. Pure.
-
-    Reports, by their "event" (a rank adds "rank" to each):
-        "progress": epoch, epochs, step, steps, rows, rows_per_s, loss and, optionally, seconds (by phase).
-        "epoch": the row of the history.
-        "checkpoint": epoch, path.
-        "generation": generation, world_size.
-        "rank_lost": generation, lost (rank or None), host, kind, cause.
-        "warning": text.
-
-    Raises:
-        KeyError: a value is missing.
-    """
-    kind = report.get("event")
-    if kind == "progress":
-        names = ("epoch", "epochs", "step", "steps", "rows", "rows_per_s", "loss")
-        return StepsDone(**{name: report[name] for name in names}, seconds=dict(report.get("seconds", {})))
-    if kind == "epoch":
-        row = {name: value for name, value in report.items() if name not in ("event", "rank")}
-        return EpochEnded(row["epoch"], row)
-    if kind == "checkpoint":
-        return CheckpointCommitted(report["epoch"], report["path"])
-    if kind == "generation":
-        return GenerationStarted(report["generation"], report["world_size"])
-    if kind == "rank_lost":
-        return RankLost(report["generation"], report["lost"], report["host"], report["kind"], report["cause"])
-    return Warned(report["text"]) if kind == "warning" else None

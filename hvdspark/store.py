@@ -33,9 +33,7 @@ from typing import Any, BinaryIO, cast
 
 from hvdspark.errors import StoreError
 
-__all__ = [
-    "Store",
-]
+__all__ = ["Store"]
 
 MANIFEST = "manifest.json"
 

@@ -102,7 +102,7 @@ class _Board:
 def run_threaded(size: int, fn: Callable[[ThreadedCollective], R], timeout_s: float = 60.0) -> list[R]:
     """Run `fn(collective)` on `size` ranks as threads; results by rank. Raises the first rank's own error.
 
-    A rank that waits for the others for `timeout_s` seconds fails with CollectiveTimeoutError.
+    A rank that waits for the others for `timeout_s` seconds fails with threading.BrokenBarrierError.
     """
     board = _Board(size, timeout_s)
     results: list[Any] = [None] * size

@@ -61,7 +61,7 @@ def run(
             in `fn` is never retried.
         on_event: called on the driver, in a thread, with what ranks give to `context().report` (not on Connect) and
             what is known here: {"event": "generation", ...} when ranks are launched, and {"event": "rank_lost", ...}
-            where a rank did not fail by itself (see `hvdspark.events.event_of`). One call at a time; what it raises is
+            where a rank did not fail by itself (see `hvdspark.fan_out.event_of`). One call at a time; what it raises is
             dropped.
 
     Returns:

@@ -1,4 +1,4 @@
-"""What a rank tells the driver while it trains: plain data, of which `hvdspark.events` makes events there."""
+"""What a rank tells the driver while it trains: plain data, of which `hvdspark.fan_out` makes events there."""
 
 from __future__ import annotations
 

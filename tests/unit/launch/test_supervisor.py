@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from hvdspark.errors import RankFailedError
-from hvdspark.events import GenerationStarted, RankLost, event_of
+from hvdspark.events import GenerationStarted, RankLost
+from hvdspark.fan_out import event_of
 from hvdspark.launch import supervisor
 from hvdspark.launch.protocol import Launcher, LaunchSpec
 from hvdspark.launch.same_host import SameHostLauncher

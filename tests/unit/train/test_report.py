@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from hvdspark.events import CheckpointCommitted, EpochEnded, StepsDone, Warned, event_of
+from hvdspark.events import CheckpointCommitted, EpochEnded, StepsDone, Warned
+from hvdspark.fan_out import event_of
 from hvdspark.train import report
 from hvdspark.train.report import Reporter
 

@@ -11,17 +11,15 @@ from hvdspark import events
 from hvdspark.events import (
     CheckpointCommitted,
     EpochEnded,
-    FanOut,
     FitEvent,
     FitFailed,
     FitListener,
     GenerationStarted,
     RankLost,
-    Report,
     StepsDone,
     Warned,
-    event_of,
 )
+from hvdspark.fan_out import FanOut, Report, event_of
 
 
 class Seen(FitListener):
