@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from pyspark.ml.base import Estimator
 from pyspark.ml.util import MLReadable, MLReader, MLWritable, MLWriter
+from pyspark.sql import DataFrame
 
 from hvdspark.estimators.declare import setter_name
 from hvdspark.estimators.keywords import keyword_only
 from hvdspark.estimators.model import FittedModel
+from hvdspark.estimators.names import names_of_params
 from hvdspark.estimators.params import TrainingParams
 from hvdspark.estimators.persistence import HvdSparkReader, HvdSparkWriter
 from hvdspark.events import FitListener
@@ -44,6 +47,14 @@ class TrainingEstimator(Estimator[M], TrainingParams, MLWritable, MLReadable[Any
     def getListeners(self) -> tuple[FitListener, ...]:
         """Who is told on the driver what happens in a fit."""
         return self._listeners
+
+    def _fit(self, dataset: DataFrame) -> M:
+        with names_of_params():
+            return self._train(dataset)
+
+    @abstractmethod
+    def _train(self, dataset: DataFrame) -> M:
+        """What `fit` does."""
 
     def write(self) -> MLWriter:
         """Writer of this estimator, of a module's weights, too."""

@@ -105,7 +105,7 @@ class CTRClassifier(TrainingEstimator["CTRClassificationModel"], CTRScoringParam
         super().__init__()
         self.setParams(**self._input_kwargs)  # type: ignore[attr-defined]
 
-    def _fit(self, dataset: DataFrame) -> CTRClassificationModel:
+    def _train(self, dataset: DataFrame) -> CTRClassificationModel:
         value = self.getOrDefault
         numbers, categories = _columns(self)
         check_numbers(dataset.schema, numbers)

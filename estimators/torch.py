@@ -157,7 +157,7 @@ class TorchEstimator(TrainingEstimator["TorchModel"], TorchScoringParams, TorchT
         self._objects = {**self._objects, name: value}
         return self
 
-    def _fit(self, dataset: DataFrame) -> TorchModel:
+    def _train(self, dataset: DataFrame) -> TorchModel:
         module, loss = self._objects["model"], self._objects["loss"]
         if not isinstance(module, nn.Module):
             hint = "give an instance, as model=Net()"

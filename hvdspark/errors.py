@@ -9,6 +9,7 @@ where it is, and what to do about it:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 __all__ = [
@@ -50,6 +51,12 @@ class HvdSparkError(Exception):
         if hint is not None:
             message += f". Hint: {hint}"
         super().__init__(message)
+
+    def reword(self, words: Callable[[str], str]) -> None:
+        """Say the same with other names of what can be set; the value stays."""
+        self.what = words(self.what)
+        self.where, self.hint = (None if text is None else words(text) for text in (self.where, self.hint))
+        self.args = (words(self.args[0]), *self.args[1:])
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Keyword arguments do not survive Exception's own pickling, and these cross process boundaries.

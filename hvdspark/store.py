@@ -94,7 +94,7 @@ class Store:
             raise StoreError(
                 "no filesystem is installed for this store",
                 value=self.uri,
-                where="storeUri",
+                where="store_uri",
                 hint=f"pip install {package} on the driver and on every executor ({error})",
             ) from error
 
@@ -232,7 +232,7 @@ class Store:
             raise StoreError(
                 f"the store cannot be written ({_cause(cause)})",
                 value=self.uri,
-                where="storeUri",
+                where="store_uri",
                 hint="give a directory that this user may write, on a file system that all executors share",
             ) from cause
         finally:
@@ -282,7 +282,7 @@ class Store:
             raise StoreError(
                 f"cannot {verb} a path of the store ({_cause(error)})",
                 value=_join(self.uri, path),
-                where="storeUri",
+                where="store_uri",
                 hint="check that the path exists and that this user may use it, on this host",
             ) from error
 
@@ -291,12 +291,12 @@ def _canonical(uri: str) -> str:
     """The Spark form of a URI, without a final slash."""
     if not isinstance(uri, str) or not uri.strip():
         raise StoreError(
-            "the store URI is empty", value=uri, where="storeUri", hint="for example file:///data/hvdspark"
+            "the store URI is empty", value=uri, where="store_uri", hint="for example file:///data/hvdspark"
         )
     if re.search(r"://[^/]*:[^/]*@", uri):
         raise StoreError(
             "the store URI carries credentials",
-            where="storeUri",
+            where="store_uri",
             hint="put them into the Hadoop configuration or the environment of the driver and the executors",
         )
     if re.match(r"(?i)file:", uri):
@@ -305,7 +305,7 @@ def _canonical(uri: str) -> str:
         raise StoreError(
             "the store URI has characters that Spark, Petastorm and fsspec read differently",
             value=refused,
-            where="storeUri",
+            where="store_uri",
             hint="use a plain path without ? # * % [ ] { }",
         )
     match = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):(.*)$", uri)
@@ -313,18 +313,18 @@ def _canonical(uri: str) -> str:
     if scheme in {"file", "dbfs"}:
         path = os.path.normpath("/" + rest.lstrip("/"))
         if scheme == "file" and rest.startswith("//") and not rest.startswith("///"):
-            raise StoreError("a file URI has no host", value=uri, where="storeUri", hint=f"did you mean file:/{rest}?")
+            raise StoreError("a file URI has no host", value=uri, where="store_uri", hint=f"did you mean file:/{rest}?")
         if scheme == "file" and path.startswith("/dbfs/"):
             return f"dbfs:{path.removeprefix('/dbfs')}"
         return f"dbfs:{path}" if scheme == "dbfs" or path.startswith("/Volumes/") else f"file://{path}"
     scheme = _SPARK_SCHEME.get(scheme, scheme)
     if not rest.startswith("//") or (scheme not in _RENAMING | {"memory"} and not rest[2:].split("/")[0]):
         raise StoreError(
-            "the store URI names no bucket or host", value=uri, where="storeUri", hint=f"{scheme}://NAME/PATH"
+            "the store URI names no bucket or host", value=uri, where="store_uri", hint=f"{scheme}://NAME/PATH"
         )
     if scheme not in _known_schemes():
         raise StoreError(
-            "unknown scheme of a store URI", value=scheme, where="storeUri", hint="file, s3a, gs, abfss, hdfs or dbfs"
+            "unknown scheme of a store URI", value=scheme, where="store_uri", hint="file, s3a, gs, abfss, hdfs or dbfs"
         )
     host, _, path = rest[2:].partition("/")
     return f"{scheme}://{host}/{path.strip('/')}".rstrip("/") if host or path else f"{scheme}:///"

@@ -72,7 +72,7 @@ def check_world_size(num_workers: int) -> None:
     """Raise ConfigurationError where `num_workers` is not a positive integer."""
     if isinstance(num_workers, bool) or not isinstance(num_workers, int) or num_workers < 1:
         raise ConfigurationError(
-            "not a positive number of ranks", value=num_workers, where="numWorkers", hint="1 or more"
+            "not a positive number of ranks", value=num_workers, where="num_workers", hint="1 or more"
         )
 
 
@@ -151,7 +151,7 @@ def wait_for_slots(spark: SparkSession, num_workers: int, wait_s: float) -> None
             raise NotEnoughSlotsError(
                 f"{num_workers} ranks need {num_workers} task slots at once, and the session has {slots}",
                 where=f"master {spark.sparkContext.master}",
-                hint=f"lower numWorkers to {max(slots, 1)}, or give the session more executors or cores "
+                hint=f"lower num_workers to {max(slots, 1)}, or give the session more executors or cores "
                 "(spark.executor.instances, spark.executor.cores, spark.task.cpus)",
             )
         time.sleep(0.2)

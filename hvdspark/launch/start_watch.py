@@ -110,5 +110,5 @@ def start_timeout(what: str, why: str) -> StartTimeoutError:
     return StartTimeoutError(
         what,
         where="start_timeout_s",
-        hint=f"{why}; `hvdspark doctor` shows the free slots, and startTimeout is the limit",
+        hint=f"{why}; `hvdspark doctor` shows the free slots, and start_timeout_s is the limit",
     )

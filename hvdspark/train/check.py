@@ -99,14 +99,14 @@ def _check_same_for_parts(module: nn.Module) -> None:
             continue
         for option, hint in (
             ("max_norm", "normalise what it returns (torch.nn.functional.normalize)"),
-            ("scale_grad_by_freq", "weigh the rows (weightCol)"),
+            ("scale_grad_by_freq", "weigh the rows (weight_column)"),
         ):
             if getattr(layer, option):
                 raise ConfigurationError(
                     f"{option} changes rows by the batch they are in, and each rank sees a part of it",
                     value=name,
                     where=type(module).__name__,
-                    hint=f"set numWorkers=1, or {hint} instead",
+                    hint=f"set num_workers=1, or {hint} instead",
                 )
 
 
@@ -121,17 +121,17 @@ def _check_arguments(module: nn.Module, features: Sequence[str]) -> None:
     except TypeError:
         positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
         names = [name for name, parameter in signature.parameters.items() if parameter.kind in positional]
-        hint = f"name {len(names)} columns in featureCols, in the order of {', '.join(names)}"
+        hint = f"name {len(names)} columns in feature_columns, in the order of {', '.join(names)}"
         if len(names) == 1:
             hint = (
                 "put the columns into one vector, with VectorAssembler(inputCols=[...], outputCol='features') before "
-                "this stage and featureCols=['features']; or let forward take one tensor for each column"
+                "this stage and feature_columns=['features']; or let forward take one tensor for each column"
             )
         raise ConfigurationError(
             f"the module takes {len(names)} argument{'s' * (len(names) != 1)} ({', '.join(names)}), and there "
             f"{'is' if len(features) == 1 else 'are'} {len(features)} feature column{'s' * (len(features) != 1)}, "
             "one tensor for each",
             value=list(features),
-            where=f"featureCols and {type(module).__name__}.forward",
+            where=f"feature_columns and {type(module).__name__}.forward",
             hint=hint,
         ) from None

@@ -123,7 +123,7 @@ def _hint(error: Exception, layer: nn.Module, inputs: Sequence[Any], module: nn.
     if isinstance(layer, nn.Embedding | nn.EmbeddingBag):
         if first.is_floating_point():
             return (
-                "ids must arrive as integers: cast the column to bigint, and name it in featureCols by itself "
+                "ids must arrive as integers: cast the column to bigint, and name it in feature_columns by itself "
                 "(VectorAssembler makes floats of what it takes)"
             )
         if isinstance(error, IndexError):

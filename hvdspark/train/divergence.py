@@ -127,7 +127,8 @@ def diverged(
             f"{', '.join(columns)}: fill, filter or scale it"
         )
     else:
-        hint = f"lower learningRate (now {spec.learning_rate:g}), set gradientClipNorm, scale the feature columns" + (
-            ", use compression none" if spec.compression != "none" else ""
+        hint = (
+            f"lower learning_rate (now {spec.learning_rate:g}), set gradient_clip_norm, scale the feature columns"
+            + (", use compression none" if spec.compression != "none" else "")
         )
     return TrainingDivergedError(what, value=value, where=where, hint=hint)

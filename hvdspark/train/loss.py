@@ -85,7 +85,7 @@ class RowLoss:
             raise ConfigurationError(
                 f"there must be one weight for each of the {len(labels)} labels",
                 value=list(loss_weights),
-                where="lossWeights",
+                where="loss_weights",
             )
         self._weights = tuple(loss_weights) or (1.0,) * len(labels)
         parts = list(loss) if several else [loss]
@@ -97,7 +97,7 @@ class RowLoss:
         self._joint = self._may_be_joint and len(labels) > 1
         self._takes_tuples = False
         if self._joint and loss_weights:
-            raise ConfigurationError("one callable for all outputs weighs them itself", where="lossWeights")
+            raise ConfigurationError("one callable for all outputs weighs them itself", where="loss_weights")
         if not several and not self._joint:
             self._terms = self._terms * len(labels)
         # Losses that are divided by the same are added up first; labels of several columns never weigh the same.

@@ -99,7 +99,7 @@ def _check_not_for_rows(option: Tensor, output: Tensor) -> None:
             "a weight of the loss has one number for each row of one batch, and batches are cut among ranks",
             value=f"weight {tuple(option.shape)}, output {tuple(output.shape)}",
             where="loss",
-            hint="put the weights of rows into a column and set weightCol",
+            hint="put the weights of rows into a column and set weight_column",
         )
 
 
@@ -159,7 +159,7 @@ def per_row(value: Tensor, rows: int, weighted: bool, parsed: Parsed) -> Tensor:
             raise ConfigurationError(
                 "row weights need a loss for each row, and this loss returns a single mean",
                 where="loss",
-                hint='let it take an argument reduction and return [rows] for reduction="none", or drop weightCol',
+                hint='let it take an argument reduction and return [rows] for reduction="none", or drop weight_column',
             )
         return value.expand(rows) if parsed.divisor == ROWS else value.expand(rows) / rows
     if value.shape[0] != rows:

@@ -38,7 +38,7 @@ def make_schedule(name: str | None, arguments: Mapping[str, float], total_steps:
     """
     if name is None:
         if arguments:
-            raise ConfigurationError("arguments without a schedule", value=dict(arguments), where="scheduleArgs")
+            raise ConfigurationError("arguments without a schedule", value=dict(arguments), where="schedule_args")
         return lambda step: 1.0
     if name not in _ARGUMENTS:
         raise ConfigurationError(
@@ -50,13 +50,13 @@ def make_schedule(name: str | None, arguments: Mapping[str, float], total_steps:
         raise ConfigurationError(
             f"unknown argument of schedule {name!r}",
             value=unknown[0],
-            where="scheduleArgs",
+            where="schedule_args",
             hint=f"one of {', '.join(sorted(defaults))}",
         )
     chosen = {**defaults, **arguments}
     missing = sorted(key for key, value in chosen.items() if value is None)
     if missing:
-        raise ConfigurationError(f"schedule {name!r} needs an argument", value=missing[0], where="scheduleArgs")
+        raise ConfigurationError(f"schedule {name!r} needs an argument", value=missing[0], where="schedule_args")
     values = {key: float(value) for key, value in chosen.items() if value is not None}
     for key, low, high in (
         ("warmup_steps", 0.0, math.inf),
@@ -65,7 +65,7 @@ def make_schedule(name: str | None, arguments: Mapping[str, float], total_steps:
         ("gamma", 0.0, math.inf),
     ):
         if key in values and not low <= values[key] <= high:
-            raise ConfigurationError(f"{key} must lie in [{low:g}, {high:g}]", value=values[key], where="scheduleArgs")
+            raise ConfigurationError(f"{key} must lie in [{low:g}, {high:g}]", value=values[key], where="schedule_args")
     warmup = values["warmup_steps"]
 
     def progress(step: int) -> float:

@@ -79,5 +79,5 @@ def check_in_sync(module: nn.Module, collective: Collective, where: str) -> None
             where=where,
             hint="something changes weights beside the optimizer, on each rank as it likes: a layer in its forward (by "
             "the rows that it sees, or at random), or a callback that acts on one rank alone. Let the optimizer do it, "
-            "or all ranks alike, or set numWorkers=1",
+            "or all ranks alike, or set num_workers=1",
         )

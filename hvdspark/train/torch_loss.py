@@ -232,7 +232,7 @@ def _functional(form: Form, given: Mapping[str, Any], device: str, *, is_plain_c
             "weight is one number for each element of one batch, and batches are cut among ranks",
             value=form.name,
             where="loss",
-            hint="put the weights of rows into a column and set weightCol",
+            hint="put the weights of rows into a column and set weight_column",
         )
     call = functools.partial(form.function, **options, reduction="none")
     return _known(

@@ -52,7 +52,7 @@ def _environment_rows(batches: Any) -> Any:
 
 def test_too_few_slots_is_known_before_anything_starts(spark: SparkSession, nothing_left_behind: None) -> None:
     started = time.monotonic()
-    with pytest.raises(NotEnoughSlotsError, match="99 ranks need 99.*has 3.*Hint: lower numWorkers to 3"):
+    with pytest.raises(NotEnoughSlotsError, match="99 ranks need 99.*has 3.*Hint: lower num_workers to 3"):
         hvdspark.run(describe_rank, ("hi",), num_workers=99, spark=spark)
     assert time.monotonic() - started < 10  # Spark itself asks for slots every 15 s
 

@@ -105,8 +105,8 @@ def test_a_group_stays_on_one_side(spark: SparkSession, store: Store) -> None:
     ("error", "says", "options"),
     [
         (SchemaError, "did you mean 'user'", {"group": "usr", "validation": 0.5}),
-        (ConfigurationError, "validationFraction", {"group": "user", "validation": None}),
-        (ConfigurationError, "validationFraction", {"group": "user", "validation": "v"}),
+        (ConfigurationError, "validation_share", {"group": "user", "validation": None}),
+        (ConfigurationError, "validation_share", {"group": "user", "validation": "v"}),
     ],
 )
 def test_a_group_column_that_cannot_be_used(

@@ -18,7 +18,7 @@ def check_sizes(train: int, validation: int | None, dropped: int, undefined: int
     Args:
         train: rows to train on.
         validation: rows to validate on; None if no split was asked for.
-        dropped: rows that handleInvalid="skip" removed.
+        dropped: rows that handle_invalid="skip" removed.
         undefined: rows with null in the validation column.
 
     Raises:
@@ -28,13 +28,13 @@ def check_sizes(train: int, validation: int | None, dropped: int, undefined: int
         raise DataError(
             "nulls in the validation column",
             value=undefined,
-            where="validationIndicatorCol",
+            where="validation_column",
             hint="fill them: true marks validation rows, false training rows",
         )
     if train == 0:
         hint = "the DataFrame is empty; look at its filters and joins"
         if dropped:
-            hint = f"handleInvalid='skip' dropped all {dropped} rows; find the column that is always null"
+            hint = f"handle_invalid='skip' dropped all {dropped} rows; find the column that is always null"
         elif validation:
             hint = f"all {validation} rows are validation rows"
         raise DataError("no rows to train on", hint=hint)
@@ -80,7 +80,7 @@ def check_array(
     """
     where = f"column {column.name!r}"
     if lengths.nulls:
-        hint = "use handleInvalid='skip', or fill them with array()" if column.role == "feature" else None
+        hint = "use handle_invalid='skip', or fill them with array()" if column.role == "feature" else None
         raise DataError(f"null arrays in a {column.role} column", value=lengths.nulls, where=where, hint=hint)
     if column.must_be_fixed and lengths.minimum != lengths.maximum:
         raise DataError(
@@ -104,11 +104,11 @@ def check_array(
 
 def _hint(column: SourceColumn, keep: bool) -> str:
     if column.role != "feature":
-        return "filter or fill these rows first; handleInvalid is about features only"
+        return "filter or fill these rows first; handle_invalid is about features only"
     if column.dtype == "int64":
         prefix = "an integer has no NaN to stand for null: " if keep else ""
-        return f"{prefix}use handleInvalid='skip', or fill them with an id of their own"
+        return f"{prefix}use handle_invalid='skip', or fill them with an id of their own"
     return (
-        "use handleInvalid='skip' to drop these rows or 'keep' to go on with NaN (CTRClassifier: with the mean), or "
+        "use handle_invalid='skip' to drop these rows or 'keep' to go on with NaN (CTRClassifier: with the mean), or "
         "fill them with an Imputer"
     )

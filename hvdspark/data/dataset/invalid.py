@@ -1,4 +1,4 @@
-"""What handleInvalid is about: null and NaN, in a column or inside its arrays. One definition for fit and transform."""
+"""What is invalid: null and NaN, in a column or inside its arrays. One definition for fit and transform."""
 
 from __future__ import annotations
 

@@ -162,7 +162,7 @@ def _write(prepared: DataFrame, selection: Selection, store: Store, path: str, n
         raise StoreError(
             "Spark wrote the data, but this process cannot see it",
             value=store.spark_uri(path),
-            where="storeUri",
+            where="store_uri",
             hint="the store must be the same file system on the driver and on all executors",
         )
     directories = [f"data/{_SPLIT}={split}" if has_splits else "data" for split in range(4 if has_splits else 1)]
@@ -175,7 +175,7 @@ def _write(prepared: DataFrame, selection: Selection, store: Store, path: str, n
     check_sizes(used.rows[_TRAIN], held_out, dropped, undefined)
     specs = _check(selection, used, store, path)
     if dropped:
-        logger.warning("handleInvalid='skip' dropped %d of %d rows", dropped, dropped + sum(used.rows))
+        logger.warning("dropped %d of %d rows that have an invalid feature", dropped, dropped + sum(used.rows))
         store.delete(f"{path}/{directories[_DROPPED]}")
     checked = time.perf_counter() - written
     logger.info("materialised %d rows: %.2f s to write, %.2f s to check", sum(used.rows), written - started, checked)

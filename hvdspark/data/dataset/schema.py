@@ -120,7 +120,7 @@ def check_columns(
     """
     types = _types(schema)
     if not features:
-        raise ConfigurationError("no feature columns", where="featureCols", hint="name at least one column")
+        raise ConfigurationError("no feature columns", where="feature_columns", hint="name at least one column")
     roles = [*((name, "feature") for name in features), *((name, "label") for name in labels)]
     roles += [(weight, "weight")] if weight is not None else []
     twice = {name for name, role in roles if roles.count((name, role)) > 1}
@@ -132,7 +132,7 @@ def check_columns(
         )
     columns: dict[str, SourceColumn] = {}
     for name, role in roles:
-        where = f"{role} columns" if role != "weight" else "weightCol"
+        where = f"{role} columns" if role != "weight" else "weight_column"
         type_name = _type_of(name, types, where)
         element = re.fullmatch(r"array<(.*)>", type_name)
         if role == "weight" and (element or type_name == "boolean"):
@@ -145,18 +145,18 @@ def check_columns(
             columns[name] = dataclasses.replace(columns[name], also=(*columns[name].also, role))
         else:
             columns[name] = SourceColumn(name, role, dtype, element is not None, name in fixed)
-    if validation is not None and (found := _type_of(validation, types, "validationIndicatorCol")) != "boolean":
+    if validation is not None and (found := _type_of(validation, types, "validation_column")) != "boolean":
         raise SchemaError(
             "the validation column must be boolean",
             value=found,
             where=f"column {validation!r}",
             hint="true marks validation rows; compare or cast the column first",
         )
-    if group is not None and re.search(r"\bmap<|\bvariant\b", found := _type_of(group, types, "validationGroupCol")):
+    if group is not None and re.search(r"\bmap<|\bvariant\b", found := _type_of(group, types, "group_column")):
         raise SchemaError(
             "equal values of this type cannot be told, so rows cannot be held out together by them",
             value=found,
-            where=f"column {group!r} (validationGroupCol)",
+            where=f"column {group!r} (group_column)",
             hint="make a column of the key alone, such as a number or a string",
         )
     if wrong := sorted(set(fixed) - {column.name for column in columns.values() if column.is_array}):

@@ -64,7 +64,7 @@ def select(
     """
     if handle_invalid not in HANDLE_INVALID:
         raise ConfigurationError(
-            f"unknown value, must be one of {', '.join(HANDLE_INVALID)}", value=handle_invalid, where="handleInvalid"
+            f"unknown value, must be one of {', '.join(HANDLE_INVALID)}", value=handle_invalid, where="handle_invalid"
         )
     if isinstance(validation, int | float) and not 0.0 < validation < 1.0:
         raise ConfigurationError("the share of validation rows must be between 0 and 1", value=validation)
@@ -72,8 +72,8 @@ def select(
         raise ConfigurationError(
             "a group column needs a share of rows to draw",
             value=group,
-            where="validationGroupCol",
-            hint="set validationFraction; with validationIndicatorCol the column says itself where a row goes",
+            where="group_column",
+            hint="set validation_share; with validation_column the column says itself where a row goes",
         )
     indicator = validation if isinstance(validation, str) else None
     columns = check_columns(schema, features, labels, weight, indicator, fixed, group, wide)

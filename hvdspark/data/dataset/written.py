@@ -49,7 +49,7 @@ class CountedRows:
             raise StoreError(
                 "the executors wrote other rows than this process can see",
                 value=f"{written} written, {found} found at {place}",
-                where="storeUri",
+                where="store_uri",
                 hint="the store must be the same file system on the driver and on all executors: a directory of each "
                 "host (file:///tmp/...) is only that where there is one host",
             )

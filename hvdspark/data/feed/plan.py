@@ -180,7 +180,7 @@ def plan_epoch(
         ConfigurationError: an argument is out of range.
     """
     if batch_size < 1:
-        raise ConfigurationError("batch size must be at least 1 row", value=batch_size, where="batchSize")
+        raise ConfigurationError("batch size must be at least 1 row", value=batch_size, where="batch_size")
     if not 0 <= rank < world_size:
         raise ConfigurationError("rank is outside the world", value=rank, where=f"a world of {world_size} ranks")
     dealt = world_size if streams is None else streams

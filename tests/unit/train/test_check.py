@@ -44,7 +44,7 @@ def test_what_cannot_work_is_refused(settings: dict[str, Any], message: str) -> 
 @pytest.mark.parametrize(
     ("layer", "words"),
     [
-        (nn.Embedding(3, 2, max_norm=1.0), "max_norm.*'1'.*numWorkers=1"),
+        (nn.Embedding(3, 2, max_norm=1.0), "max_norm.*'1'.*num_workers=1"),
         (nn.EmbeddingBag(3, 2, max_norm=1.0), "max_norm"),
         (nn.Embedding(3, 2, scale_grad_by_freq=True), "scale_grad_by_freq"),
     ],

@@ -167,7 +167,7 @@ def test_nan_in_a_label_names_the_label(store: Store) -> None:
 
 def test_a_diverging_learning_rate_is_named(store: Store) -> None:
     spec = train_spec(store, write_dataset(store, click_columns(64)), learning_rate=1e30)
-    with pytest.raises(TrainingDivergedError, match=r"lower learningRate \(now 1e\+30\)"):
+    with pytest.raises(TrainingDivergedError, match=r"lower learning_rate \(now 1e\+30\)"):
         train_on_threads(spec, lambda: click_program(optimizer="sgd", loss=square), 2)
 
 

@@ -237,7 +237,7 @@ REFUSED = [
     (nn.CTCLoss(), "lengths"),
     (nn.AdaptiveLogSoftmaxWithLoss(3, 9, [3]), "layer"),
     (nn.MSELoss(reduction="median"), "unknown reduction: 'median'"),
-    (functools.partial(F.mse_loss, weight=torch.ones(ROWS, WIDTH)), "weightCol"),
+    (functools.partial(F.mse_loss, weight=torch.ones(ROWS, WIDTH)), "weight_column"),
     (nn.Sequential(nn.Linear(4, 1)), "parameters of its own"),
 ]
 

@@ -118,7 +118,7 @@ def test_validation_must_be_boolean_and_there() -> None:
     schema = [("x", "int"), ("y", "int"), ("v", "int")]
     with pytest.raises(SchemaError, match="must be boolean: 'int'"):
         check_columns(schema, ["x"], ["y"], validation="v")
-    with pytest.raises(SchemaError, match="validationIndicatorCol"):
+    with pytest.raises(SchemaError, match="validation_column"):
         check_columns(schema, ["x"], ["y"], validation="vv")
 
 
@@ -167,12 +167,12 @@ def test_a_label_or_weight_of_text_is_no_id(labels: list[str], weight: str | Non
 )
 def test_groups_are_of_types_that_spark_can_compare(spark_type: str, refused: bool) -> None:
     schema = [("x", "int"), ("y", "int"), ("g", spark_type)]
-    with pytest.raises(SchemaError, match="'g' .validationGroupCol.*Hint: make") if refused else nullcontext():
+    with pytest.raises(SchemaError, match="'g' .group_column.*Hint: make") if refused else nullcontext():
         check_columns(schema, ["x"], ["y"], group="g")
 
 
 def test_other_refusals() -> None:
-    with pytest.raises(ConfigurationError, match="featureCols"):
+    with pytest.raises(ConfigurationError, match="feature_columns"):
         check_columns(CENSUS, [], ["label"])
     with pytest.raises(ConfigurationError, match="Age"):
         check_columns(CENSUS, ["Age"], ["label"], fixed=["Age"])
