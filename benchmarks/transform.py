@@ -1,4 +1,5 @@
-"""Rows/s of `TorchModel.transform` beside scoring one row per forward, on the same 3-layer MLP and the same rows.
+"""Rows/s of `TorchModel.transform` beside scoring one row per forward, on the same 3-layer MLP and the same rows; and
+of `CTRClassificationModel.transform` with 26 tables, whose rows are found in mapped files.
 
     python benchmarks/transform.py [--rows 200000] [--repeats 3]
 
@@ -24,7 +25,7 @@ from pyspark.sql import DataFrame, Row, SparkSession
 from pyspark.sql import functions as F
 from torch import nn
 
-from hvdspark.estimators import TorchEstimator, TorchModel
+from hvdspark.estimators import CTRClassifier, TorchEstimator, TorchModel
 
 WIDTH = 16
 
@@ -47,6 +48,27 @@ def batched(model: TorchModel, rows: DataFrame) -> float:
     return model.transform(rows).agg(F.sum("prediction")).head()[0]
 
 
+def with_tables(spark: SparkSession, rows: int, repeats: int, store: str) -> float:
+    """Rows/s of a DLRM with 26 tables, whose ids are skewed as 1 / rank, of up to 10^6."""
+    columns = [f"C{number}" for number in range(26)]
+    drawn = spark.range(0, rows, 1, 4).select(
+        F.rand(1).alias("I"),
+        (F.rand(2) < 0.25).cast("int").alias("label"),
+        *[F.exp(F.rand(3 + number) * 13.8).cast("long").alias(column) for number, column in enumerate(columns)],
+    )
+    drawn.cache().count()
+    classifier = CTRClassifier(
+        architecture="dlrm", continuousCols=["I"], categoricalCols=columns, labelCol="label", epochs=1, storeUri=store
+    )
+    model = classifier.fit(drawn)
+
+    def score() -> float:
+        return model.transform(drawn).agg(F.sum("prediction")).head()[0]
+
+    score()
+    return rows / statistics.median(timed(score)[0] for _ in range(repeats))
+
+
 def timed(action: Callable[[], Any]) -> tuple[float, Any]:
     started = time.perf_counter()
     value = action()
@@ -57,6 +79,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rows", type=int, default=1_000_000, help="rows for transform")
     parser.add_argument("--single-rows", type=int, default=50_000, help="rows for one row per forward")
+    parser.add_argument("--table-rows", type=int, default=200_000, help="rows for transform with tables")
     parser.add_argument("--repeats", type=int, default=3)
     arguments = parser.parse_args()
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
@@ -93,6 +116,9 @@ def main() -> None:
         }
     for name, rate in rates.items():
         print(f"{name:22} {rate:12,.0f} rows/s")
+    with tempfile.TemporaryDirectory(prefix="hvdspark-bench-") as scratch:
+        rate = with_tables(spark, arguments.table_rows, arguments.repeats, f"file://{scratch}")
+        print(f"{'26 tables':22} {rate:12,.0f} rows/s")
     print(f"{'ratio':22} {rates['transform'] / rates['one row per forward']:12.1f}")
     spark.stop()
 
