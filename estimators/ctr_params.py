@@ -25,12 +25,13 @@ class CTRScoringParams(ScoringParams):
     continuousCols = param(
         "continuousCols",
         "columns of numbers, as they are: each enters as itself and as sign(x) log(1 + |x|), both standardised in "
-        "float64 over the training rows",
+        "float64 over the training rows; where they are not set, there are none",
         distinct_names("continuousCols", may_be_empty=True),
     )
     categoricalCols = param(
         "categoricalCols",
-        "columns of categories: strings, integers or booleans of any cardinality, or arrays of them, which are pooled",
+        "columns of categories: strings, integers or booleans of any cardinality, or arrays of them, which are pooled; "
+        "where they are not set, there are none",
         distinct_names("categoricalCols", may_be_empty=True),
     )
     handleInvalid = worded(
@@ -108,7 +109,7 @@ class CTRTrainingParams(TrainingParams):
     )
     learningRate = worded(
         TrainingParams.learningRate,
-        "of Adam, for the dense layers; never rescaled by numWorkers (above 0). Where it is not set, that of the "
+        "learning rate of Adam, for the dense layers; never rescaled by numWorkers (above 0). Where it is not set, that of the "
         "first-order weights of numbers and of the bias is 10 times as high",
     )
     learningRateSchedule = worded(

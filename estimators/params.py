@@ -83,7 +83,7 @@ class TrainingParams(HasLabelCol, HasWeightCol, HasValidationIndicatorCol, HasSe
     validationFraction = param(
         "validationFraction",
         "fraction of the rows held out for validation, each drawn by itself, between 0 and 1; not together with "
-        "validationIndicatorCol",
+        "validationIndicatorCol; where it is not set, none is drawn",
         fraction,
     )
     validationGroupCol = param(
