@@ -109,8 +109,8 @@ class CTRTrainingParams(TrainingParams):
     )
     learningRate = worded(
         TrainingParams.learningRate,
-        "learning rate of Adam, for the dense layers; never rescaled by numWorkers (above 0). Where it is not set, that of the "
-        "first-order weights of numbers and of the bias is 10 times as high",
+        "learning rate of Adam, for the dense layers; never rescaled by numWorkers (above 0). Where it is not set, "
+        "that of the first-order weights of numbers and of the bias is 10 times as high",
     )
     learningRateSchedule = worded(
         TrainingParams.learningRateSchedule,

@@ -41,10 +41,18 @@ def pytest_collection() -> None:
     gc.disable()  # there is no garbage among the modules that are imported now
 
 
-def pytest_collection_finish() -> None:
+def pytest_collection_finish(session: pytest.Session) -> None:
+    if any(getattr(getattr(item, "obj", None), "is_hypothesis_test", False) for item in session.items):
+        _first_hypothesis()
     # What is there now stays until the end. Without it, a collection looks at a few thousand objects, not at a million.
     gc.freeze()
     gc.enable()
+
+
+@hypothesis.settings(max_examples=1, database=None)
+@hypothesis.given(hypothesis.strategies.none())
+def _first_hypothesis(_: None) -> None:
+    """Has hypothesis make its generator, for which it must find a referrer: it finds none among frozen objects."""
 
 
 def pytest_collectstart(collector: pytest.Collector) -> None:

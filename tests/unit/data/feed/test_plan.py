@@ -148,7 +148,7 @@ def test_ranges_that_touch_are_one_range() -> None:
 @pytest.mark.parametrize(
     ("counts", "batch", "world", "rank", "says"),
     [
-        ([5], 0, 1, 0, "batchSize"),
+        ([5], 0, 1, 0, "batch_size"),
         ([5], -3, 1, 0, "-3"),
         ([5], 1, 2, 2, "a world of 2 ranks"),
         ([5], 1, 2, -1, "-1"),
