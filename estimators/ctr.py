@@ -124,7 +124,9 @@ class CTRClassifier(TrainingEstimator["CTRClassificationModel"], CTRScoringParam
             replace(spec, layout="ragged", width=None) if spec.name in pooled else spec for spec in fitted.features
         )
         model = CTRClassificationModel()
-        model._fitted = replace(fitted, features=specs)
+        model._fitted = replace(
+            fitted, features=specs, numbers=tuple(numbers), categories=tuple(categories), id_bits=ID_BITS
+        )
         model._resetUid(self.uid)
         return self._copyValues(model)
 

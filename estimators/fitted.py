@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 from torch import nn
 
-from hvdspark.artifact import objects as architecture
-from hvdspark.artifact.tables import TABLES, load_model
+from hvdspark.artifact.directory import WEIGHTS, Artifact, fingerprint_of
+from hvdspark.artifact.inputs import Inputs
+from hvdspark.artifact.model import DATA, inputs_of, state_of
+from hvdspark.artifact.objects import weights_of
+from hvdspark.artifact.tables import load_model
+from hvdspark.artifact.tensors import checksum
 from hvdspark.artifact.trust import Trust
-from hvdspark.artifact.weights import WEIGHTS, check_unchanged, checksum, read_manifest
-from hvdspark.artifact.weights import fingerprint as fingerprint_of
-from hvdspark.estimators.persistence import DATA, Saved, pack, unpack
+from hvdspark.estimators.persistence import Saved, pack, unpack
 from hvdspark.score import ScoringSpec
 from hvdspark.specs import ColumnSpec, from_json, to_json
 from hvdspark.store import Store
@@ -40,6 +41,7 @@ class FittedModule:
         features: columns in the order of the module's arguments.
         result: of the training run.
         types: Spark's types of the features in training, by name; empty where the model was saved without.
+        numbers, categories, id_bits: which features come raw, see `artifact.inputs.Inputs`.
         fingerprint: of the weights; those at `model_path` when this object was made, unless it is given.
         saved: what this was loaded from. Kept, because a pipeline that is saved over the one that it was loaded from
             deletes that before it asks its stages what to write.
@@ -51,17 +53,24 @@ class FittedModule:
     features: tuple[ColumnSpec, ...]
     result: TrainResult
     types: Mapping[str, str] = field(default_factory=dict)
+    numbers: tuple[str, ...] = ()
+    categories: tuple[str, ...] = ()
+    id_bits: int = 0
     fingerprint: str = ""
     saved: Saved | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not self.fingerprint:
-            manifest = read_manifest(Store(self.store_uri), self.model_path)
-            object.__setattr__(self, "fingerprint", fingerprint_of(manifest))
+            artifact = Artifact.open(Store(self.store_uri), self.model_path)
+            object.__setattr__(self, "fingerprint", artifact.fingerprint)
 
     @property
     def uri(self) -> str:
         return Store(self.store_uri).spark_uri(self.model_path)
+
+    @property
+    def inputs(self) -> Inputs:
+        return Inputs(self.features, self.types, self.numbers, self.categories, self.id_bits)
 
     @property
     def outputs(self) -> tuple[ModelOutput, ...]:
@@ -85,32 +94,32 @@ class FittedModule:
         if self.saved is not None:
             return self.saved
         module: nn.Module = unpickled(self.skeleton)
-        objects, files = pack({"module": module}, architecture.weights_of(module), allow_pickle)
-        store = Store(self.store_uri)
-        manifest = read_manifest(store, self.model_path)
-        check_unchanged(store, self.model_path, manifest, self.fingerprint)
-        state: dict[str, Any] = {
-            "objects": objects,
-            "features": [asdict(column) for column in self.features],
-            "result": json.loads(to_json(self.result)),
-            "types": dict(self.types),
-        }
-        weights = store.read_bytes(f"{self.model_path}/{WEIGHTS}")
-        tables_at = (self.store_uri, self.model_path)
-        return Saved(state, {**files, WEIGHTS: weights}, manifest["aliases"], manifest.get(TABLES, []), tables_at)
+        objects, files = pack({"module": module}, weights_of(module), allow_pickle)
+        artifact = Artifact.open(Store(self.store_uri), self.model_path, self.fingerprint)
+        state = {**state_of(objects, self.inputs), "result": json.loads(to_json(self.result))}
+        return Saved(
+            state,
+            {**files, WEIGHTS: artifact.read(WEIGHTS)},
+            artifact.manifest["aliases"],
+            artifact.tables,
+            (self.store_uri, self.model_path),
+        )
 
     @classmethod
     def from_saved(cls, saved: Saved, store: Store, trust: Trust) -> FittedModule:
         """Raises PersistenceError when a pickle would have to be loaded, or code to be used, that is not trusted."""
         module = unpack(saved.state["objects"], saved.files, trust)["module"]
-        result = from_json(TrainResult, json.dumps(saved.state["result"]))
+        result, inputs = from_json(TrainResult, json.dumps(saved.state["result"])), inputs_of(saved.state)
         return cls(
             store_uri=store.uri,
             model_path=DATA,
             skeleton=skeleton(module),
-            features=tuple(ColumnSpec(**column) for column in saved.state["features"]),
+            features=inputs.features,
             result=replace(result, model_path=DATA),
-            types=saved.state.get("types", {}),
-            fingerprint=fingerprint_of({"files": {WEIGHTS: checksum(saved.files[WEIGHTS])}, TABLES: saved.tables}),
+            types=inputs.types,
+            numbers=inputs.numbers,
+            categories=inputs.categories,
+            id_bits=inputs.id_bits,
+            fingerprint=fingerprint_of(checksum(saved.files[WEIGHTS]), saved.tables),
             saved=saved,
         )

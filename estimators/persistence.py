@@ -3,7 +3,7 @@
 `data/` holds our files and, written last, a manifest with the format version, the state and a checksum of each file:
 what has no manifest is not a saved object. Nothing on disk is a pickle, except where the user set the Param
 `allowPickle` to save and `spark.hvdspark.allowPickle=true` (the session's setting) to load; and no code is run because
-a file names it, except of packages in the session's `spark.hvdspark.trustedPackages` (see `train.trust`).
+a file names it, except of packages in the session's `spark.hvdspark.trustedPackages` (see `artifact.trust`).
 """
 
 from __future__ import annotations
@@ -12,17 +12,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-import safetensors.torch
 from pyspark.ml.util import DefaultParamsReader, DefaultParamsWriter, MLReader, MLWriter
 from pyspark.sql import SparkSession
 from torch import Tensor
 
-from hvdspark.artifact import objects as architecture
-from hvdspark.artifact.tables import TABLES
+from hvdspark.artifact import objects as described
+from hvdspark.artifact.directory import Artifact, ArtifactWriter
+from hvdspark.artifact.model import DATA
 from hvdspark.artifact.trust import TRUSTED_PACKAGES, Trust
-from hvdspark.artifact.weights import FORMAT, checksum, read_manifest, verify
-from hvdspark.artifact.weights import pack as pack_tensors
-from hvdspark.artifact.weights import unpack as unpack_tensors
 from hvdspark.errors import PersistenceError
 from hvdspark.estimators.paths import check_same_place, spark_store
 from hvdspark.estimators.table_files import copy_tables, verify_tables
@@ -30,9 +27,7 @@ from hvdspark.store import Store
 from hvdspark.train.pickling import pickled, unpickled
 
 ALLOW_PICKLE = "spark.hvdspark.allowPickle"
-DATA = "data"
 _PICKLE = "objects.pickle"
-_TENSORS = "objects.safetensors"
 
 
 @dataclass(frozen=True)
@@ -94,12 +89,11 @@ class HvdSparkWriter(MLWriter):
     def saveImpl(self, path: str) -> None:
         saved, store = self._saved, Store(path)
         DefaultParamsWriter.saveMetadata(self._instance, store.uri, self.sparkSession)
+        writer = ArtifactWriter(store, DATA)
         for name, content in saved.files.items():
-            store.write_bytes(f"{DATA}/{name}", content)
-        files = {name: checksum(content) for name, content in saved.files.items()}
-        manifest = {"format": FORMAT, "state": saved.state, "files": files, "aliases": saved.aliases}
+            writer.file(name, content)
         copy_tables(self.sparkSession, Store(saved.tables_at[0] or path), saved.tables_at[1], store, DATA, saved.tables)
-        store.commit(DATA, {**manifest, TABLES: saved.tables})
+        writer.commit({"state": saved.state, "aliases": saved.aliases}, saved.tables)
 
 
 class HvdSparkReader(MLReader[Any]):
@@ -118,14 +112,15 @@ class HvdSparkReader(MLReader[Any]):
         metadata = DefaultParamsReader.loadMetadata(store.uri, self.sparkSession)
         if metadata["class"] != f"{self._cls.__module__}.{self._cls.__name__}":
             raise PersistenceError("another class was saved here", value=metadata["class"], where=path)
-        manifest = read_manifest(store, DATA)
-        verify(store, DATA, manifest)
-        verify_tables(self.sparkSession, store, DATA, manifest.get(TABLES, []))
-        files = {name: store.read_bytes(f"{DATA}/{name}") for name in manifest["files"]}
+        artifact = Artifact.open(store, DATA)
+        artifact.verify()
+        verify_tables(self.sparkSession, store, DATA, artifact.tables)
+        manifest = artifact.manifest
+        files = {name: artifact.read(name) for name in manifest["files"]}
         instance = self._cls()
         instance._resetUid(metadata["uid"])
         DefaultParamsReader.getAndSetParams(instance, metadata)
-        saved = Saved(manifest["state"], files, manifest["aliases"], manifest.get(TABLES, []), (store.uri, DATA))
+        saved = Saved(manifest["state"], files, manifest["aliases"], artifact.tables, (store.uri, DATA))
         instance._restore(saved, store, trust_of(self.sparkSession))
         return instance
 
@@ -142,12 +137,11 @@ def pack(
         PersistenceError: an object cannot be described and pickle is not allowed, or it cannot be pickled either.
     """
     try:
-        state, tensors = architecture.describe_all(objects, weights)
+        return described.pack(objects, weights)
     except PersistenceError:
         if not allow_pickle:
             raise
         return {}, {_PICKLE: _pickled(objects, weights)}
-    return state, {_TENSORS: pack_tensors(tensors)[0]} if tensors else {}
 
 
 def _pickled(objects: Mapping[str, Any], weights: Mapping[str, Tensor]) -> bytes:
@@ -168,8 +162,7 @@ def unpack(state: Mapping[str, Any], files: Mapping[str, bytes], trust: Trust) -
     Raises:
         PersistenceError: a pickle would have to be loaded, or code to be used, that the session does not trust.
     """
-    tensors = unpack_tensors(safetensors.torch.load(files[_TENSORS]), {}) if _TENSORS in files else {}
-    objects = architecture.rebuild_all(state, tensors, trust)
+    objects = described.unpack(state, files, trust)
     if _PICKLE in files:
         if not trust.everything:
             raise PersistenceError(

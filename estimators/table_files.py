@@ -7,8 +7,8 @@ from typing import Any
 
 from pyspark.sql import SparkSession
 
+from hvdspark.artifact.directory import verify_file
 from hvdspark.artifact.tables import table_files
-from hvdspark.artifact.weights import verify
 from hvdspark.errors import CheckpointError
 from hvdspark.store import Store
 
@@ -36,7 +36,7 @@ def copy_tables(
 
     def copy(entry: dict[str, Any]) -> None:
         target.copy_from(source, f"{directory}/{entry['path']}", f"{target_directory}/{entry['path']}")
-        verify(target, target_directory, {"files": {entry["path"]: entry}})
+        verify_file(target, f"{target_directory}/{entry['path']}", entry)
 
     _for_each(session, copy, table_files(tables))
 
@@ -47,7 +47,7 @@ def verify_tables(session: SparkSession, store: Store, directory: str, tables: S
     Raises:
         CheckpointError: a file is missing or damaged.
     """
-    _for_each(session, lambda entry: verify(store, directory, {"files": {entry["path"]: entry}}), table_files(tables))
+    _for_each(session, lambda entry: verify_file(store, f"{directory}/{entry['path']}", entry), table_files(tables))
 
 
 def _for_each(session: SparkSession, action: Action, entries: Sequence[dict[str, Any]]) -> None:

@@ -13,11 +13,11 @@ from pyspark.sql import functions as F
 from pyspark.sql.types import ArrayType, DoubleType, StructField, StructType
 from torch import nn
 
-from hvdspark.artifact import objects as architecture
+from hvdspark.artifact.directory import WEIGHTS
+from hvdspark.artifact.objects import weights_of
+from hvdspark.artifact.tensors import pack as pack_tensors
+from hvdspark.artifact.tensors import unpack as unpack_tensors
 from hvdspark.artifact.trust import Trust
-from hvdspark.artifact.weights import WEIGHTS
-from hvdspark.artifact.weights import pack as pack_tensors
-from hvdspark.artifact.weights import unpack as unpack_tensors
 from hvdspark.embedding import dense_weights_alone
 from hvdspark.errors import ConfigurationError
 from hvdspark.estimators.asked import columns_of
@@ -186,7 +186,7 @@ class TorchEstimator(TrainingEstimator["TorchModel"], TorchScoringParams, TorchT
         if not isinstance(module, nn.Module):
             state, files = pack(self._objects, {}, allow_pickle)
             return Saved({"objects": state}, files, {})
-        state, files = pack(self._objects, architecture.weights_of(module), allow_pickle)
+        state, files = pack(self._objects, weights_of(module), allow_pickle)
         weights, aliases = pack_tensors(module.state_dict())
         return Saved({"objects": state}, {**files, WEIGHTS: weights}, aliases)
 

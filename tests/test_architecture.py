@@ -32,7 +32,7 @@ MODULES = modules()
 # `import hvdspark` itself names the two functions that it loads at first use.
 ROOT_MAY_NAME = {"launch"}
 # Scores where none of these is installed.
-WITHOUT_SPARK = {"artifact": ("pyspark", "petastorm", "horovod", "pyarrow")}
+WITHOUT_SPARK = {"artifact": ("pyspark", "petastorm", "horovod", "pyarrow", "pandas", "cloudpickle")}
 
 # Too long, or with other modules' private names, until they are taken apart. Names only ever leave these.
 LONG_FILES = {

@@ -27,6 +27,7 @@ Values = NDArray[Any] | Sequence[Any]
 
 # The smallest double that becomes infinite as a float32.
 BEYOND_FLOAT32 = 2.0**128 - 2.0**103
+_NUMBERS = (bool, int, float, np.bool_, np.integer, np.floating, decimal.Decimal, type(None))
 
 
 @dataclass(frozen=True)
@@ -93,8 +94,7 @@ def numbers(values: Values, name: str = "") -> NDArray[np.float64]:
     """
     column = values if isinstance(values, np.ndarray) else np.array(values, dtype=object)
     if column.dtype.kind == "O":
-        known = (bool, int, float, np.bool_, np.integer, np.floating, decimal.Decimal, type(None))
-        if column.ndim != 1 or not all(isinstance(value, known) for value in column):
+        if column.ndim != 1 or not all(isinstance(value, _NUMBERS) for value in column):
             raise _not_a_number(name)
         column = np.array([np.nan if value is None else float(value) for value in column], dtype=np.float64)
     if column.ndim != 1 or column.dtype.kind not in "iufb":
@@ -120,7 +120,7 @@ def to_tensor(column: ColumnSpec, values: Values, keep: bool = False) -> Input:
     """
     if column.layout == "scalar":
         return _from_numpy(_checked(column, np.asarray(values), keep))  # [rows]
-    arrays = list(values)
+    arrays = values if isinstance(values, list) else list(values)
     flat, offsets = _flattened(column, arrays, keep)
     checked = _checked(column, flat, keep)
     if column.layout == "ragged":
@@ -144,7 +144,7 @@ def _flattened(column: ColumnSpec, rows: Sequence[Any], keep: bool) -> tuple[NDA
         raise _invalid(column, "null", keep) from None
     offsets = np.zeros(len(rows) + 1, dtype=np.int64)
     np.cumsum(lengths, out=offsets[1:])
-    if all(isinstance(row, np.ndarray) for row in rows):
+    if not len(rows) or isinstance(rows[0], np.ndarray):
         return (np.concatenate(rows) if len(rows) else np.empty(0, column.dtype)), offsets
     flat = np.empty(int(offsets[-1]), dtype=object)
     flat[:] = [value for row in rows for value in row]
@@ -153,12 +153,32 @@ def _flattened(column: ColumnSpec, rows: Sequence[Any], keep: bool) -> tuple[NDA
 
 def _checked(column: ColumnSpec, values: NDArray[Any], keep: bool) -> NDArray[Any]:
     """All values of a column in its dtype; null and NaN are NaN if they are kept, and raise DataError if not."""
+    if values.dtype.kind == "O":
+        values = _of_objects(column, values, keep)
+    if values.dtype.kind not in "iufb":
+        raise DataError("not numbers", value=str(values.dtype), where=f"feature column {column.name!r}")
     if column.dtype == "int64":
-        if values.dtype.kind != "i" and len(values):  # Arrow makes integers floats where there is a null
-            raise _invalid(column, "null", keep)
+        if values.dtype.kind == "f" and len(values):
+            if not np.isnan(values).any():
+                raise DataError("not integers", value=str(values.dtype), where=f"feature column {column.name!r}")
+            raise _invalid(column, "null", keep)  # Arrow makes integers floats where there is a null
     elif not keep and np.isnan(values.astype(column.dtype, copy=False)).any():
         raise _invalid(column, "null or NaN", keep)
     return values.astype(column.dtype, copy=False)
+
+
+def _of_objects(column: ColumnSpec, values: NDArray[np.object_], keep: bool) -> NDArray[Any]:
+    """Python's numbers as numpy's: integers of 64 bits, or doubles with NaN for None."""
+    whole = column.dtype == "int64"
+    if whole and any(value is None for value in values):
+        raise _invalid(column, "null", keep)
+    known = (bool, int, np.bool_, np.integer) if whole else _NUMBERS
+    if strangers := {type(value).__name__ for value in values if not isinstance(value, known)}:
+        what = "integers" if whole else "numbers"
+        raise DataError(f"not {what}", value=sorted(strangers), where=f"feature column {column.name!r}")
+    if whole:
+        return values.astype(np.int64)
+    return np.array([np.nan if value is None else float(value) for value in values], dtype=np.float64)
 
 
 def _invalid(column: ColumnSpec, what: str, keep: bool) -> DataError:

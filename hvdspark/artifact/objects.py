@@ -9,14 +9,19 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import safetensors.torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from hvdspark.artifact.compare import changed, check_constructed, first_difference, same_bits
 from hvdspark.artifact.describe import OTHERWISE, Describer, Description
 from hvdspark.artifact.rebuild import Rebuilder
+from hvdspark.artifact.tensors import pack as pack_tensors
+from hvdspark.artifact.tensors import unpack as unpack_tensors
 from hvdspark.artifact.trust import Trust
 from hvdspark.errors import PersistenceError
+
+TENSORS = "objects.safetensors"  # those that are no weights
 
 _NOTHING = Trust()
 _VERSIONS = "it may have been written by other versions of hvdspark, torch or the module's package"
@@ -80,6 +85,24 @@ def rebuild_all(descriptions: Mapping[str, Description], tensors: Mapping[str, T
         rebuilt = {name: rebuilder.rebuild(descriptions[name]) for name in sorted(descriptions)}
     rebuilder.forget()
     return rebuilt
+
+
+def pack(objects: Mapping[str, Any], weights: Mapping[str, Tensor]) -> tuple[dict[str, Description], dict[str, bytes]]:
+    """Objects as JSON and as files by name.
+
+    Args:
+        weights: tensors of the objects that are saved elsewhere, by name.
+
+    Raises: as `describe_all`.
+    """
+    state, tensors = describe_all(objects, weights)
+    return state, {TENSORS: pack_tensors(tensors)[0]} if tensors else {}
+
+
+def unpack(state: Mapping[str, Description], files: Mapping[str, bytes], trust: Trust) -> dict[str, Any]:
+    """The objects that `pack` packed; weights have no values yet. Raises as `rebuild`."""
+    tensors = unpack_tensors(safetensors.torch.load(files[TENSORS]), {}) if TENSORS in files else {}
+    return rebuild_all(state, tensors, trust)
 
 
 @contextlib.contextmanager

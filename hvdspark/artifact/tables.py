@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from hvdspark.artifact.directory import TABLES, Artifact
 from hvdspark.artifact.weights import load_weights
 from hvdspark.collectives import Collective, LocalCollective
 from hvdspark.collectives.agreement import raise_together
@@ -20,8 +21,6 @@ from hvdspark.embedding.lineage import dense_weights_alone
 from hvdspark.embedding.module import ShardedEmbeddingCollection
 from hvdspark.errors import CheckpointError, ConfigurationError
 from hvdspark.store import Store
-
-TABLES = "tables"
 
 
 def collections_of(module: nn.Module) -> list[ShardedEmbeddingCollection]:
@@ -85,28 +84,27 @@ def write_tables(
     return tables
 
 
-def read_tables(store: Store, directory: str, module: nn.Module, manifest: Mapping[str, Any]) -> None:
+def read_tables(artifact: Artifact, module: nn.Module) -> None:
     """Replace this rank's rows by those it owns of what `write_tables` wrote, at any world size. Not collective.
 
     Raises:
         CheckpointError: files are missing or damaged, or they are not of these tables.
     """
-    for number, (collection, saved) in enumerate(_matched(directory, module, manifest)):
-        collection.read_rows(store, f"{directory}/{TABLES}/{number}", saved["description"], saved["files"])
+    for place, collection, saved in _matched(artifact, module):
+        collection.read_rows(artifact.store, place, saved["description"], saved["files"])
 
 
-def freeze_tables(store: Store, directory: str, module: nn.Module, manifest: Mapping[str, Any], key: str) -> None:
+def freeze_tables(artifact: Artifact, module: nn.Module) -> None:
     """Let the module look its rows up in the files, for scoring: nothing is read before it is asked for.
 
-    Args:
-        key: of this host's copies, where the store is not a file system of this host; tells these rows from all others.
+    Where the store is not a file system of this host, copies of the files are made here, under the fingerprint.
 
     Raises:
         CheckpointError: the files are not of these tables.
     """
-    for number, (collection, saved) in enumerate(_matched(directory, module, manifest)):
-        place = f"{TABLES}/{number}"
-        collection.freeze(store, f"{directory}/{place}", saved["description"], saved["files"], f"{key}/{number}")
+    for number, (place, collection, saved) in enumerate(_matched(artifact, module)):
+        key = f"{artifact.fingerprint}/{number}"
+        collection.freeze(artifact.store, place, saved["description"], saved["files"], key)
 
 
 def table_files(tables: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -119,18 +117,20 @@ def table_files(tables: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def _matched(
-    directory: str, module: nn.Module, manifest: Mapping[str, Any]
-) -> list[tuple[ShardedEmbeddingCollection, dict[str, Any]]]:
-    collections, saved = collections_of(module), manifest.get(TABLES, [])
+def _matched(artifact: Artifact, module: nn.Module) -> list[tuple[str, ShardedEmbeddingCollection, dict[str, Any]]]:
+    """For each collection its directory, itself, and what the manifest says of it."""
+    collections, saved = collections_of(module), artifact.tables
     if len(collections) != len(saved):
         raise CheckpointError(
             "the module has another number of embedding collections",
             value=f"{len(saved)} were saved, {len(collections)} are there",
-            where=directory,
+            where=artifact.directory,
             hint="the tables are of another module",
         )
-    return list(zip(collections, saved, strict=True))
+    return [
+        (f"{artifact.directory}/{TABLES}/{number}", collection, known)
+        for number, (collection, known) in enumerate(zip(collections, saved, strict=True))
+    ]
 
 
 def _gathered(
@@ -160,6 +160,5 @@ def load_model(store: Store, directory: str, module: nn.Module, fingerprint: str
     Raises:
         CheckpointError: the weights are missing, damaged, others than meant, or do not fit the module.
     """
-    manifest = load_weights(store, directory, module, fingerprint)
-    freeze_tables(store, directory, module, manifest, fingerprint)
+    freeze_tables(load_weights(store, directory, module, fingerprint), module)
     return module.eval()

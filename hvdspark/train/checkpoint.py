@@ -23,17 +23,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hvdspark.artifact.tables import TABLES, read_tables, write_tables
-from hvdspark.artifact.weights import (
-    FORMAT,
-    WEIGHTS,
-    checksum,
-    load_weights,
-    read_tensors,
-    unpack,
-    write_tensors,
-    write_weights,
-)
+from hvdspark.artifact.directory import WEIGHTS, Artifact, ArtifactWriter
+from hvdspark.artifact.tables import read_tables, write_tables
+from hvdspark.artifact.weights import load_weights, write_weights
 from hvdspark.collectives import Collective
 from hvdspark.collectives.agreement import broadcast_json, raise_together, ranks_where
 from hvdspark.errors import CheckpointError
@@ -139,8 +131,8 @@ class Checkpoints:
         error: Exception | None = None
         own = OfRank([], [])
         try:
-            saved = read_tensors(self._store, f"{self._directory(progress.place)}/{_RANKS}")
-            own = restored(saved, self._collective)
+            saved = Artifact.open(self._store, self._directory(progress.place))
+            own = restored(saved.tensors(_RANKS), self._collective)
         except Exception as caught:  # raised on every rank below
             error = caught
         raise_together(self._collective, error, CheckpointError, "restoring the middle of an epoch")
@@ -151,7 +143,7 @@ class Checkpoints:
         error: Exception | None = None
         directory = self._directory((epoch + 1, 0))
         try:
-            read_tables(self._store, directory, module, load_weights(self._store, directory, module))
+            read_tables(load_weights(self._store, directory, module), module)
         except Exception as caught:  # raised on every rank below
             error = caught
         raise_together(self._collective, error, CheckpointError, "restoring the best epoch")
@@ -161,8 +153,8 @@ class Checkpoints:
         self._on_rank_0("clearing the model", lambda: self._store.delete(self.model_path))
         tables = write_tables(self._store, self.model_path, module, self._collective, state=False)
 
-        known = {**manifest, "run_id": self._run_id, TABLES: tables}
-        self._on_rank_0("model", lambda: write_weights(self._store, self.model_path, module, known))
+        known = {**manifest, "run_id": self._run_id}
+        self._on_rank_0("model", lambda: write_weights(self._store, self.model_path, module, known, tables))
 
     def _write(
         self,
@@ -174,37 +166,25 @@ class Checkpoints:
         of_ranks: dict[str, Tensor],
     ) -> None:
         tensors, tree = flatten_state(optimizer.state_dict())
-        text = json.dumps(tree).encode()
-        weights, aliases = write_tensors(self._store, f"{directory}/{WEIGHTS}", module.state_dict())
-        state, shared = write_tensors(self._store, f"{directory}/{_OPTIMIZER_TENSORS}", tensors)
-        self._store.write_bytes(f"{directory}/{_OPTIMIZER_TREE}", text)
-        files = {WEIGHTS: weights, _OPTIMIZER_TENSORS: state, _OPTIMIZER_TREE: checksum(text)}
+        writer = ArtifactWriter(self._store, directory)
+        writer.tensors(WEIGHTS, module.state_dict())
+        writer.tensors(_OPTIMIZER_TENSORS, tensors)
+        writer.file(_OPTIMIZER_TREE, json.dumps(tree).encode())
         if of_ranks:
-            files[_RANKS], _ = write_tensors(self._store, f"{directory}/{_RANKS}", of_ranks)
-        manifest = {
-            "format": FORMAT,
-            "run_id": self._run_id,
-            "epoch": progress.epochs - 1,
-            "ranks": self._collective.size,
-            "progress": progress.to_plain(),
-            "aliases": aliases,
-            "optimizer_aliases": shared,
-            "files": files,
-            TABLES: tables,
-        }
-        self._store.commit(directory, manifest)
+            writer.tensors(_RANKS, of_ranks)
+        known = {"run_id": self._run_id, "epoch": progress.epochs - 1, "ranks": self._collective.size}
+        writer.commit({**known, "progress": progress.to_plain()}, tables)
         keep = {_name(progress.place), _name((progress.best.epoch + 1, 0))}
         for name in set(self._store.list(self._root)) - keep:
             self._store.delete(f"{self._root}/{name}/{MANIFEST}")  # first, so that it never looks complete
             self._store.delete(f"{self._root}/{name}")
 
     def _load(self, directory: str, module: nn.Module, optimizer: torch.optim.Optimizer) -> TrainProgress:
-        manifest = load_weights(self._store, directory, module)
-        tree = json.loads(self._store.read_text(f"{directory}/{_OPTIMIZER_TREE}"))
-        tensors = read_tensors(self._store, f"{directory}/{_OPTIMIZER_TENSORS}")
-        load_optimizer_state(optimizer, unpack(tensors, manifest["optimizer_aliases"]), tree, directory)
-        read_tables(self._store, directory, module, manifest)
-        return TrainProgress.from_plain(manifest["progress"], directory)
+        artifact = load_weights(self._store, directory, module)
+        tree = json.loads(artifact.read(_OPTIMIZER_TREE))
+        load_optimizer_state(optimizer, artifact.tensors(_OPTIMIZER_TENSORS), tree, directory)
+        read_tables(artifact, module)
+        return TrainProgress.from_plain(artifact.manifest["progress"], directory)
 
     def _directory(self, place: Sequence[int]) -> str:
         return f"{self._root}/{_name(place)}"

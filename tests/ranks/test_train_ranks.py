@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from hvdspark.artifact.weights import WEIGHTS, read_tensors
+from hvdspark.artifact.directory import WEIGHTS
+from hvdspark.artifact.tensors import read_tensors
 from hvdspark.collectives import LocalCollective
 from hvdspark.errors import RankFailedError
 from hvdspark.specs import TrainSpec, to_json

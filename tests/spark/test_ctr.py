@@ -15,6 +15,7 @@ from pyspark.ml.evaluation import BinaryClassificationEvaluator
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
+from hvdspark.artifact import TrainedModel
 from hvdspark.data.readers import moments
 from hvdspark.errors import CheckpointError, ConfigurationError, DataError, PersistenceError, SchemaError
 from hvdspark.estimators import CTRClassificationModel, CTRClassifier
@@ -138,6 +139,10 @@ def test_a_saved_model_knows_the_types_of_training(
     as_numbers = data.withColumn("page", F.lit(7))
     with pytest.raises(SchemaError, match="trained on string here: 'int'.*'page'.*Hint: cast it to string"):
         model.transform(as_numbers)
+    scored = model.transform(data.coalesce(1)).collect()
+    columns = {name: [row[name] for row in scored] for name in [*NUMBERS, *CATEGORIES]}
+    (logits,) = TrainedModel.read(str(tmp_path / "model")).predict(columns)  # without Spark
+    assert logits.tolist() == [row["rawPrediction"][1] for row in scored]
     manifest = tmp_path / "model" / "data" / "manifest.json"
     content = json.loads(manifest.read_text())
     del content["state"]["types"]  # as it was before types were saved

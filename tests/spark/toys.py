@@ -14,7 +14,7 @@ from pyspark.sql import functions as F
 from torch import Tensor, nn
 
 from hvdspark.artifact.forward import OutputSpec
-from hvdspark.artifact.weights import FORMAT, WEIGHTS, checksum, pack
+from hvdspark.artifact.weights import write_weights
 from hvdspark.estimators import TorchEstimator, TorchModel
 from hvdspark.estimators.fitted import FittedModule
 from hvdspark.specs import ColumnSpec
@@ -70,9 +70,7 @@ def as_fitted(
 ) -> TorchModel:
     """A model as `fit` makes one, without the fit. Its output is [rows], or [rows, width]."""
     store = Store(store_uri)
-    weights, aliases = pack(module.state_dict())
-    store.write_bytes(f"{directory}/{WEIGHTS}", weights)
-    store.commit(directory, {"format": FORMAT, "files": {WEIGHTS: checksum(weights)}, "aliases": aliases})
+    write_weights(store, directory, module, {})
     output = OutputSpec(None, () if width is None else (width,), "float32")
     result = TrainResult((), 0, 0, None, directory, (output,), "float32", 1, {})
     model = TorchModel()

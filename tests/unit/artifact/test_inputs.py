@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from hvdspark.artifact.forward import Input
 from hvdspark.artifact.inputs import Inputs, numbers
 from hvdspark.data import Ragged
 from hvdspark.errors import DataError
@@ -88,3 +89,50 @@ def test_what_cannot_be_scored_is_named(changes: dict[str, Any], message: str) -
 def test_a_missing_column_is_named() -> None:
     with pytest.raises(DataError, match=r"missing: \['user'\].*Hint.*given are \['price', 'tags'\]"):
         RAW.tensors({"price": [1.0], "tags": [[]]})
+
+
+PLAIN = Inputs(
+    (
+        ColumnSpec("x", "float32", "scalar"),
+        ColumnSpec("v", "float32", "fixed", 2),
+        ColumnSpec("k", "int64", "scalar"),
+        ColumnSpec("w", "int64", "ragged"),
+    )
+)
+
+
+def parts(value: Input) -> list[torch.Tensor]:
+    return [value.values, value.offsets] if isinstance(value, Ragged) else [value]
+
+
+def test_lists_become_what_arrays_become() -> None:
+    lists: dict[str, Any] = {"x": [1, 0.5], "v": [[1, 2.5], [3, 4]], "k": [2**62 + 1, True], "w": [[2**53 + 1], []]}
+    arrays = {
+        "x": np.array([1, 0.5]),
+        "v": [np.array([1, 2.5], "f"), np.array([3, 4], "f")],
+        "k": np.array([2**62 + 1, 1]),
+        "w": [np.array([2**53 + 1]), np.array([], np.int64)],
+    }
+    for name, one in PLAIN.tensors(lists).items():
+        other = PLAIN.tensors(arrays)[name]
+        for left, right in zip(parts(one), parts(other), strict=True):
+            assert left.dtype == right.dtype
+            assert torch.equal(left, right)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"x": [1.0, None]}, "null or NaN in feature column 'x'"),
+        ({"x": ["a", "b"]}, "not numbers.*'x'"),
+        ({"x": [1.0, "b"]}, "not numbers.*'x'"),
+        ({"k": [1, 0.5]}, "not integers.*'k'"),
+        ({"k": [1, None]}, "null in feature column 'k'"),
+        ({"w": [[1], [None]]}, "null in feature column 'w'"),
+        ({"v": [[1.0, 2.0], [1.0]]}, "arrays of length 2: 1.*Hint"),
+    ],
+)
+def test_other_values_than_in_training_are_named(changes: dict[str, Any], message: str) -> None:
+    columns = {"x": [1.0, 2.0], "v": [[1.0, 2.0], [3.0, 4.0]], "k": [1, 2], "w": [[1], [2]]}
+    with pytest.raises(DataError, match=message):
+        PLAIN.tensors({**columns, **changes})

@@ -6,16 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hvdspark.artifact.weights import (
-    FORMAT,
-    WEIGHTS,
-    check_saveable,
-    checksum,
-    load_weights,
-    pack,
-    read_tensors,
-    unpack,
-)
+from hvdspark.artifact.directory import WEIGHTS, Artifact
+from hvdspark.artifact.tensors import pack, read_tensors, unpack
+from hvdspark.artifact.weights import check_saveable, load_weights, write_weights
 from hvdspark.errors import CheckpointError, ConfigurationError
 from hvdspark.store import Store
 
@@ -34,9 +27,8 @@ class Extra(nn.Linear):
 
 
 def write(store: Store, module: nn.Module, directory: str = "model") -> dict[str, str]:
-    data, aliases = pack(module.state_dict())
-    store.write_bytes(f"{directory}/{WEIGHTS}", data)
-    store.commit(directory, {"format": FORMAT, "files": {WEIGHTS: checksum(data)}, "aliases": aliases})
+    write_weights(store, directory, module, {})
+    aliases: dict[str, str] = Artifact.open(store, directory).manifest["aliases"]
     return aliases
 
 
@@ -131,6 +123,7 @@ def test_a_damaged_file_is_found(how: str, words: str, tmp_path: Path) -> None:
         (None, "no complete model or checkpoint here"),
         ("{", "manifest cannot be read"),
         ('{"format": 2}', "newer format"),
+        ('{"format": 2, "written_by": "hvdspark 7"}', "newer format: 2.*Hint: upgrade hvdspark: hvdspark 7 wrote it"),
         ("{}", "newer format"),
         ("[]", "is damaged"),
         ('{"format": 1, "files": {}, "state": 5}', "is damaged"),

@@ -17,7 +17,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from hvdspark.artifact.weights import checksum
+from hvdspark.artifact.tensors import checksum
 from hvdspark.collectives import LocalCollective
 from hvdspark.embedding import Initialization, ShardedEmbeddingCollection, SparseOptimizer, TableConfig
 from hvdspark.embedding.kernels.optimizers import initial_state, update

@@ -171,8 +171,8 @@ def test_the_model_is_loadable_and_clear_forgets_everything(tmp_path: Path) -> N
     save_epochs(store, 1)
     checkpoints.write_model(module, {"epoch": 0})
     other = nn.Linear(2, 1)
-    manifest = load_weights(store, checkpoints.model_path, other)
-    assert manifest["epoch"] == 0
+    artifact = load_weights(store, checkpoints.model_path, other)
+    assert artifact.manifest["epoch"] == 0
     assert equal(dict(other.state_dict()), dict(module.state_dict()))
     checkpoints.clear()
     assert list((tmp_path / RUN).iterdir()) == []

@@ -252,7 +252,7 @@ def test_result_is_plain_data_and_the_model_is_in_the_store(store: Store) -> Non
     assert from_json(TrainResult, text) == results[0]
     assert results[0].parameters == sum(parameter.numel() for parameter in ClickNet().parameters())
     module = ClickNet()
-    manifest = load_weights(store, results[0].model_path, module)
+    manifest = load_weights(store, results[0].model_path, module).manifest
     assert largest_difference(dict(module.state_dict()), weights_of(programs[1])) == 0
     assert manifest["outputs"] == [{"name": None, "shape": [1], "dtype": "float32"}]
     assert results[0].model_path == "runs/run-1/model"

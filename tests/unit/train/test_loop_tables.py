@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from hvdspark.artifact.directory import Artifact
 from hvdspark.artifact.tables import bind_tables, collections_of, load_model, write_tables
 from hvdspark.collectives import ThreadedCollective, run_threaded
 from hvdspark.embedding import Admission, Initialization, ShardedEmbeddingCollection, SparseOptimizer, TableConfig
@@ -213,10 +214,8 @@ def test_a_resumed_run_is_the_uninterrupted_one_at_any_size(store: Store, resume
 
 
 def scored(store: Store, program: Program, result: TrainResult) -> Callable[[Tensor, Tensor], Tensor]:
-    from hvdspark.artifact.weights import fingerprint, read_manifest
-
-    manifest = read_manifest(store, result.model_path)
-    return load_model(store, result.model_path, ShardedNet(), fingerprint(manifest))
+    fingerprint = Artifact.open(store, result.model_path).fingerprint
+    return load_model(store, result.model_path, ShardedNet(), fingerprint)
 
 
 def test_the_model_has_the_rows_of_the_best_epoch(store: Store) -> None:

@@ -16,8 +16,8 @@ import torch
 from torch import nn
 
 from hvdspark.artifact.objects import describe_all, rebuild, weights_of
+from hvdspark.artifact.tensors import pack, unpack
 from hvdspark.artifact.trust import Trust
-from hvdspark.artifact.weights import pack, unpack
 from hvdspark.errors import PersistenceError
 from hvdspark.train.pickling import skeleton
 from tests.unit.train.ordinary import MODULES, REFUSED, rows
