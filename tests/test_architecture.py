@@ -35,9 +35,7 @@ ROOT_MAY_NAME = {"launch"}
 WITHOUT_SPARK = {"artifact": ("pyspark", "petastorm", "horovod", "pyarrow", "pandas", "cloudpickle")}
 
 # Too long, or with other modules' private names, until they are taken apart. Names only ever leave these.
-LONG_FILES = {
-    "hvdspark.store",
-}
+LONG_FILES: set[str] = set()
 LONG_FUNCTIONS: set[tuple[str, str]] = set()
 WITH_PRIVATE_NAMES: set[str] = set()
 # Attributes of torch and Horovod that some class of ours has, too.

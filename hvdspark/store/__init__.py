@@ -1,16 +1,6 @@
 """Where datasets, runs and models live: one URI, three spellings, and the rules for writing.
 
-The same directory has a different name for each reader:
-
-    given              Spark                    fsspec and Petastorm     plain files
-    /data/x            file:///data/x           file:///data/x           /data/x
-    s3://b/x           s3a://b/x                s3://b/x                 -
-    dbfs:/x, /dbfs/x   dbfs:/x                  file:///dbfs/x           /dbfs/x
-    /Volumes/c/x       dbfs:/Volumes/c/x        file:///Volumes/c/x      /Volumes/c/x
-    abfss://c@a/x      abfss://c@a/x            abfs://c@a/x             -
-    hdfs://nn/x        hdfs://nn/x              hdfs://nn/x              -
-
-This is the only place that knows. Paths handed to a `Store` are relative to it, with forward slashes.
+How it is spelled for whom is in `spellings`. Paths handed to a `Store` are relative to it, with forward slashes.
 
 Nothing half-written is ever visible under its final name: single files are written under a temporary name and renamed
 (object stores publish a file only when it is complete), directories count as written once `commit` has put
@@ -22,25 +12,20 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import shutil
 import tempfile
-import urllib.parse
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from hvdspark.errors import StoreError
+from hvdspark.store.spellings import RENAMING, canonical, checked, fsspec_form, joined
 
 __all__ = ["Store"]
 
 MANIFEST = "manifest.json"
 
-_SPARK_SCHEME = {"s3": "s3a", "s3n": "s3a", "gcs": "gs"}
-_FSSPEC_SCHEME = {"s3a": "s3", "abfss": "abfs", "viewfs": "hdfs"}
-# Rename is one step there; elsewhere a single write is.
-_RENAMING = {"hdfs", "webhdfs", "viewfs"}
 _COPIED_BYTES = 1 << 22
 _PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "abfs": "adlfs"}
 
@@ -49,15 +34,15 @@ class Store:
     """A directory that the driver and all ranks can reach. Holds nothing but its URI, so it can be pickled.
 
     Args:
-        uri: a plain path or a URI of any scheme in the table above (or another one that fsspec knows).
+        uri: a plain path or a URI of any scheme in the table of `spellings` (or another one that fsspec knows).
 
     Raises:
         StoreError: the URI is empty, malformed, of an unknown scheme, or carries credentials.
     """
 
     def __init__(self, uri: str) -> None:
-        self.uri = _canonical(uri)
-        self._fsspec_uri = _fsspec_form(self.uri)
+        self.uri = canonical(uri)
+        self._fsspec_uri = fsspec_form(self.uri)
 
     def __repr__(self) -> str:
         return f"Store({self.uri!r})"
@@ -70,17 +55,17 @@ class Store:
 
     def spark_uri(self, path: str = "") -> str:
         """What `spark.read` and `df.write` take. Not percent-encoded: Hadoop takes blanks as they are."""
-        return _join(self.uri, path)
+        return joined(self.uri, path)
 
     def petastorm_uri(self, path: str = "") -> str:
         """What Petastorm takes: always with a scheme, and one that fsspec knows."""
-        return _join(self._fsspec_uri, path)
+        return joined(self._fsspec_uri, path)
 
     def local_path(self, path: str = "") -> Path | None:
         """The path for plain file access, or None when the store is not a mounted file system."""
         if not self._fsspec_uri.startswith("file://"):
             return None
-        return Path(_join(self._fsspec_uri.removeprefix("file://"), path))
+        return Path(joined(self._fsspec_uri.removeprefix("file://"), path))
 
     def filesystem(self) -> Any:
         """The fsspec filesystem of the store. StoreError if its package is not installed."""
@@ -101,7 +86,7 @@ class Store:
     def path(self, path: str = "") -> str:
         """The key of `path` in `filesystem()`."""
         local = self.local_path(path)
-        return str(local) if local is not None else self.filesystem()._strip_protocol(_join(self._fsspec_uri, path))
+        return str(local) if local is not None else self.filesystem()._strip_protocol(joined(self._fsspec_uri, path))
 
     def exists(self, path: str = "") -> bool:
         """Whether there is a file or directory of that name."""
@@ -188,7 +173,7 @@ class Store:
                 with self._publishing(path) as target:
                     self.filesystem().put_file(spool.name, target)
             return
-        self.make_directory(_checked(path).rpartition("/")[0])
+        self.make_directory(checked(path).rpartition("/")[0])
         temporary = local.with_name(_temporary(local.name))
         with self._named("write", path):
             try:
@@ -242,25 +227,25 @@ class Store:
 
     def commit(self, path: str, manifest: dict[str, Any]) -> None:
         """Declare the directory `path` complete by writing its manifest, last."""
-        self.write_text(f"{_checked(path)}/{MANIFEST}", json.dumps(manifest, sort_keys=True))
+        self.write_text(f"{checked(path)}/{MANIFEST}", json.dumps(manifest, sort_keys=True))
 
     def committed(self, path: str) -> dict[str, Any] | None:
         """The manifest of a complete directory; None if it is missing or was never committed."""
-        manifest = f"{_checked(path)}/{MANIFEST}"
+        manifest = f"{checked(path)}/{MANIFEST}"
         if not self.exists(manifest):
             return None
         try:
             return cast("dict[str, Any]", json.loads(self.read_text(manifest)))
         except ValueError as error:
-            raise StoreError("a manifest cannot be parsed", value=_join(self.uri, manifest)) from error
+            raise StoreError("a manifest cannot be parsed", value=joined(self.uri, manifest)) from error
 
     @contextlib.contextmanager
     def _publishing(self, path: str) -> Iterator[str]:
         """The key to write a whole file to, on a file system that is not local; what is there then becomes `path`."""
-        parent, _, name = _checked(path).rpartition("/")
+        parent, _, name = checked(path).rpartition("/")
         self.make_directory(parent)
         with self._named("write", path):
-            if self._fsspec_uri.split(":", 1)[0] in _RENAMING:
+            if self._fsspec_uri.split(":", 1)[0] in RENAMING:
                 temporary = self.path(f"{parent}/{_temporary(name)}".lstrip("/"))
                 yield temporary
                 self.filesystem().mv(temporary, self.path(path))
@@ -281,78 +266,10 @@ class Store:
         except OSError as error:
             raise StoreError(
                 f"cannot {verb} a path of the store ({_cause(error)})",
-                value=_join(self.uri, path),
+                value=joined(self.uri, path),
                 where="store_uri",
                 hint="check that the path exists and that this user may use it, on this host",
             ) from error
-
-
-def _canonical(uri: str) -> str:
-    """The Spark form of a URI, without a final slash."""
-    if not isinstance(uri, str) or not uri.strip():
-        raise StoreError(
-            "the store URI is empty", value=uri, where="store_uri", hint="for example file:///data/hvdspark"
-        )
-    if re.search(r"://[^/]*:[^/]*@", uri):
-        raise StoreError(
-            "the store URI carries credentials",
-            where="store_uri",
-            hint="put them into the Hadoop configuration or the environment of the driver and the executors",
-        )
-    if re.match(r"(?i)file:", uri):
-        uri = urllib.parse.unquote(uri)  # pathlib's as_uri() encodes, Spark's paths are not encoded
-    if refused := sorted(set(re.findall(r"[?#*%\[\]{}\x00-\x1f]", uri))):
-        raise StoreError(
-            "the store URI has characters that Spark, Petastorm and fsspec read differently",
-            value=refused,
-            where="store_uri",
-            hint="use a plain path without ? # * % [ ] { }",
-        )
-    match = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):(.*)$", uri)
-    scheme, rest = (match[1].lower(), match[2]) if match else ("file", str(Path(uri).expanduser().absolute()))
-    if scheme in {"file", "dbfs"}:
-        path = os.path.normpath("/" + rest.lstrip("/"))
-        if scheme == "file" and rest.startswith("//") and not rest.startswith("///"):
-            raise StoreError("a file URI has no host", value=uri, where="store_uri", hint=f"did you mean file:/{rest}?")
-        if scheme == "file" and path.startswith("/dbfs/"):
-            return f"dbfs:{path.removeprefix('/dbfs')}"
-        return f"dbfs:{path}" if scheme == "dbfs" or path.startswith("/Volumes/") else f"file://{path}"
-    scheme = _SPARK_SCHEME.get(scheme, scheme)
-    if not rest.startswith("//") or (scheme not in _RENAMING | {"memory"} and not rest[2:].split("/")[0]):
-        raise StoreError(
-            "the store URI names no bucket or host", value=uri, where="store_uri", hint=f"{scheme}://NAME/PATH"
-        )
-    if scheme not in _known_schemes():
-        raise StoreError(
-            "unknown scheme of a store URI", value=scheme, where="store_uri", hint="file, s3a, gs, abfss, hdfs or dbfs"
-        )
-    host, _, path = rest[2:].partition("/")
-    return f"{scheme}://{host}/{path.strip('/')}".rstrip("/") if host or path else f"{scheme}:///"
-
-
-def _known_schemes() -> set[str]:
-    from fsspec.registry import known_implementations
-
-    return {*known_implementations, *_FSSPEC_SCHEME}
-
-
-def _fsspec_form(uri: str) -> str:
-    """The spelling that fsspec and Petastorm know, of a canonical URI."""
-    scheme, rest = uri.split(":", 1)
-    if scheme == "dbfs":
-        return f"file://{rest}" if rest.startswith("/Volumes/") else f"file:///dbfs{rest}"
-    return f"{_FSSPEC_SCHEME.get(scheme, scheme)}:{rest}"
-
-
-def _checked(path: str) -> str:
-    if path.startswith("/") or ".." in path.split("/") or "\x00" in path:
-        raise StoreError("a path in the store must be relative to it", value=path)
-    return path.strip("/")
-
-
-def _join(base: str, path: str) -> str:
-    path = _checked(path)
-    return f"{base.rstrip('/')}/{path}" if path else base
 
 
 def _temporary(name: str) -> str:
