@@ -18,6 +18,7 @@ from torch.autograd.function import once_differentiable
 
 from hvdspark.embedding.ids.distinct import Unique, sum_equal, whole_table
 from hvdspark.embedding.ids.jagged import Jagged
+from hvdspark.embedding.kernels.stacked import sum_stacked
 from hvdspark.embedding.phases import BACKWARD, EXPAND, in_phase
 
 
@@ -123,21 +124,14 @@ class _Stack(torch.autograd.Function):
     @in_phase(BACKWARD)
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = gradients
-        batch, fields, dim = gradient.shape
-        if gradient.stride()[1:] != (dim, 1) or gradient.stride(0) % dim:
-            gradient = gradient.contiguous()
-        # Often a slice of a wider tensor, that of a `torch.cat`: read where it lies.
-        distance = gradient.stride(0) // dim
-        spanned = (batch - 1) * distance + fields if batch else 0
-        of_each_id = gradient.as_strided((spanned, dim), (dim, 1))
-        firsts = torch.arange(batch) * distance
         sums: dict[int, Tensor] = {}
         # Tables that are there as a whole are counted together: many are small.
         whole = [source for source in ctx.sources if source.distinct is None]
         for together in [*([source] for source in ctx.sources if source.distinct is not None), whole]:
             if together:
-                places = torch.cat([firsts + column for source in together for column in source.columns])
-                summed = sum_equal(of_each_id, _readers(together), places)
+                columns = [column for source in together for column in source.columns]
+                readers = _readers(together)
+                summed = sum_stacked(gradient, readers.inverse, columns, len(readers.keys))
                 parts = summed.split([len(source.rows) for source in together])
                 sums.update(zip(map(id, together), parts, strict=True))
         return None, *(sums[id(source)] for source in ctx.sources)

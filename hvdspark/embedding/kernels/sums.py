@@ -40,9 +40,9 @@ def compiled(values: Tensor, numbers: Tensor, count: int, places: Tensor | None 
     places = None if places is None else places.contiguous()
     if len(numbers) != len(values if places is None else places):
         raise IndexError(f"{len(numbers)} numbers for {len(values if places is None else places)} rows")
-    _check(numbers, count)
+    check_indexes(numbers, count)
     if places is not None:
-        _check(places, len(values))
+        check_indexes(places, len(values))
     sums = values.new_zeros(count, values.shape[1])
     _sum(
         address(values.numpy(), np.float32),
@@ -55,7 +55,8 @@ def compiled(values: Tensor, numbers: Tensor, count: int, places: Tensor | None 
     return sums
 
 
-def _check(indexes: Tensor, limit: int) -> None:
+def check_indexes(indexes: Tensor, limit: int) -> None:
+    """IndexError unless all are in [0, limit)."""
     if len(indexes):
         least, most = (int(bound) for bound in indexes.aminmax())
         if least < 0 or most >= limit:

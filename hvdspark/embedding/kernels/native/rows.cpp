@@ -13,8 +13,8 @@ INLINE void sum(const float* values, const int64_t* places, const int64_t* numbe
             fetch<0>(values + (places ? places[l + AHEAD] : l + AHEAD) * width, bytes);
             fetch<1>(sums + numbers[l + AHEAD] * width, bytes);
         }
-        const float* value = values + (places ? places[l] : l) * width;
-        float* total = sums + numbers[l] * width;
+        const float* __restrict value = values + (places ? places[l] : l) * width;
+        float* __restrict total = sums + numbers[l] * width;
         for (int64_t column = 0; column < width; column++) total[column] += value[column];
     }
 }
