@@ -22,7 +22,7 @@ class TrainState:
         optimizer: the rank's live optimizer; it computes on gradients that are already summed over the ranks.
         epoch, epochs: current epoch (from 0) and how many there will be at most.
         step, steps: global batches done in this epoch, and in a whole epoch.
-        metrics: the last complete epoch's history row; equal on all ranks.
+        metrics: the last complete epoch's history row, {} before there is one; equal on all ranks.
         history: all complete epochs' rows.
         warnings: sentences that end up in the result.
         stop_requested: whether `stop` was called on this rank.
@@ -58,7 +58,7 @@ class Callback(Inert):
         """Before the first epoch (again after a resume)."""
 
     def on_epoch_begin(self, state: TrainState) -> None:
-        """Before the first batch of an epoch."""
+        """Before the first batch of an epoch (or, after a resume in the middle of one, of the rest of it)."""
 
     def on_batch_end(self, state: TrainState) -> None:
         """After each global batch."""

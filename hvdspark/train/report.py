@@ -33,9 +33,13 @@ class Reporter:
         rows: int,
         rows_per_s: float,
         loss: float,
-        seconds: Mapping[str, float],
+        seconds: Callable[[], Mapping[str, float]],
     ) -> None:
-        """Global batches are done; sent at most four times a second. The arguments are those of `StepsDone`."""
+        """Global batches are done; sent at most four times a second. The arguments are those of `StepsDone`.
+
+        Args:
+            seconds: called where something is sent.
+        """
         now = time.perf_counter()
         if now - self._last < _INTERVAL_S:
             return
@@ -50,7 +54,7 @@ class Reporter:
                 "rows": rows,
                 "rows_per_s": rows_per_s,
                 "loss": loss,
-                "seconds": dict(seconds),
+                "seconds": dict(seconds()),
             }
         )
 

@@ -216,9 +216,10 @@ class GradientStep:
         rate = self._rates.factor(optimizer_steps)
         missing = self._gradients.fill_missing(diverged=self._divergence.found is not None)
         self._distributed.synchronize()
-        sums = sums_of(self._gradients.present)
+        gradients = self._gradients.present
+        sums = sums_of(gradients)
         # A rank that has diverged has told so through the dense gradients: no rank gets to exchange the sharded ones.
-        if not all_finite(sums, self._gradients.present) or any(table.synchronize() for table in self._tables):
+        if not all_finite(sums, gradients) or any(table.synchronize() for table in self._tables):
             self._divergence.raise_everywhere(epoch, step)
         if 0.0 in sums:
             self._gradients.drop_unused(missing)

@@ -155,7 +155,7 @@ class Trainer:
             done.rows,
             done.rows / (time.perf_counter() - self._started),
             run.loss.value(part),
-            run.clock.since(self._before),
+            lambda: run.clock.since(self._before),
         )
 
     def end_epoch(self) -> Row:

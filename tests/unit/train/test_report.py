@@ -18,7 +18,7 @@ def test_only_rank_0_reports_and_not_too_often(monkeypatch: pytest.MonkeyPatch) 
     for step in range(100):
         now[0] += 0.01
         for one in (reporter, silent):
-            one.steps_done(0, 1, step + 1, 100, 10 * step, 1000.0, 0.5, {"loading": 0.25})
+            one.steps_done(0, 1, step + 1, 100, 10 * step, 1000.0, 0.5, lambda: {"loading": 0.25})
     silent.epoch_ended({"epoch": 0})
     assert [event["step"] for event in events] == [1, 26, 51, 76]
     assert events[0] == {
@@ -39,7 +39,7 @@ def test_only_rank_0_reports_and_not_too_often(monkeypatch: pytest.MonkeyPatch) 
 def test_the_driver_makes_events_of_all_reports() -> None:
     reports: list[dict[str, Any]] = []
     reporter = Reporter(reports.append, 0)
-    reporter.steps_done(1, 3, 7, 9, 70, 1000.0, 0.5, {"loading": 0.25})
+    reporter.steps_done(1, 3, 7, 9, 70, 1000.0, 0.5, lambda: {"loading": 0.25})
     reporter.epoch_ended({"epoch": 1, "train_loss": 0.5})
     reporter.checkpoint_committed(2, "runs/r/checkpoints/epoch-00001")
     reporter.warning("look here")
