@@ -7,6 +7,7 @@ user has them; others in the types that the module was trained on.
 from __future__ import annotations
 
 import decimal
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -144,10 +145,12 @@ def _flattened(column: ColumnSpec, rows: Sequence[Any], keep: bool) -> tuple[NDA
         raise _invalid(column, "null", keep) from None
     offsets = np.zeros(len(rows) + 1, dtype=np.int64)
     np.cumsum(lengths, out=offsets[1:])
-    if not len(rows) or isinstance(rows[0], np.ndarray):
-        return (np.concatenate(rows) if len(rows) else np.empty(0, column.dtype)), offsets
+    # An empty array may be of any type.
+    kept = rows if lengths.all() else list(itertools.compress(rows, lengths.tolist()))
+    if not len(kept) or isinstance(kept[0], np.ndarray):
+        return (np.concatenate(kept) if len(kept) else np.empty(0, column.dtype)), offsets
     flat = np.empty(int(offsets[-1]), dtype=object)
-    flat[:] = [value for row in rows for value in row]
+    flat[:] = [value for row in kept for value in row]
     return flat, offsets
 
 

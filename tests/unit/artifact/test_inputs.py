@@ -12,6 +12,7 @@ import torch
 from hvdspark.artifact.forward import Input
 from hvdspark.artifact.inputs import Inputs, numbers
 from hvdspark.data import Ragged
+from hvdspark.embedding.ids.categories import category_ids
 from hvdspark.errors import DataError
 from hvdspark.specs import ColumnSpec
 from tests.golden import ID_BITS, Case, cases
@@ -118,6 +119,13 @@ def test_lists_become_what_arrays_become() -> None:
         for left, right in zip(parts(one), parts(other), strict=True):
             assert left.dtype == right.dtype
             assert torch.equal(left, right)
+
+
+def test_an_empty_array_says_nothing_about_types() -> None:
+    large = np.array([2**53 + 1])
+    tensors = RAW.tensors({"price": [1.0, 2.0], "user": [1, 2], "tags": [np.array([]), large]})
+    assert isinstance(tensors["tags"], Ragged)
+    assert tensors["tags"].values.tolist() == category_ids(large, ID_BITS)[0].tolist()
 
 
 @pytest.mark.parametrize(
