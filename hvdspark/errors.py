@@ -75,7 +75,7 @@ class ConfigurationError(HvdSparkError, ValueError):
 
 
 class UnknownParamError(ConfigurationError, TypeError):
-    """A keyword argument that there is not."""
+    """An unknown keyword argument."""
 
 
 class DependencyError(HvdSparkError, RuntimeError):

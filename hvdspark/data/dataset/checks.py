@@ -1,4 +1,4 @@
-"""Whether the rows that were written can be trained on: judges the evidence of `footers`, raises DataError if not."""
+"""Whether the rows that were written can be trained on: checks the evidence of `footers`, raises DataError if not."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ over the DataFrame, no extra work for each row, and they judge what was really w
 
 * A column chunk counts its nulls. For an array column that is one for each null element, null array and empty array.
 * Spark's Parquet writer orders NaN after every number, so a chunk with a NaN has the maximum NaN.
-* The length of every array is written beside it as a column of its own (run-length encoded: next to nothing), whose
+* The length of every array is written as a further column (run-length encoded: next to nothing), whose
   minimum and maximum are those of the lengths.
 """
 

@@ -24,7 +24,7 @@ _SOURCE_OF_RDD = re.compile(r"\b(\w+)\[\d+\] at ")
 # function of the user's, which may read anything; one cannot be told from the other.
 _RDDS_OF_THE_DRIVER = ("ParallelCollectionRDD", "MapPartitionsRDD", "EmptyRDD")
 _RDDS_WHEN_CACHED = (*_RDDS_OF_THE_DRIVER, "PythonRDD")
-# Nodes that call a function with whole partitions or groups: Spark knows nothing of what it reads beside them.
+# Nodes that call a function with whole partitions or groups: Spark does not know what else it reads.
 _OPAQUE_NODE = re.compile(r"Pandas|Arrow|Python|^(Flat)?Map|^Typed|CoGroup|AppendColumns|ScriptTransformation")
 # Not deterministic to Spark, because they follow from the place or order of a row, or from a seed in the plan.
 _REPEATABLE = {

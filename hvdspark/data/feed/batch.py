@@ -32,7 +32,7 @@ class Ragged:
 
     @classmethod
     def joined(cls, parts: Iterable[tuple[NDArray[Any], NDArray[Any]]], dtype: np.dtype[Any]) -> Ragged:
-        """The rows of all parts, which are values and offsets; offsets may begin above 0. Nothing is shared."""
+        """The rows of all parts, each given as values and offsets; offsets may start above 0. Shares no memory."""
         values, offsets, base = [np.empty(0, dtype)], [np.zeros(1, np.int64)], 0
         for part_values, part_offsets in parts:
             first, last = part_offsets[0], part_offsets[-1]

@@ -6,8 +6,8 @@ depends on (plan, seed, epoch) alone. Once a window is complete, its batches are
 one is being filled. With a window at least as large as the rank's part, that is a full shuffle; otherwise rows mix
 inside the window, and windows hold different row groups each epoch.
 
-A rank reads one stream. Only while it goes on with an epoch that another number of ranks began, it may read several,
-and puts what it takes of each batch side by side.
+A rank reads one stream. While it continues an epoch that started at another world size it may read several, and
+concatenates what it takes of each batch.
 
 Memory for each rank, whatever the number of rows: three windows (at most 128 MiB each; two more for each stream beyond
 the first), a slice for each reading thread, and the batches ahead.

@@ -18,17 +18,17 @@ Without `shuffle`, the global batch of step s is exactly the rows [s * B, s * B 
 rank r takes its contiguous share of each. Ranks then read the same row groups: that is the price of global batches
 that do not depend on the world size.
 
-An epoch that was begun goes on after any of its global batches, at any world size, with the same global batches as if
-nothing had happened. With `shuffle` their rows depend on the number of streams, so this number stays that of the ranks
-with which the epoch began, until the epoch ends. N ranks that go on with an epoch of M streams put the streams' parts
-of a batch side by side and take their shares of that:
+An interrupted epoch continues after any of its global batches, at any world size, with the global batches of an epoch
+without interruption. With `shuffle` their rows depend on the number of streams, so this number stays the world size at
+which the epoch started, until it ends. N ranks that continue an epoch of M streams concatenate the streams' parts of a
+batch and take their shares of that:
 
 * N = M: each rank has its own stream, and the batches are bit for bit those of an epoch without interruption.
 * N != M: a rank reads the streams that its share overlaps, at most ceil(M / N) + 1 of them, and keeps its rows of each
   batch. All ranks together read at most (M + N - 1) / M times the rest of the epoch: less than twice as much for fewer
   ranks, and for more ranks about N / M times, that is, each rank reads as much for a step as the M ranks did. Each
   stream has shuffle windows of its own in memory.
-* Reading begins at the window that holds the first batch wanted, whose rows before it are read and dropped; no row
+* Reading starts at the window that holds the first batch wanted, whose rows before it are read and dropped; no row
   group of an earlier window is opened.
 """
 
@@ -111,7 +111,7 @@ class StreamPlan:
 
     Attributes:
         batch_rows: rows of the stream's part of each batch, which may be 0; those of `skipped` batches are not wanted.
-        skipped: batches at the beginning that are drawn and dropped, as they were taken already.
+        skipped: number of batches at the start that are drawn and dropped, because they were consumed before.
         full, last: the rank takes the rows [low, high) of the stream's part of each batch, and of the last batch.
     """
 
@@ -174,7 +174,7 @@ def plan_epoch(
         seed, epoch: any integer seed and the epoch's number; only the order of the row groups depends on them.
         shuffle: see the module's docstring.
         start_row: rows of the epoch that were consumed: those of k global batches, min(k * batch_size, all rows).
-        streams: the world size with which the epoch began, if it was another; without `shuffle` it has no effect.
+        streams: the world size at which the epoch started, if it was another; without `shuffle` it has no effect.
 
     Raises:
         ConfigurationError: an argument is out of range.
@@ -193,7 +193,7 @@ def plan_epoch(
     steps = -(-total // batch_size)
     if not (0 <= start_row < total and start_row % batch_size == 0) and start_row != total:
         raise ConfigurationError(
-            "an epoch goes on after a whole global batch",
+            "an epoch can continue only after a whole global batch",
             value=start_row,
             where=f"start_row, with {total} rows in batches of {batch_size}",
         )
@@ -244,7 +244,7 @@ def _stream(
 
 
 class _Shares(Iterable[tuple[int, int]]):
-    """A rank's share of each global batch, as rows of the epoch; the first batch begins with row `first`."""
+    """A rank's share of each global batch, as rows of the epoch; the first batch starts at row `first`."""
 
     def __init__(self, global_rows: Steps, world_size: int, rank: int, first: int) -> None:
         self._global_rows, self._world_size, self._rank, self._first = global_rows, world_size, rank, first

@@ -38,7 +38,7 @@ _POLL_S = 0.1
 _THREADS = 2
 # On a remote store threads mostly wait.
 _REMOTE_THREADS = 8
-# Footers of files with many row groups are large, and a rank meets all files in random order.
+# Footers of files with many row groups are large, and a rank reads from all files in random order.
 _FOOTERS_KEPT = 16
 
 

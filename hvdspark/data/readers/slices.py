@@ -20,7 +20,7 @@ from hvdspark.store import Store
 MAX_CHUNK_ROWS = 1 << 16
 # What a thread decodes at a time. A row group of 4 MB may hold any number of rows that are nearly the same.
 _SLICE_BYTES = 24 << 20
-# Two numbers of two bytes say of each element of an array whether a row begins with it, and whether it is there at all.
+# Repetition and definition level of each element of an array, two bytes each.
 _LEVEL_BYTES = 4
 
 
