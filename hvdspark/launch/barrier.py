@@ -23,7 +23,7 @@ from hvdspark.launch.interrupt import cancel, interruptible, new_tag
 from hvdspark.launch.job_errors import explain
 from hvdspark.launch.memory import check_address_space
 from hvdspark.launch.outcomes import Outcome
-from hvdspark.launch.protocol import DriverAddress, LaunchSpec, Located
+from hvdspark.launch.protocol import DriverAddress, LaunchSpec, Located, Program
 from hvdspark.launch.task import Place, run_task
 from hvdspark.launch.workers import check_workers
 
@@ -62,9 +62,14 @@ class BarrierLauncher:
     def driver_address(self) -> DriverAddress | None:
         return session.driver_address(self._spark)
 
+    def pickled(self, program: Program) -> bytes:
+        import cloudpickle
+
+        text: bytes = cloudpickle.dumps(program)
+        self._broadcasts = session.pickled_broadcasts(self._spark)
+        return text
+
     def job(self, spec: LaunchSpec) -> BarrierJob:
-        # Found only by the first generation after the program was pickled in this thread; all of them need them.
-        self._broadcasts.update(session.pickled_broadcasts(self._spark))
         return BarrierJob(self._spark, spec, self._broadcasts)
 
 

@@ -6,11 +6,14 @@ A launcher only decides where ranks run. How a rank is started, watched and ende
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 from hvdspark.launch.outcomes import Outcome
+
+Program = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
+"""A function, its arguments and its keyword arguments."""
 
 
 @dataclass(frozen=True)
@@ -18,7 +21,7 @@ class LaunchSpec:
     """What every task of one generation is given. Plain data.
 
     Attributes:
-        program: cloudpickled (fn, args, kwargs).
+        program: a pickled `Program`.
         world_size: number of ranks of this generation.
         secret: of this generation; for the rendezvous and the channel.
         channel: (host, port) of the driver's listener, or None.
@@ -26,9 +29,9 @@ class LaunchSpec:
         start_timeout_s: limit for all ranks to be ready for training, from the start of the tasks on.
     """
 
-    program: bytes
+    program: bytes = field(repr=False)
     world_size: int
-    secret: str
+    secret: str = field(repr=False)
     generation: int
     device: str
     store_uri: str | None
@@ -76,8 +79,15 @@ class Launcher(Protocol):
     def driver_address(self) -> DriverAddress | None:
         """For the channel; None where ranks cannot reach this process. Raises ConfigurationError."""
 
+    def pickled(self, program: Program) -> bytes:
+        """A program as ranks read it. Called before its first job, in the same thread.
+
+        Raises:
+            ConfigurationError: it has something that does not reach ranks.
+        """
+
     def job(self, spec: LaunchSpec) -> Job:
-        """One task for each rank, nothing of which has been started yet. Raises ConfigurationError."""
+        """One task for each rank, nothing of which has been started yet."""
 
 
 class Job(Protocol):

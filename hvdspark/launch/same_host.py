@@ -22,7 +22,7 @@ from hvdspark.launch.addresses import LOOPBACK
 from hvdspark.launch.child import describe_signal
 from hvdspark.launch.keeper import outcome_of, task_frame
 from hvdspark.launch.outcomes import Outcome
-from hvdspark.launch.protocol import DriverAddress, LaunchSpec, Located
+from hvdspark.launch.protocol import DriverAddress, LaunchSpec, Located, Program
 from hvdspark.launch.session import check_world_size
 from hvdspark.launch.start_watch import SLOW, start_timeout
 
@@ -46,6 +46,12 @@ class SameHostLauncher:
 
     def driver_address(self) -> DriverAddress:
         return DriverAddress(LOOPBACK, LOOPBACK, 0)
+
+    def pickled(self, program: Program) -> bytes:
+        import cloudpickle
+
+        text: bytes = cloudpickle.dumps(program)
+        return text
 
     def job(self, spec: LaunchSpec) -> SameHostJob:
         return SameHostJob(spec)
@@ -93,6 +99,8 @@ class SameHostJob:
         """Keepers, from the first to the end of the last. All are started by one thread, which stays until then."""
         try:
             for partition in range(self._spec.world_size):
+                if self._cancelled.is_set():
+                    raise self._lost(partition)
                 self._keepers.append(_Keeper(self._spec, partition, self._said))
             yield
         finally:

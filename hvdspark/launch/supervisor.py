@@ -105,8 +105,6 @@ def supervise(
     on_event: Callable[[Event], None] | None = None,
 ) -> list[Any]:
     """`run` on the ranks of any launcher; arguments, results and errors are the same."""
-    import cloudpickle
-
     check_device(device)
     if max_restarts < 0:
         raise ConfigurationError(
@@ -115,7 +113,7 @@ def supervise(
     environment = check_environment(env or {})
     report = on_event or (lambda event: None)
     launcher.check(num_workers, device, start_timeout_s)
-    program = cloudpickle.dumps((fn, tuple(args), dict(kwargs or {})))
+    program = launcher.pickled((fn, tuple(args), dict(kwargs or {})))
     for generation in range(max_restarts + 1):
         spec = LaunchSpec(
             program=program,
