@@ -6,12 +6,12 @@ depends on several Params is checked by `fit` before anything is started.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 from pyspark.ml.param import Param, Params, TypeConverters
 
+from hvdspark.checks import nearest
 from hvdspark.errors import ConfigurationError
 from hvdspark.specs import Range, TrainSpec
 
@@ -76,8 +76,8 @@ def one_of(name: str, *choices: str) -> Converter:
     def check(value: Any) -> str:
         plain = value.lower() if isinstance(value, str) else value
         if plain not in choices:
-            close = difflib.get_close_matches(str(plain), choices, n=1)
-            hint = f"did you mean {close[0]}? It is one of " if close else "one of "
+            close = nearest(plain, choices)
+            hint = f"did you mean {close}? It is one of " if close else "one of "
             raise ConfigurationError("unknown choice", value=value, where=name, hint=hint + ", ".join(choices))
         return str(plain)
 

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from hvdspark import __version__
 from hvdspark.artifact.tensors import checksum, read_tensors, unpack, write_tensors
+from hvdspark.embedding.files.checked import checked_chunks
 from hvdspark.errors import CheckpointError, StoreError
 from hvdspark.store import Store
 
@@ -27,7 +28,6 @@ WEIGHTS = "weights.safetensors"
 TABLES = "tables"
 FORMAT = 1
 _MAPPINGS = ("files", "aliases", "state")  # of a manifest
-_CHUNK_BYTES = 1 << 22
 
 
 class ArtifactWriter:
@@ -133,20 +133,8 @@ def fingerprint_of(weights: Mapping[str, Any], tables: Sequence[Mapping[str, Any
 
 def verify_file(store: Store, path: str, expected: Mapping[str, Any]) -> None:
     """Compare a file with its `bytes` and `sha256`. Raises CheckpointError where it is missing or another one."""
-    digest, size = hashlib.sha256(), 0
-    try:
-        with store.open_read(path) as file:
-            while chunk := file.read(_CHUNK_BYTES):
-                digest.update(chunk)
-                size += len(chunk)
-    except (StoreError, OSError) as error:
-        raise CheckpointError("a file of the manifest cannot be read", value=str(error), where=path) from error
-    if (size, digest.hexdigest()) != (expected["bytes"], expected["sha256"]):
-        raise CheckpointError(
-            "a file is damaged: its content does not match the manifest's checksum",
-            value=f"{size} bytes, {expected['bytes']} expected",
-            where=store.spark_uri(path),
-        )
+    for _ in checked_chunks(store, path, expected["bytes"], expected["sha256"], "a file of the manifest"):
+        pass
 
 
 def _manifest(store: Store, directory: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What numpy calls the arrays that ids and rows lie in."""
+"""The arrays that ids and rows lie in: what numpy calls them, and whether their numbers are finite."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 Int64Array = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
@@ -19,3 +20,9 @@ NUMPY_DTYPES: dict[torch.dtype, Any] = {
     torch.int64: np.int64,
     torch.int32: np.int32,
 }
+
+
+def all_finite(values: Tensor) -> bool:
+    """Whether there is no NaN and no infinity among floating-point numbers of any shape."""
+    # A sum reads each number once and keeps every NaN and infinity; only its own overflow needs a second look.
+    return bool(torch.isfinite(values.sum(dtype=torch.float32))) or bool(torch.isfinite(values).all())

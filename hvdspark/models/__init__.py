@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Sequence
 from typing import Any
 
-from hvdspark.embedding.config import one_of
+from hvdspark.checks import one_of
 from hvdspark.models.architecture import Architecture
 from hvdspark.models.dcn import DCNv2
 from hvdspark.models.deepfm import DeepFM

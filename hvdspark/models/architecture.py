@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from hvdspark.embedding.config import whole
+from hvdspark.checks import whole
 from hvdspark.errors import ConfigurationError
 
 

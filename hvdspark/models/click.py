@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hvdspark.embedding.config import Admission, Initialization, SparseOptimizer, TableConfig, one_of
+from hvdspark.checks import one_of
+from hvdspark.embedding.config import Admission, Initialization, SparseOptimizer, TableConfig
 from hvdspark.embedding.module import ShardedEmbeddingCollection
 from hvdspark.models import make_model
 from hvdspark.models import numbers as shapes

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from hvdspark.embedding.config import whole
+from hvdspark.checks import whole
 from hvdspark.models.architecture import Architecture
 from hvdspark.models.mlp import hidden_layers, linear
 

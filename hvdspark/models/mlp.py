@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from hvdspark.embedding.config import number, whole
+from hvdspark.checks import number, whole
 
 
 def linear(inputs: int, outputs: int) -> nn.Linear:

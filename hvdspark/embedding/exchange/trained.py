@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from hvdspark.collectives import Collective
+from hvdspark.embedding.arrays import all_finite
 from hvdspark.embedding.graphs import memory_that_lasts
 from hvdspark.embedding.ids.bad_id import BadId, BadIdError
 from hvdspark.embedding.ids.distinct import Route, Unique, all_distinct, route, sum_equal, unique
@@ -243,7 +244,7 @@ class GroupExchange:
             gradient, splits = lookup.rows.detach(), torch.zeros_like(splits)
         buffer = self._gradients.filled(gradient, lookup.route.order)
         count = int(splits.sum())
-        if not _is_finite(buffer[:count]):
+        if not all_finite(buffer[:count]):
             # One row too many tells every rank, in the exchange that happens anyway.
             splits = splits + 1
             buffer = self._gradients.filled(buffer.new_full((count + len(splits), buffer.shape[1]), torch.nan))
@@ -282,11 +283,6 @@ def _without_headers(received: Tensor, splits: Tensor) -> tuple[Tensor, Tensor |
         asked.append(keys)
     sizes = torch.tensor([len(keys) for keys in asked], dtype=splits.dtype)
     return torch.cat(asked), torch.cat(times) if counted else None, sizes
-
-
-def _is_finite(values: Tensor) -> bool:
-    # A sum reads each number once and keeps every NaN and infinity; only its own overflow needs a second look.
-    return bool(torch.isfinite(values.sum(dtype=torch.float32))) or bool(torch.isfinite(values).all())
 
 
 class _Buffer:

@@ -21,7 +21,8 @@ import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from hvdspark.embedding.files.shards import FileEntry, damaged, verified_chunks
+from hvdspark.embedding.files.checked import damaged
+from hvdspark.embedding.files.shards import FILE_OF_ROWS, FileEntry, verified_chunks
 from hvdspark.embedding.plan.sharding import format_bytes
 from hvdspark.errors import CheckpointError, StoreError
 from hvdspark.store import Store
@@ -57,7 +58,7 @@ def locate_files(store: Store, directory: str, fingerprint: str) -> Callable[[Fi
                 hint="a fitted model lives in the store until it is deleted there; model.save(path) makes a copy",
             ) from error
         if size != file.bytes:
-            raise damaged(str(path), f"{file.bytes} bytes, not {size}")
+            raise damaged(FILE_OF_ROWS, str(path), f"{file.bytes} bytes, not {size}")
         return path
 
     return in_place

@@ -8,7 +8,6 @@ The same files serve checkpoints (with optimizer state) and scoring (ids and row
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import math
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
@@ -21,17 +20,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hvdspark.embedding.config import TableConfig
+from hvdspark.embedding.files.checked import checked_chunks
 from hvdspark.embedding.files.tensor_file import tensors_of, write_columns
 from hvdspark.embedding.ids.hashing import BUCKETS
 from hvdspark.embedding.rows.protocol import Part, RowStore
-from hvdspark.errors import CheckpointError, StoreError
+from hvdspark.errors import CheckpointError
 from hvdspark.store import Store
 
 FILE_BUCKETS = 64
 # Where a file would be larger, it gets fewer buckets: a rank of a larger world owns a few of them and reads it whole,
 # and has one in memory at a time.
 FILE_BYTES = 1 << 26
-_CHUNK_BYTES = 1 << 22
+FILE_OF_ROWS = "a file of embedding rows"  # in errors
 
 
 @dataclass(frozen=True)
@@ -187,37 +187,8 @@ def tensor_name(table: str, tensor: str) -> str:
 
 
 def verified_chunks(store: Store, directory: str, file: FileEntry) -> Iterator[bytes]:
-    """The content of a file, piece by piece. To be used when the last piece has come without an error.
-
-    Raises:
-        CheckpointError: the file is missing, or is not what was written; never more bytes come than the entry says.
-    """
-    where = f"{directory}/{file.path}"
-    digest, size = hashlib.sha256(), 0
-    try:
-        with store.open_read(where) as opened:
-            while size < file.bytes and (chunk := opened.read(min(_CHUNK_BYTES, file.bytes - size))):
-                digest.update(chunk)
-                size += len(chunk)
-                yield chunk
-            longer = bool(opened.read(1))
-    except (StoreError, OSError) as error:
-        raise CheckpointError(
-            "a file of embedding rows cannot be read",
-            value=str(error),
-            where=store.spark_uri(where),
-            hint="the directory is incomplete: use another checkpoint or model",
-        ) from error
-    if longer or (size, digest.hexdigest()) != (file.bytes, file.sha256):
-        raise damaged(store.spark_uri(where), f"{file.bytes} bytes with SHA-256 {file.sha256}")
-
-
-def damaged(where: str, expected: str) -> CheckpointError:
-    return CheckpointError(
-        f"a file of embedding rows is damaged: by the manifest it has {expected}",
-        where=where,
-        hint="use another checkpoint or model",
-    )
+    """The content of a file that there is, see `checked_chunks`."""
+    return checked_chunks(store, f"{directory}/{file.path}", file.bytes, file.sha256, FILE_OF_ROWS)
 
 
 def _file_buckets(shard: RowStore, state: bool) -> int:

@@ -45,7 +45,7 @@ class KeySpace:
         self.home_buckets = list(home_buckets) if home_buckets is not None else [-1] * len(tables)
         # 0 stands for an unbounded table; 1 keeps the modulo of its (unused) positions legal.
         sizes = [table.num_embeddings or 0 for table in tables]
-        # Short keys are sorted faster, see `dedup.unique`. Never 63 bits: `id_limit` must be an int64, too.
+        # Short keys are sorted faster, see `distinct.unique`. Never 63 bits: `id_limit` must be an int64, too.
         unbounded_bits = 63 - max(1, (len(tables) - 1).bit_length())
         self.id_bits = (max(sizes) - 1).bit_length() if all(sizes) else unbounded_bits
         self.id_limit = 1 << self.id_bits

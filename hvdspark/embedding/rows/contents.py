@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hvdspark.embedding.arrays import Int64Array
+from hvdspark.embedding.arrays import Int64Array, all_finite
 from hvdspark.embedding.ids.hashing import BUCKETS
 from hvdspark.embedding.rows.column import Column
 from hvdspark.embedding.rows.memory import BLOCK_ROWS, RowMemory
@@ -120,12 +120,9 @@ def not_finite(memory: RowMemory) -> str | None:
         # The memory of a bounded table's row that was never met says nothing.
         slots = slots[(slots >= memory.dense) | (memory.counts.memory[start : start + len(slots)] > 0)]
         rows = memory.rows.take(slots)
-        # A sum reads each number once and keeps every NaN and infinity; only its own overflow needs a second look.
-        if bool(torch.isfinite(rows.sum(dtype=torch.float32))):
-            continue
-        finite = torch.isfinite(rows).all(dim=1)
-        if not bool(finite.all()):
-            slot = int(slots[int((~finite).nonzero()[0])])
+        if not all_finite(rows):
+            bad = ~torch.isfinite(rows).all(dim=1)
+            slot = int(slots[int(bad.nonzero()[0])])
             return memory.table_of(slot).name
     return None
 

@@ -1,4 +1,4 @@
-"""What an eviction takes; what it drops is in test_table.py."""
+"""What an eviction takes; what it drops is in test_shard.py."""
 
 from __future__ import annotations
 
