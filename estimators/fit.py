@@ -12,6 +12,8 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from pyspark.sql import SparkSession
+
 from hvdspark import launch, versions
 from hvdspark.data.dataset.materialize import materialize
 from hvdspark.data.readers.moments import Moments, training_moments
@@ -27,10 +29,12 @@ from hvdspark.estimators.trained import types_of
 from hvdspark.events import DatasetReady, FitEnded, PhaseStarted
 from hvdspark.fan_out import FanOut
 from hvdspark.specs import DatasetSpec
+from hvdspark.store import Store
 from hvdspark.train.check import check_program
 from hvdspark.train.driver import train_on_ranks
 from hvdspark.train.memory import MemoryReport, plan_tables
-from hvdspark.train.program import Program, pack
+from hvdspark.train.pickling import pack
+from hvdspark.train.program import Program
 from hvdspark.train.progress import progress
 from hvdspark.train.rehearsal import try_out
 
@@ -61,24 +65,16 @@ def fit(estimator: TrainingEstimator[Any], columns: asked.Columns, make: Make) -
 
     told = FanOut(run_id, [progress(asked.monitor(estimator, columns)), MemoryReport(), *estimator.getListeners()])
     with told.fit(asked.started(estimator, columns, plan)), contextlib.ExitStack() as stack:
-
-        def write() -> tuple[DatasetSpec, Moments | None]:
-            written = materialize(
-                columns.rows, columns.selection, store, num_workers=gang.num_workers, owner=columns.given
-            )
-            data = stack.enter_context(written)
-            if columns.numbers is None:
-                return data, None
-            return data, training_moments(spark, store, data, columns.numbers, columns.labels[0], columns.weight)
-
         told.emit(PhaseStarted("materialize"))
+        write = partial(_write, stack, spark, store, columns, gang.num_workers)
         data, moments = launch.interruptible(spark, write, launch.new_tag())
         told.emit(DatasetReady(data))
 
-        packed = packed.now(make(estimator.pace(data.train_rows), moments))
+        program = make(estimator.pace(data.train_rows), moments)
         spec = asked.train_spec(estimator, columns, data, checked.metrics, run_id, store.uri)
         tried = try_out(
             spec,
+            program,
             packed,
             saving=not estimator.getOrDefault("allowPickle"),
             metrics_asked_for=estimator.isDefined("metrics"),
@@ -99,3 +95,14 @@ def fit(estimator: TrainingEstimator[Any], columns: asked.Columns, make: Make) -
         )
     told.emit(FitEnded(fitted.uri, result.history, result.best_epoch, result.stopped, warnings))
     return fitted
+
+
+def _write(
+    stack: contextlib.ExitStack, spark: SparkSession, store: Store, columns: asked.Columns, num_workers: int
+) -> tuple[DatasetSpec, Moments | None]:
+    """The dataset, held by the stack, and what its training rows are like where the program depends on it."""
+    written = materialize(columns.rows, columns.selection, store, num_workers=num_workers, owner=columns.given)
+    data = stack.enter_context(written)
+    if columns.numbers is None:
+        return data, None
+    return data, training_moments(spark, store, data, columns.numbers, columns.labels[0], columns.weight)

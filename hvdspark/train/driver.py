@@ -15,7 +15,8 @@ from hvdspark.errors import StoreError
 from hvdspark.specs import TrainSpec, from_json, to_json
 from hvdspark.store import Store
 from hvdspark.train.on_rank import initial_weights, train_on_rank
-from hvdspark.train.program import Packed, TrainResult
+from hvdspark.train.pickling import Packed
+from hvdspark.train.program import Program, TrainResult
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -35,7 +36,7 @@ class Gang:
 
 
 def train_on_ranks(
-    spark: SparkSession, spec: TrainSpec, packed: Packed, gang: Gang, report: Callable[[dict[str, Any]], None]
+    spark: SparkSession, spec: TrainSpec, packed: Packed[Program], gang: Gang, report: Callable[[dict[str, Any]], None]
 ) -> TrainResult:
     """Launch ranks that train a program; its trained model is in the store when this returns.
 
@@ -68,7 +69,7 @@ def train_on_ranks(
     return from_json(TrainResult, results[0])
 
 
-def send(store: Store, run_id: str, packed: Packed) -> bytes:
+def send(store: Store, run_id: str, packed: Packed[Program]) -> bytes:
     """The program for `train_on_rank` without its module's weights, which are written into the store."""
     write_weights(store, initial_weights(run_id), packed.program.module, {})
     return packed.data

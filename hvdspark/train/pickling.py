@@ -9,7 +9,8 @@ import io
 import pickle
 import types
 from collections.abc import Iterable, Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
 
 import cloudpickle
 import torch
@@ -18,9 +19,64 @@ from torch import Tensor, nn
 from hvdspark.artifact.describe import plain_class
 from hvdspark.artifact.objects import weights_of
 from hvdspark.artifact.rebuild import inject_parametrized
+from hvdspark.errors import ConfigurationError
 
 # Where the functions were that pickles of hvdspark 0.1 name.
 _MOVED = {"hvdspark.train.architecture": __name__, "hvdspark.artifact.describe": __name__}
+
+
+class HasModule(Protocol):
+    """What is sent to ranks: a module, and what points at it."""
+
+    module: nn.Module
+
+
+P = TypeVar("P", bound=HasModule)
+
+
+@dataclass(frozen=True)
+class Packed(Generic[P]):
+    """A program and its pickle, which is made once: the driver's copies and those of all ranks come from it.
+
+    Attributes:
+        data: without the values of the module's weights.
+    """
+
+    program: P
+    data: bytes
+
+    def copy(self) -> P:
+        """Another program like it, its module without weights."""
+        copied: P = cloudpickle.loads(self.data)
+        return copied
+
+
+def pack(program: P) -> Packed[P]:
+    """Pickle a program.
+
+    Raises:
+        ConfigurationError: it cannot be sent to ranks.
+    """
+    name = type(program.module).__name__
+    if any(isinstance(layer, torch.jit.ScriptModule) for layer in program.module.modules()):
+        raise ConfigurationError(
+            "a module of torch.jit cannot be sent to ranks, nor be rebuilt when it is loaded",
+            value=name,
+            where="model",
+            hint="train the Python module that it was made of; torch.jit.script(model.module()) compiles what was "
+            "trained, for serving",
+        )
+    try:
+        return Packed(program, skeleton(program.module, program))
+    except Exception as error:
+        raise ConfigurationError(
+            f"the module, loss, optimizer or a callback cannot be pickled, so ranks cannot get it: "
+            f"{type(error).__name__}: {error}",
+            value=name,
+            where="model",
+            hint="locks, generators, open files and sessions cannot travel: make them in forward, when they are first "
+            "needed",
+        ) from error
 
 
 def skeleton(module: nn.Module, whole: Any = None) -> bytes:

@@ -6,14 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import cloudpickle
-import torch
 from torch import Tensor, nn
 
 from hvdspark.artifact.forward import OutputSpec
-from hvdspark.errors import ConfigurationError
 from hvdspark.train.callbacks import Callback
-from hvdspark.train.pickling import skeleton
 
 
 @dataclass
@@ -44,55 +40,6 @@ class Program:
     callbacks: Sequence[Callback] = ()
     probabilities: Callable[[Tensor], Tensor] | None = None
     output_bias: nn.Parameter | None = None
-
-
-@dataclass(frozen=True)
-class Packed:
-    """A program and its pickle, which is made once: the driver's copies and those of all ranks come from it.
-
-    Attributes:
-        data: without the values of the module's weights.
-    """
-
-    program: Program
-    data: bytes
-
-    def copy(self) -> Program:
-        """Another program like it, its module without weights."""
-        copied: Program = cloudpickle.loads(self.data)
-        return copied
-
-    def now(self, program: Program) -> Packed:
-        """That program packed, which is this one where it is still the same object."""
-        return self if program is self.program else pack(program)
-
-
-def pack(program: Program) -> Packed:
-    """Pickle a program.
-
-    Raises:
-        ConfigurationError: it cannot be sent to ranks.
-    """
-    name = type(program.module).__name__
-    if any(isinstance(layer, torch.jit.ScriptModule) for layer in program.module.modules()):
-        raise ConfigurationError(
-            "a module of torch.jit cannot be sent to ranks, nor be rebuilt when it is loaded",
-            value=name,
-            where="model",
-            hint="train the Python module that it was made of; torch.jit.script(model.module()) compiles what was "
-            "trained, for serving",
-        )
-    try:
-        return Packed(program, skeleton(program.module, program))
-    except Exception as error:
-        raise ConfigurationError(
-            f"the module, loss, optimizer or a callback cannot be pickled, so ranks cannot get it: "
-            f"{type(error).__name__}: {error}",
-            value=name,
-            where="model",
-            hint="locks, generators, open files and sessions cannot travel: make them in forward, when they are first "
-            "needed",
-        ) from error
 
 
 @dataclass(frozen=True)

@@ -35,8 +35,8 @@ from hvdspark.train.labels import tensor_column
 from hvdspark.train.last_layer import warnings_about
 from hvdspark.train.loss import RowLoss
 from hvdspark.train.metrics import metric_names
-from hvdspark.train.pickling import skeleton
-from hvdspark.train.program import Packed, pack
+from hvdspark.train.pickling import Packed, pack, skeleton
+from hvdspark.train.program import Program
 from hvdspark.train.saving import warnings_about_saving
 
 logger = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ class FirstRows:
         unsuited: metrics that cannot be computed of that, and why; empty without validation rows.
     """
 
-    packed: Packed
+    packed: Packed[Program]
     module: bytes
     spec: TrainSpec
     warnings: tuple[str, ...] = ()
@@ -71,13 +71,21 @@ class FirstRows:
     unsuited: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
-def try_out(spec: TrainSpec, packed: Packed, *, saving: bool = False, metrics_asked_for: bool = False) -> FirstRows:
+def try_out(
+    spec: TrainSpec,
+    program: Program,
+    packed: Packed[Program] | None = None,
+    *,
+    saving: bool = False,
+    metrics_asked_for: bool = False,
+) -> FirstRows:
     """Call the module with the first training rows, and compute the loss.
 
     Calls a copy of it as validation and scoring will, then as a training step will. A module that cannot be called here
     for want of something that ranks have (a GPU, Horovod, a package) is not judged.
 
     Args:
+        packed: the program, where it was pickled before; of another one it does not matter.
         saving: whether to warn of a module that `save` will refuse.
         metrics_asked_for: whether a metric that cannot be computed is an error; else it is left out.
 
@@ -88,6 +96,8 @@ def try_out(spec: TrainSpec, packed: Packed, *, saving: bool = False, metrics_as
     with _generators_left_alone():
         columns = list(dict.fromkeys([*spec.features, *spec.labels]))
         batch = first_rows(Store(spec.store_uri), spec.dataset, columns, ROWS)
+        if packed is None or packed.program is not program:
+            packed = pack(program)
         packed = materialised(spec, packed, batch)
         module = packed.program.module
         tried = FirstRows(packed, skeleton(module), spec)
@@ -102,7 +112,7 @@ def try_out(spec: TrainSpec, packed: Packed, *, saving: bool = False, metrics_as
         return dataclasses.replace(tried, spec=spec, warnings=(*tried.warnings, *about_saving))
 
 
-def materialised(spec: TrainSpec, packed: Packed, batch: Batch) -> Packed:
+def materialised(spec: TrainSpec, packed: Packed[Program], batch: Batch) -> Packed[Program]:
     """The program itself; where its module is lazy, a copy whose parameters got their shapes from the batch.
 
     Their values are drawn from `spec.seed`; torch's generator is seeded.

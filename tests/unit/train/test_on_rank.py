@@ -10,7 +10,8 @@ from hvdspark.embedding import ShardedEmbeddingCollection, TableConfig
 from hvdspark.store import Store
 from hvdspark.train.driver import send
 from hvdspark.train.on_rank import initial_weights
-from hvdspark.train.program import Program, pack
+from hvdspark.train.pickling import pack
+from hvdspark.train.program import Program
 
 
 class Large(nn.Module):

@@ -20,7 +20,8 @@ from hvdspark.errors import ConfigurationError, DataError, HvdSparkError
 from hvdspark.specs import TrainSpec
 from hvdspark.store import Store
 from hvdspark.train.check import check_program
-from hvdspark.train.program import Program, pack
+from hvdspark.train.pickling import pack
+from hvdspark.train.program import Program
 from hvdspark.train.rehearsal import try_out
 from tests.unit.train.datasets import train_spec, write_dataset
 
@@ -51,9 +52,10 @@ def spec(tmp_path_factory: pytest.TempPathFactory) -> TrainSpec:
 def tried(spec: TrainSpec, module: nn.Module, loss: Any = "bce_with_logits", **changes: Any) -> list[str]:
     """As a fit does it: what is known before there are rows, then the first rows."""
     spec = dataclasses.replace(spec, **changes)
-    packed = pack(Program(module, loss))
-    check_program(packed.program, spec.features, spec.labels)
-    return list(try_out(spec, packed).warnings)
+    program = Program(module, loss)
+    packed = pack(program)
+    check_program(program, spec.features, spec.labels)
+    return list(try_out(spec, program, packed).warnings)
 
 
 class Columns(nn.Module):
@@ -268,9 +270,9 @@ def test_module_and_generators_are_left_as_they_were(spec: TrainSpec) -> None:
 def test_lazy_layers_take_the_width_that_is_there_and_the_seed(spec: TrainSpec) -> None:
     module = nn.Sequential(nn.LazyLinear(2), nn.Linear(2, 1), nn.BatchNorm1d(1).eval())
     optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
-    packed = pack(Program(module, "mse", optimizer))
-    made, again = (try_out(spec, packed).packed.program for _ in range(2))
-    other = try_out(dataclasses.replace(spec, seed=5), packed).packed.program
+    program = Program(module, "mse", optimizer)
+    made, again = (try_out(spec, program).packed.program for _ in range(2))
+    other = try_out(dataclasses.replace(spec, seed=5), program).packed.program
     weight = made.module[0].weight
     assert (type(made.module[0]), tuple(weight.shape)) == (nn.Linear, (2, 3))
     assert torch.equal(made.module[1].weight, module[1].weight), "what had a shape keeps its values"
@@ -299,8 +301,8 @@ alive: list[int] = []
 
 def test_there_is_one_copy_of_the_weights_at_a_time(spec: TrainSpec) -> None:
     alive.clear()
-    packed = pack(Program(Counted(), "bce_with_logits"))
-    assert try_out(spec, packed, saving=True).warnings == ()
+    program = Program(Counted(), "bce_with_logits")
+    assert try_out(spec, program, saving=True).warnings == ()
     # Called in evaluation, in training, as what is saved should be, and as it would come back.
     assert len(alive) >= 4
     assert max(alive) == 2
@@ -356,11 +358,11 @@ def test_metrics_that_do_not_suit_what_the_module_returns_are_known(
 ) -> None:
     data = dataclasses.replace(spec.dataset, validation=spec.dataset.train)
     labels = {"labels": (label,), "metrics": metrics}
-    packed = pack(Program(module, loss))
-    found = try_out(dataclasses.replace(spec, dataset=data, **labels), packed)
+    program = Program(module, loss)
+    found = try_out(dataclasses.replace(spec, dataset=data, **labels), program)
     assert list(found.unsuited) == unsuited
     assert found.spec.metrics == tuple(name for name in metrics if name not in unsuited)
-    assert not try_out(dataclasses.replace(spec, **labels), packed).unsuited, "nothing to compute"
+    assert not try_out(dataclasses.replace(spec, **labels), program).unsuited, "nothing to compute"
 
 
 def test_one_row_is_enough(tmp_path: Path) -> None:
