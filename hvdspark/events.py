@@ -30,6 +30,7 @@ __all__ = [
     "PhaseStarted",
     "RankLost",
     "StepsDone",
+    "Straggler",
     "TablesPlan",
     "Warned",
 ]
@@ -196,6 +197,25 @@ class RankLost(FitEvent):
 
 
 @dataclass(frozen=True)
+class Straggler(FitEvent):
+    """A rank was busy much longer than the others in an epoch: they wait for it in every step.
+
+    Of models with sharded tables only slow loading is seen: while such a model computes, ranks wait for each other.
+
+    Attributes:
+        epoch: from 0.
+        rank: the late one.
+        seconds: that it loaded and computed in this epoch.
+        others: seconds of the others, the median.
+    """
+
+    epoch: int
+    rank: int
+    seconds: float
+    others: float
+
+
+@dataclass(frozen=True)
 class Warned(FitEvent):
     """Something that the user should know; also logged, and in `model.summary.warnings` if it came from the fit.
 
@@ -271,6 +291,9 @@ class FitListener:
 
     def on_rank_lost(self, event: RankLost) -> None:
         """A rank died or was lost."""
+
+    def on_straggler(self, event: Straggler) -> None:
+        """The others wait for a rank."""
 
     def on_warned(self, event: Warned) -> None:
         """Something that the user should know."""

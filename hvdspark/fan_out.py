@@ -22,6 +22,7 @@ from hvdspark.events import (
     GenerationStarted,
     RankLost,
     StepsDone,
+    Straggler,
     Warned,
 )
 
@@ -90,6 +91,7 @@ def event_of(report: Report) -> FitEvent | None:
         "epoch": the row of the history.
         "checkpoint": epoch, path.
         "generation": generation, world_size.
+        "straggler": epoch, late (the rank), seconds, others.
         "rank_lost": generation, lost (rank or None), host, kind, cause.
         "warning": text.
 
@@ -107,6 +109,8 @@ def event_of(report: Report) -> FitEvent | None:
         return CheckpointCommitted(report["epoch"], report["path"])
     if kind == "generation":
         return GenerationStarted(report["generation"], report["world_size"])
+    if kind == "straggler":
+        return Straggler(report["epoch"], report["late"], report["seconds"], report["others"])
     if kind == "rank_lost":
         return RankLost(report["generation"], report["lost"], report["host"], report["kind"], report["cause"])
     return Warned(report["text"]) if kind == "warning" else None

@@ -27,6 +27,7 @@ from hvdspark.train.program import TrainResult
 from hvdspark.train.run import Run
 from hvdspark.train.schedule import Schedule, make_schedule
 from hvdspark.train.step import GradientStep
+from hvdspark.train.straggler import busy_by_rank, straggler
 from hvdspark.train.sync import check_in_sync, kept_in_evaluation, make_contiguous, sync_buffers
 from hvdspark.train.train_progress import EpochProgress, Row
 from hvdspark.train.validate import Validation, scored
@@ -180,6 +181,7 @@ class Trainer:
         values, warnings = self._validation.values(of_validation)
         row.update(values)
         row.update({f"{phase}_seconds": seconds for phase, seconds in run.clock.since(self._before).items()})
+        self._tell_of_straggler()
         row["warnings"] = "; ".join(f"{key}: {text}" for key, text in warnings.items())
         row = broadcast_json(run.collective, row, 0, "train/row")
         progress.history.append(row)
@@ -194,6 +196,16 @@ class Trainer:
         stopping = ranks_where(run.collective, self.state.stop_requested, "train/stop")
         progress.complete_epoch("callback" if stopping else None, warnings_from(of_calibration))
         return row
+
+    def _tell_of_straggler(self) -> None:
+        run, seconds = self._run, self._run.clock.since(self._before)
+        # In the forward pass of sharded tables a rank waits for the others: there, only loading tells who is late.
+        busy = seconds["loading"] + (0.0 if run.tables else seconds["forward_backward"])
+        by_rank = busy_by_rank(run.collective, busy)
+        found = straggler(by_rank)
+        if found is not None:
+            rank, others = found
+            run.report.straggler(run.progress.epochs, rank, by_rank[rank], others)
 
     def save(self) -> None:
         """Write a checkpoint of where training stands: between epochs, or in the middle of one after an optimizer step.

@@ -26,8 +26,8 @@ from hvdspark.events import (
     PhaseStarted,
     StepsDone,
 )
+from hvdspark.train import History
 from hvdspark.train.callbacks import Callback, TrainState
-from hvdspark.train.live_history import History
 from tests.spark.toys import linear, separable
 
 pytestmark = pytest.mark.spark

@@ -17,6 +17,7 @@ from hvdspark.events import (
     GenerationStarted,
     RankLost,
     StepsDone,
+    Straggler,
     Warned,
 )
 from hvdspark.fan_out import FanOut, Report, event_of
@@ -46,6 +47,7 @@ PROGRESS = {"epoch": 0, "epochs": 2, "step": 3, "steps": 4, "rows": 24, "rows_pe
         ({"event": "epoch", "rank": 0, "epoch": 1, "val_auc": 0.7}, EpochEnded(1, {"epoch": 1, "val_auc": 0.7})),
         ({"event": "checkpoint", "epoch": 2, "path": "runs/r/c"}, CheckpointCommitted(2, "runs/r/c")),
         ({"event": "generation", "generation": 1, "world_size": 3}, GenerationStarted(1, 3)),
+        ({"event": "straggler", "epoch": 1, "late": 2, "seconds": 3.0, "others": 1.0}, Straggler(1, 2, 3.0, 1.0)),
         (
             {"event": "rank_lost", "generation": 0, "lost": 2, "host": "h", "kind": "signal", "cause": "SIGKILL"},
             RankLost(0, 2, "h", "signal", "SIGKILL"),
