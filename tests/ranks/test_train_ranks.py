@@ -68,6 +68,14 @@ def test_ranks_agree_and_a_second_run_is_the_same(gangs: dict[int, list[dict[str
 
 
 @pytest.mark.parametrize("size", SIZES)
+def test_a_run_cut_in_the_middle_of_an_epoch_ends_as_if_it_was_not(
+    gangs: dict[int, list[dict[str, Any]]], size: int
+) -> None:
+    for values in gangs[size]:
+        assert values["adam cut"] == values["adam"]
+
+
+@pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("name", ["fp16 on the wire", "small gradients fp16 on the wire"])
 def test_fp16_on_the_wire_stays_close(
     base: TrainSpec, gangs: dict[int, list[dict[str, Any]]], name: str, size: int

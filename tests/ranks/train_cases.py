@@ -21,7 +21,7 @@ from hvdspark.train.callbacks import Callback, TrainState
 from hvdspark.train.loop import train
 from hvdspark.train.program import Program
 from tests.unit.collectives.dtypes import DTYPES, check_dtype
-from tests.unit.train.toys import ClickNet, click_program
+from tests.unit.train.toys import ClickNet, click_program, train_to
 
 STEPS_BEFORE_LOSS = 3
 
@@ -171,11 +171,13 @@ def case_spec(base: TrainSpec, name: str, run_id: str) -> TrainSpec:
     return replace(base, run_id=run_id, weight=weight, **{**CASES, **OWN_CASES}[name][1])
 
 
-def run_case(base: TrainSpec, name: str, run_id: str, collective: Collective, **changes: Any) -> dict[str, Any]:
+def run_case(
+    base: TrainSpec, name: str, run_id: str, collective: Collective, *, generation: int = 0, **changes: Any
+) -> dict[str, Any]:
     """Train one case; a digest of this rank's weights and the comparable part of the history."""
     made = {**CASES, **OWN_CASES}[name][0]()
     spec = case_spec(base, name, run_id)
-    result = train(replace(spec, **changes), made, collective, "cpu", lambda event: None)
+    result = train(replace(spec, **changes), made, collective, "cpu", lambda event: None, generation)
     digest = hashlib.sha256()
     for tensor in made.module.state_dict().values():
         digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
@@ -193,6 +195,9 @@ def on_rank(base: str) -> dict[str, Any]:
     for name in OWN_CASES:
         done[name] = run_case(spec, name, f"{name} {size}", collective)
         done[f"{name} again"] = run_case(spec, name, f"{name} {size} again", collective)
+    cut, program = case_spec(spec, "adam", f"adam {size} cut"), CASES["adam"][0]()
+    train_to((1, 3), cut, program, collective)
+    done["adam cut"] = run_case(spec, "adam", cut.run_id, collective, generation=1)
     for dtype in DTYPES:
         check_dtype(collective, dtype)
     return {**done, "failures": failures(spec, collective), "spun": spun}

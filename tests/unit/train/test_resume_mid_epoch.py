@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,11 +15,9 @@ from hvdspark.specs import TrainSpec
 from hvdspark.store import Store
 from hvdspark.train.callbacks import Callback, TrainState
 from hvdspark.train.program import Program, TrainResult
-from hvdspark.train.run import Run
-from hvdspark.train.trainer import Trainer
 from tests.unit.train.datasets import click_columns, train_spec, write_dataset
 from tests.unit.train.test_loop_tables import RareNet, ShardedNet, rows_of
-from tests.unit.train.toys import ClickNet, click_program, largest_difference, train_on_threads, weights_of
+from tests.unit.train.toys import ClickNet, click_program, largest_difference, train_on_threads, train_to, weights_of
 
 Place = tuple[int, int]
 BATCH, STEPS, ROWS = 13, 6, 70  # the last batch has 5 rows
@@ -34,24 +31,11 @@ def store(store_uri: str) -> Store:
 def train_until(
     spec: TrainSpec, make: Callable[[], Program], size: int, place: Place, *, generation: int = 0
 ) -> list[Program]:
-    """What `train` does, up to a checkpoint after that many (epochs, global batches of the next); then all is lost."""
+    """`train_to` on threads; then all is lost."""
     programs = [make() for _ in range(size)]
 
     def on_rank(collective: ThreadedCollective) -> None:
-        run = Run.of(spec, programs[collective.rank], collective, "cpu", lambda report: None, generation)
-        trainer = Trainer(run)
-        trainer.resume()
-        trainer.callbacks.on_train_begin(trainer.state)
-        while True:
-            trainer.begin_epoch()
-            with contextlib.closing(trainer.batches()) as batches:
-                for batch, global_rows in batches:
-                    trainer.train_on(batch, global_rows)
-                    if run.progress.place == place:
-                        trainer.save()
-                        return
-            trainer.end_epoch()
-            trainer.save()
+        train_to(place, spec, programs[collective.rank], collective, generation)
 
     run_threaded(size, on_rank, timeout_s=20)
     return programs

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from hvdspark.collectives import ThreadedCollective, run_threaded
+from hvdspark.collectives import Collective, ThreadedCollective, run_threaded
 from hvdspark.specs import TrainSpec
 from hvdspark.train.callbacks import Callback, TrainState
 from hvdspark.train.loop import train
 from hvdspark.train.program import Program, TrainResult
+from hvdspark.train.run import Run
+from hvdspark.train.trainer import Trainer
 
 
 class ClickNet(nn.Module):
@@ -75,6 +78,26 @@ def train_on_threads(
         return train(spec, programs[collective.rank], collective, "cpu", report, generation)
 
     return programs, run_threaded(size, on_rank, timeout_s=20)
+
+
+def train_to(
+    place: tuple[int, int], spec: TrainSpec, program: Program, collective: Collective, generation: int = 0
+) -> None:
+    """Collective. What `train` does, up to a checkpoint after that many (epochs, global batches of the next)."""
+    run = Run.of(spec, program, collective, "cpu", lambda report: None, generation)
+    trainer = Trainer(run)
+    trainer.resume()
+    trainer.callbacks.on_train_begin(trainer.state)
+    while True:
+        trainer.begin_epoch()
+        with contextlib.closing(trainer.batches()) as batches:
+            for batch, global_rows in batches:
+                trainer.train_on(batch, global_rows)
+                if run.progress.place == place:
+                    trainer.save()
+                    return
+        trainer.end_epoch()
+        trainer.save()
 
 
 def weights_of(program: Program) -> dict[str, Tensor]:
