@@ -28,20 +28,10 @@ from hvdspark.events import (
 )
 from hvdspark.train import History
 from hvdspark.train.callbacks import Callback, TrainState
+from tests.spark.listeners import Seen
 from tests.spark.toys import linear, separable
 
 pytestmark = pytest.mark.spark
-
-
-class Seen(FitListener):
-    def __init__(self) -> None:
-        self.events: list[FitEvent] = []
-
-    def on_event(self, event: FitEvent) -> None:
-        self.events.append(event)
-
-    def of(self, kind: type[Any]) -> list[Any]:
-        return [event for event in self.events if isinstance(event, kind)]
 
 
 class Broken(FitListener):

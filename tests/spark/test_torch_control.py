@@ -16,7 +16,9 @@ import pytest
 import torch
 from pyspark.sql import SparkSession
 
+from hvdspark.events import CheckpointCommitted, EpochEnded, GenerationStarted, RankLost
 from hvdspark.train.callbacks import Callback, TrainState
+from tests.spark.listeners import Seen
 from tests.spark.toys import linear, separable
 
 pytestmark = pytest.mark.spark
@@ -78,8 +80,15 @@ def test_killed_and_resumed_is_never_interrupted(spark: SparkSession, store_uri:
     settings: dict[str, Any] = {"epochs": 4, "optimizer": "adam", "storeUri": store_uri}
     straight = linear(**settings).fit(separable(spark))
     marker = str(tmp_path / "died")
-    resumed = linear(callbacks=[DieOnce(marker)], maxRestarts=1, **settings).fit(separable(spark))
+    seen = Seen()
+    killed = linear(callbacks=[DieOnce(marker)], maxRestarts=1, listeners=[seen], **settings)
+    resumed = killed.fit(separable(spark))
     assert os.path.exists(marker)
+    assert [(event.generation, event.world_size) for event in seen.of(GenerationStarted)] == [(0, 2), (1, 2)]
+    (lost,) = seen.of(RankLost)
+    assert (lost.generation, lost.rank, lost.kind) == (0, 1, "signal")
+    assert [event.epoch for event in seen.of(EpochEnded)] == [0, 1, 2, 3]
+    assert {event.epoch for event in seen.of(CheckpointCommitted)} == {1, 2, 3, 4}
     assert len(resumed.summary.history) == 4
     for name, tensor in straight.module().state_dict().items():
         torch.testing.assert_close(resumed.module().state_dict()[name], tensor, rtol=0, atol=1e-6)

@@ -19,6 +19,7 @@ import hvdspark
 from hvdspark.errors import ConfigurationError, DataError, HvdSparkError
 from hvdspark.specs import TrainSpec
 from hvdspark.store import Store
+from hvdspark.train import rehearsal
 from hvdspark.train.check import check_program
 from hvdspark.train.pickling import pack
 from hvdspark.train.program import Program
@@ -378,3 +379,15 @@ def test_errors_of_the_users_own_are_the_cause(spec: TrainSpec) -> None:
         tried(spec, Elsewhere(_raises(mine)))
     assert isinstance(caught.value.__cause__, KeyError)
     assert isinstance(caught.value, HvdSparkError)
+
+
+def test_what_was_pickled_is_not_pickled_again(spec: TrainSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = Program(nn.Linear(3, 1), "bce_with_logits")
+    packed = pack(program)
+    times: list[Program] = []
+    monkeypatch.setattr(rehearsal, "pack", lambda program: times.append(program) or pack(program))
+    assert try_out(spec, program, packed, saving=True).packed is packed
+    assert times == []
+    other = Program(nn.Linear(3, 1), "bce_with_logits")
+    assert try_out(spec, other, packed).packed.program is other
+    assert times == [other]

@@ -57,6 +57,25 @@ def test_shared_while_held_and_deleted_with_the_last(store: Store) -> None:
     assert store.list("datasets") == []
 
 
+def test_what_is_computed_from_a_dataset_is_kept_as_long_as_it_lives(store: Store) -> None:
+    calls: list[str] = []
+
+    def found(path: str, key: str) -> int:
+        return cache.kept_with(store, path, key, lambda: calls.append(key) or len(calls))  # type: ignore[func-returns-value]
+
+    entry = obtain(store, 1)
+    assert [found(entry.path, key) for key in ("a", "b", "a", "b")] == [1, 2, 1, 2]
+    results: list[int] = []
+    threads = [threading.Thread(target=lambda: results.append(found(entry.path, "c"))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == [3] * 4, "of several threads one computes"
+    cache.release(entry, 1)
+    assert [found(entry.path, "a"), found(entry.path, "a")] == [4, 5], "nobody holds it"
+
+
 def test_held_while_its_owner_lives(store: Store) -> None:
     owner = Owner()
     entry = obtain(store, 1)
