@@ -1,6 +1,6 @@
 """A fit as data flows through it: columns -> checks -> materialize -> plan -> launch -> train -> artifact.
 
-Each step is a call into the room that owns it. What Params say comes from `asked`, as plain data.
+Each step is a call into the part that owns it. What Params say comes from `asked`, as plain data.
 """
 
 from __future__ import annotations
