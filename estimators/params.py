@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 from pyspark.ml.param import TypeConverters
@@ -22,7 +23,7 @@ from hvdspark.errors import ConfigurationError
 from hvdspark.estimators.declare import number, numbers_by_name, of_spec, one_of, param
 from hvdspark.estimators.default_store import default_uri
 from hvdspark.estimators.defaults import Pace
-from hvdspark.launch import check_environment
+from hvdspark.launch import check_environment, run
 from hvdspark.launch.devices import DEVICES
 from hvdspark.specs import Range, TrainSpec
 from hvdspark.train.schedule import SCHEDULES
@@ -42,6 +43,8 @@ SPEC_PARAMS = {
     "patience": "earlyStoppingPatience",
     "schedule_args": "learningRateScheduleArgs",
 }
+# How ranks are launched has the defaults of `hvdspark.run`.
+_OF_RUN = inspect.signature(run).parameters
 
 
 def fraction(value: Any) -> float:
@@ -224,12 +227,12 @@ class TrainingParams(HasLabelCol, HasWeightCol, HasValidationIndicatorCol, HasSe
         # pyspark's own default of the seed is the hash of the class name, which differs from process to process.
         self._setDefault(
             labelCol="label",
-            numWorkers=2,
+            numWorkers=_OF_RUN["num_workers"].default,
             learningRateScheduleArgs={},
-            maxRestarts=0,
-            device="auto",
+            maxRestarts=_OF_RUN["max_restarts"].default,
+            device=_OF_RUN["device"].default,
             env={},
-            startTimeout=600.0,
+            startTimeout=_OF_RUN["start_timeout_s"].default,
             allowPickle=False,
             **{
                 name: getattr(TrainSpec, field)

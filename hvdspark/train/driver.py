@@ -29,10 +29,10 @@ class Gang:
     """How ranks are launched: arguments of `hvdspark.run` of the same names."""
 
     num_workers: int
-    device: str = "auto"
-    env: Mapping[str, str] | None = None
-    start_timeout_s: float = 600.0
-    max_restarts: int = 0
+    device: str
+    env: Mapping[str, str]
+    start_timeout_s: float
+    max_restarts: int
 
 
 def train_on_ranks(
