@@ -52,7 +52,7 @@ class TorchEstimator(TrainingEstimator["TorchModel"], TorchScoringParams, TorchT
             callable taking the tuples (outputs, labels), as also where several outputs serve one label.
         optimizer: a name ("adam", "adamw", "sgd", "adagrad", "rmsprop"), a `torch.optim` class, a `functools.partial`
             of one, a callable taking the parameters, or an optimizer made on `model.parameters()`.
-        callbacks: `hvdspark.train.callbacks.Callback` objects; they run on every rank.
+        callbacks: `hvdspark.train.Callback` objects; they run on every rank.
         listeners: `hvdspark.events.FitListener` objects, told on the driver what happens in a fit. They are not saved.
 
     `predictionCol` is what the module returns, as it is: logits, with `loss="bce_with_logits"`. Set `probabilityCol` or
