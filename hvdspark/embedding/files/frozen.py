@@ -109,7 +109,7 @@ class FrozenGroup:
         return rows
 
     def _search(self, segments: Int64Array, ids: Int64Array) -> Int64Array:
-        """How many ids of its segment are below each id: int64 [n], int64 [n], ascending by both -> int64 [n]."""
+        """How many ids of its segment are below each id: int64 [n], ascending, int64 [n] -> int64 [n]."""
         edges = np.flatnonzero(np.diff(segments, prepend=-1, append=-1)).tolist()
         numbers = segments[edges[:-1]].tolist()
         # As little Python as there can be: files x tables turns for each batch.

@@ -73,6 +73,15 @@ def test_rows_are_those_of_a_live_shard(tmp_path: Path, dtype: str, distribution
     assert not known.all(), "ids without a row are among those asked for"
 
 
+def test_keys_may_come_in_any_order(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    entries = save(store, trained(2))
+    for shard, homes in zip(trained(1)[0], HOMES, strict=True):
+        keys = asked(shard)
+        keys = keys[torch.randperm(len(keys))]
+        assert torch.equal(frozen(store, entries, list(shard.tables), homes).rows(keys), live(shard, keys))
+
+
 def test_files_with_state_serve_as_well(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     entries = save(store, trained(2), state=True)
