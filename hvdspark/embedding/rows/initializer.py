@@ -9,11 +9,7 @@ from torch import Tensor
 
 from hvdspark.embedding.config import Initialization
 from hvdspark.embedding.ids.hashing import salt_of
-from hvdspark.embedding.kernels.mixing import mix
-
-# Work memory stays in a core's cache: 2**15 counters of 8 bytes.
-_CHUNK_COUNTERS = 1 << 15
-_STREAM_STEP = np.uint64(0x9E3779B97F4A7C15)
+from hvdspark.embedding.kernels.initial import chunk_of, random_bits, uniform
 
 
 def initial_rows(keys: Tensor, dim: int, seed: int, salt: int, init: Initialization) -> Tensor:
@@ -34,21 +30,14 @@ def initial_rows(keys: Tensor, dim: int, seed: int, salt: int, init: Initializat
     dim -= init.zero_last
     if init.distribution == "zeros":
         return torch.from_numpy(rows)
-    make = _uniform if init.distribution == "uniform" else _normal
-    ids = keys.detach().numpy()
-    table_hash = np.uint64(salt_of("initial rows", seed, salt))
-    counters = np.arange((dim + 1) // 2, dtype=np.uint64) * _STREAM_STEP
-    chunk = max(1, _CHUNK_COUNTERS // len(counters))
-    for start in range(0, len(ids), chunk):
-        row_hash = mix(ids[start : start + chunk].astype(np.uint64) ^ table_hash)
-        bits = mix(row_hash[:, None] + counters).view(np.uint32)
-        rows[start : start + chunk, :dim] = make(bits, init.scale)[:, :dim]
+    ids, table_hash = keys.detach().numpy(), np.uint64(salt_of("initial rows", seed, salt))
+    if init.distribution == "uniform":
+        uniform(ids, table_hash, init.scale, rows[:, :dim])
+        return torch.from_numpy(rows)
+    for start in range(0, len(ids), chunk_of(dim)):
+        some = slice(start, start + chunk_of(dim))
+        rows[some, :dim] = _normal(random_bits(ids[some], table_hash, dim), init.scale)[:, :dim]
     return torch.from_numpy(rows)
-
-
-def _uniform(bits: NDArray[np.uint32], scale: float) -> NDArray[np.float32]:
-    """[-scale, scale) on 2**24 steps: exactly what a float32 can hold."""
-    return (bits >> np.uint32(8)).astype(np.float32) * np.float32(2 * scale / (1 << 24)) - np.float32(scale)
 
 
 def _normal(bits: NDArray[np.uint32], scale: float) -> NDArray[np.float64]:

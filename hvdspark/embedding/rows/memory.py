@@ -155,12 +155,17 @@ class RowMemory:
         """Initial rows of any keys. int64 [n] -> float32 [n, D]."""
         tables = self.key_space.tables_of(keys)
         ids = torch.from_numpy(self.key_space.ids_of(keys))
+        if len(self.tables) == 1:
+            return self._initial_of(0, ids)
         rows = torch.empty((len(keys), self.dim))
         for number in np.unique(tables):
-            table = self.tables[number]
             chosen = torch.from_numpy(tables == number)
-            rows[chosen] = initial_rows(ids[chosen], self.dim, self._seed, salt_of("table", table.name), table.init)
+            rows[chosen] = self._initial_of(int(number), ids[chosen])
         return rows
+
+    def _initial_of(self, number: int, ids: Tensor) -> Tensor:
+        table = self.tables[number]
+        return initial_rows(ids, self.dim, self._seed, salt_of("table", table.name), table.init)
 
     def keep(self, kept: BoolArray) -> None:
         """Drop the keys of unbounded tables whose entry of `kept` (bool [len(index)]) is False; others move up."""
