@@ -1,10 +1,10 @@
-"""Runs the tests in two processes: unit tests on the core that ranks and sessions, which often wait, leave idle.
+"""Runs the tests in two processes: what needs little of Spark beside the rest, which often waits.
 
     python -m tests.side_by_side [arguments of pytest]
 
 A process of tests leaks nothing into the other one: `footprint` looks at a process's own descendants and run marker.
 
-Where all tests run, the coverage of the unit tests is reported, which costs them a third more CPU. That of the others
+Where all tests run, the coverage of the first half is reported, which costs it a third more CPU. That of Spark's tests
 is not: what they test happens in ranks and in Spark's Python workers, and each of these processes would be traced.
 """
 
@@ -17,8 +17,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-# Neither needs a JVM. Everything else, whatever folder it is in, is of the other half.
-UNIT = ("tests/unit", "tests/test_architecture.py")
+# Takes as long as the rest. Everything else, whatever folder it is in, is of the other half.
+FIRST = ("tests/unit", "tests/ranks", "tests/test_architecture.py")
 NO_TESTS = 5  # pytest's exit status
 
 
@@ -30,34 +30,34 @@ def main(arguments: Sequence[str]) -> int:
     with tempfile.TemporaryFile() as output:
         traced = [sys.executable, "-m", "coverage", "run", *pytest[1:]] if not arguments else pytest
         # Tensors of unit tests are too small for threads. What failed last is remembered by each half on its own.
-        unit = subprocess.Popen(
-            [*traced, "-o", "cache_dir=.pytest_cache/unit", *arguments, *UNIT],
+        first = subprocess.Popen(
+            [*traced, "-o", "cache_dir=.pytest_cache/first", *arguments, *FIRST],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
             env={"OMP_NUM_THREADS": "1", **os.environ},
         )
         try:
-            others = subprocess.call([*pytest, *(f"--ignore={path}" for path in UNIT), *arguments])
+            others = subprocess.call([*pytest, *(f"--ignore={path}" for path in FIRST), *arguments])
         finally:
-            unit.wait()  # where this process is interrupted, it is, too
+            first.wait()  # where this process is interrupted, it is, too
             output.seek(0)
-            print("\n== unit tests, which ran beside those above", flush=True)
+            print("\n== unit tests and those of ranks, which ran beside those above", flush=True)
             sys.stdout.buffer.write(output.read())
             sys.stdout.flush()
     if not arguments:
         report_coverage()
     if others not in (0, NO_TESTS):
-        print(f"\n== the other tests failed (exit status {others}): see above the unit tests", flush=True)
-    return status(unit.returncode, others)
+        print(f"\n== the other tests failed (exit status {others}): see above", flush=True)
+    return status(first.returncode, others)
 
 
 def report_coverage() -> None:
-    """Say how much of the code the unit tests ran through."""
+    """Say how much of the code the first half ran through."""
     command = [sys.executable, "-m", "coverage", "report", "--format=total"]
     total = subprocess.run(command, capture_output=True, text=True).stdout.strip()
     total = total or "nothing"
-    print(f"\n== coverage of the unit tests alone: {total} % of lines; `python -m coverage report` lists them")
+    print(f"\n== coverage without Spark's tests: {total} % of lines; `python -m coverage report` lists them")
 
 
 def status(*halves: int) -> int:

@@ -25,13 +25,13 @@ def test_the_status_of_two_halves(unit: int, others: int, both: int) -> None:
 @pytest.mark.parametrize(
     ("arguments", "ran"),
     [
-        ([], {"test_unit", "test_new", "test_architecture"}),
+        ([], {"test_unit", "test_ranks", "test_new", "test_architecture"}),
         (["-k", "test_unit"], {"test_unit"}),
         (["tests/later"], {"test_new"}),
     ],
 )
 def test_every_test_runs_once_and_a_failure_is_seen(tmp_path: Path, arguments: list[str], ran: set[str]) -> None:
-    for path, name in (("unit/a", "unit"), ("later/b", "new"), (".", "architecture")):
+    for path, name in (("unit/a", "unit"), ("ranks", "ranks"), ("later/b", "new"), (".", "architecture")):
         file = tmp_path / "tests" / path / f"test_{name}.py"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(f"def test_{name}():\n    assert not 'ran'\n")
@@ -40,4 +40,4 @@ def test_every_test_runs_once_and_a_failure_is_seen(tmp_path: Path, arguments: l
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=100, env=environment)
     failed = [line.split()[1].split("::")[1] for line in done.stdout.splitlines() if line.startswith("FAILED")]
     assert (done.returncode, sorted(failed)) == (1, sorted(ran))
-    assert ("coverage of the unit tests alone" in done.stdout) == (not arguments), "of all tests or none"
+    assert ("coverage without Spark's tests" in done.stdout) == (not arguments), "of all tests or none"
