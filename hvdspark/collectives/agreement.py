@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 
 from hvdspark.collectives import Collective
 from hvdspark.errors import HvdSparkError
@@ -24,11 +25,17 @@ def broadcast_json(collective: Collective, value: Any, root: int, name: str) -> 
     return json.loads(bytes(collective.broadcast(text, root, f"{name}/value").tolist()))
 
 
+def gathered(collective: Collective, own: Tensor, name: str) -> Tensor:
+    """Collective. What each rank gives, one after the other: [*shape], alike on all ranks -> [world size, *shape]."""
+    rows = own.new_zeros(collective.size, *own.shape)
+    rows[collective.rank] = own
+    return collective.allreduce_sum(rows, name)
+
+
 def ranks_where(collective: Collective, flag: bool, name: str) -> Sequence[int]:
     """Collective. The ranks whose flag is true, ascending; the same list on every rank."""
-    flags = torch.zeros(collective.size)
-    flags[collective.rank] = float(flag)
-    return [rank for rank, total in enumerate(collective.allreduce_sum(flags, name).tolist()) if total > 0]
+    flags = gathered(collective, torch.tensor(float(flag)), name)
+    return [rank for rank, of_rank in enumerate(flags.tolist()) if of_rank > 0]
 
 
 def raise_together(collective: Collective, error: Exception | None, kind: type[E], doing: str) -> None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from hvdspark.collectives import Collective
+from hvdspark.collectives.agreement import gathered
 
 
 @dataclass
@@ -37,12 +38,7 @@ def gather(own: OfRank, collective: Collective) -> dict[str, Tensor]:
         "calibration_sums": torch.tensor(own.calibration_sums, dtype=torch.float64),
         "generators": torch.frombuffer(bytearray(own.generators), dtype=torch.uint8),
     }
-    gathered = {}
-    for name, part in parts.items():
-        rows = part.new_zeros(collective.size, *part.shape)
-        rows[collective.rank] = part
-        gathered[name] = collective.allreduce_sum(rows, f"checkpoint/{name}")
-    return gathered
+    return {name: gathered(collective, part, f"checkpoint/{name}") for name, part in parts.items()}
 
 
 def restored(saved: Mapping[str, Tensor], collective: Collective) -> OfRank:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from hvdspark.collectives import Collective
+from hvdspark.collectives.agreement import gathered
 
 # Where ranks are alike, the slowest is not this much slower than the middle of the others.
 _FACTOR, _LEAST_S = 1.5, 1.0
@@ -29,6 +30,4 @@ def straggler(busy: Sequence[float]) -> tuple[int, float] | None:
 
 def busy_by_rank(collective: Collective, seconds: float) -> list[float]:
     """Collective. What each rank gives for itself."""
-    own = torch.zeros(collective.size, dtype=torch.float64)
-    own[collective.rank] = seconds
-    return collective.allreduce_sum(own, "train/busy").tolist()
+    return gathered(collective, torch.tensor(seconds, dtype=torch.float64), "train/busy").tolist()
