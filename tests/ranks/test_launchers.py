@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import queue
+import signal
 import subprocess
 import sys
 import threading
@@ -242,18 +243,36 @@ def test_cuda_without_a_gpu(on_host: Callable[..., list[Any]]) -> None:
         on_host(cases.describe_rank, ("hi",), num_workers=1, device="cuda")
 
 
-def test_ranks_do_not_outlive_a_killed_driver(nothing_left_behind: None, tmp_path: Path) -> None:
-    script = f"""
+# A driver whose ranks wait; it says by what it was left.
+DRIVER = """
+import sys
 from pathlib import Path
 from hvdspark.launch.same_host import SameHostLauncher
 from hvdspark.launch.supervisor import supervise
 from tests.ranks.launch_cases import wait
-supervise(SameHostLauncher(), wait, (Path({str(tmp_path)!r}),), num_workers=2)
+try:
+    supervise(SameHostLauncher(), wait, (Path(sys.argv[1]),), num_workers=2, max_restarts=1)
+except BaseException as error:
+    print(type(error).__name__)
 """
-    driver = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT)
-    ranks = [psutil.Process(pid) for pid in wait_for_ranks(tmp_path)]
-    driver.kill()
-    driver.wait(timeout=10)
-    _, alive = psutil.wait_procs(ranks, timeout=10)
-    assert len(ranks) == 2
-    assert not alive
+
+
+@pytest.mark.parametrize(
+    ("how", "within_s", "said"), [(signal.SIGKILL, 10, ""), (signal.SIGINT, 5, "KeyboardInterrupt")]
+)
+def test_ranks_do_not_outlive_their_driver(
+    nothing_left_behind: None, tmp_path: Path, how: signal.Signals, within_s: float, said: str
+) -> None:
+    command = [sys.executable, "-c", DRIVER, str(tmp_path)]
+    driver = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    try:
+        ranks = [psutil.Process(pid) for pid in wait_for_ranks(tmp_path)]
+        keepers = psutil.Process(driver.pid).children()
+        driver.send_signal(how)
+        _, alive = psutil.wait_procs([*ranks, *keepers], timeout=within_s)
+        assert (len(ranks), len(keepers)) == (2, 2)
+        assert not alive
+        assert driver.communicate(timeout=10)[0].strip() == said
+    finally:
+        driver.kill()
+        driver.communicate()
