@@ -11,10 +11,11 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.types import ArrayType, StructType
 
+from hvdspark.data.dataset.schema import types_of_named
 from hvdspark.embedding.ids.categories import AS_BOOLEAN, AS_INTEGER, element_of, kind_of
 from hvdspark.errors import SchemaError
 from hvdspark.estimators.columns import column
-from hvdspark.estimators.trained import NUMBERS, found_types, is_gap, is_whole, not_as_trained
+from hvdspark.estimators.trained import NUMBERS, is_gap, is_whole, not_as_trained
 
 _WHOLE = (
     "cast it to bigint where its numbers are whole: as a string, 1.0 is another category than 1; or use it in "
@@ -41,7 +42,7 @@ def check_categories(schema: StructType, names: Sequence[str], trained: Mapping[
     Raises:
         SchemaError: a column is missing, ambiguous or of another type.
     """
-    for name, kind in found_types(schema, names).items():
+    for name, kind in types_of_named(schema, names, "categoricalCols").items():
         if trained is None:
             if kind_of(kind) not in ("text", "integer", "boolean"):
                 raise SchemaError(

@@ -13,11 +13,11 @@ from pyspark.sql import functions as F
 from pyspark.sql.types import DecimalType, LongType, StructType
 
 from hvdspark.artifact.inputs import BEYOND_FLOAT32
-from hvdspark.data.dataset.schema import quoted
+from hvdspark.data.dataset.schema import quoted, types_of_named
 from hvdspark.data.readers.moments import Moments
 from hvdspark.embedding.ids.categories import kind_of
 from hvdspark.errors import SchemaError
-from hvdspark.estimators.trained import NUMBERS, check_still_numbers, found_types
+from hvdspark.estimators.trained import NUMBERS, check_still_numbers
 
 # A column that has fewer doubles between its least and its largest number is one to be named.
 _FEW_STEPS = 256
@@ -42,7 +42,7 @@ def check_numbers(schema: StructType, names: Sequence[str], trained: Mapping[str
     Raises:
         SchemaError: a column is missing, ambiguous or of another type.
     """
-    types = found_types(schema, names)
+    types = types_of_named(schema, names, "continuousCols")
     check_still_numbers(types, trained or {})
     for name, kind in types.items():
         array = kind.startswith("array<") or kind == "vector"

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 from pyspark.sql import Column
 from pyspark.sql import functions as F
 from pyspark.sql.types import StructType
 
-from hvdspark.data.dataset.schema import check_columns
 from hvdspark.embedding.ids.categories import EXACT_BELOW, kind_of
 from hvdspark.errors import SchemaError
 
@@ -20,17 +19,6 @@ def types_of(schema: StructType, names: Iterable[str]) -> dict[str, str]:
     """Spark's short names (`DataType.simpleString()`) of the types of some columns."""
     types = {field.name: field.dataType.simpleString() for field in schema.fields}
     return {name: types[name] for name in names}
-
-
-def found_types(schema: StructType, names: Sequence[str]) -> dict[str, str]:
-    """`types_of` columns that a user has named.
-
-    Raises:
-        SchemaError: a column is missing or ambiguous.
-    """
-    if names:  # only whether the columns are there: what their values may be is for the caller
-        check_columns([(field.name, "int") for field in schema.fields], names, [])
-    return types_of(schema, names)
 
 
 def not_as_trained(name: str, now: str, trained: str, hint: str) -> SchemaError:

@@ -164,6 +164,20 @@ def check_columns(
     return tuple(columns.values())
 
 
+def types_of_named(schema: Any, names: Sequence[str], where: str) -> dict[str, str]:
+    """Spark's short names of the types of columns that a user has named, whatever they are.
+
+    Args:
+        schema: as for `check_columns`.
+        where: what names the columns, for errors.
+
+    Raises:
+        SchemaError: a column is missing or ambiguous.
+    """
+    types = _types(schema)
+    return {name: _type_of(name, types, where) for name in names}
+
+
 def quoted(name: str) -> str:
     """The top-level column of exactly that name in SQL, dots and backticks included."""
     return f"`{name.replace('`', '``')}`"

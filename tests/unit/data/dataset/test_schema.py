@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from hvdspark.data.dataset.schema import SourceColumn, check_columns
+from hvdspark.data.dataset.schema import SourceColumn, check_columns, types_of_named
 from hvdspark.errors import ConfigurationError, SchemaError
 from hvdspark.specs import ColumnSpec
 
@@ -195,3 +195,13 @@ def test_importing_the_module_does_not_import_pyspark() -> None:
 
     code = "import sys, hvdspark.data.dataset.schema, hvdspark.data.feed.plan; sys.exit('pyspark' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0
+
+
+def test_types_of_columns_that_are_there_whatever_they_are() -> None:
+    schema = [("m", "map<string,int>"), ("s", "string"), ("twice", "int"), ("twice", "int")]
+    assert types_of_named(schema, ["s", "m"], "categoricalCols") == {"s": "string", "m": "map<string,int>"}
+    assert types_of_named(schema, [], "categoricalCols") == {}
+    with pytest.raises(SchemaError, match="column not found: 'S' .in categoricalCols.*did you mean 's'"):
+        types_of_named(schema, ["S"], "categoricalCols")
+    with pytest.raises(SchemaError, match="ambiguous: 'twice' .in categoricalCols"):
+        types_of_named(schema, ["s", "twice"], "categoricalCols")
