@@ -24,6 +24,7 @@ from hvdspark.estimators.continuous import lost_in_double
 from hvdspark.estimators.default_store import check_place
 from hvdspark.estimators.defaults import MANY_ROWS, Pace, few_steps
 from hvdspark.estimators.fitted import FittedModule
+from hvdspark.estimators.names import names_of_params
 from hvdspark.estimators.paths import spark_store
 from hvdspark.estimators.trained import types_of
 from hvdspark.events import DatasetReady, FitEnded, PhaseStarted
@@ -51,7 +52,7 @@ def fit(estimator: TrainingEstimator[Any], columns: asked.Columns, make: Make) -
     one of `hvdspark.run`.
     """
     spark, gang = columns.given.sparkSession, asked.gang(estimator)
-    store, run_id = spark_store(spark, estimator.getStoreUri()), f"{estimator.uid}-{uuid.uuid4().hex[:12]}"
+    store = spark_store(spark, estimator.getStoreUri(), "storeUri")
 
     versions.require()
     packed = pack(make(estimator.pace(1), None))
@@ -63,8 +64,9 @@ def fit(estimator: TrainingEstimator[Any], columns: asked.Columns, make: Make) -
     check_place(store)
     store.check_writable()
 
+    run_id = f"{estimator.uid}-{uuid.uuid4().hex[:12]}"
     told = FanOut(run_id, [progress(asked.monitor(estimator, columns)), MemoryReport(), *estimator.getListeners()])
-    with told.fit(asked.started(estimator, columns, plan)), contextlib.ExitStack() as stack:
+    with told.fit(asked.started(estimator, columns, plan)), names_of_params(), contextlib.ExitStack() as stack:
         told.emit(PhaseStarted("materialize"))
         write = partial(_write, stack, spark, store, columns, gang.num_workers)
         data, moments = launch.interruptible(spark, write, launch.new_tag())

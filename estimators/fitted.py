@@ -16,7 +16,7 @@ from hvdspark.artifact.tables import load_model
 from hvdspark.artifact.tensors import checksum
 from hvdspark.artifact.trust import Trust
 from hvdspark.estimators.persistence import Saved, pack, unpack
-from hvdspark.score import ScoringSpec
+from hvdspark.score import MODELS_PLACE, ScoringSpec
 from hvdspark.specs import ColumnSpec, from_json, to_json
 from hvdspark.store import Store
 from hvdspark.train.pickling import skeleton, unpickled
@@ -61,12 +61,16 @@ class FittedModule:
 
     def __post_init__(self) -> None:
         if not self.fingerprint:
-            artifact = Artifact.open(Store(self.store_uri), self.model_path)
+            artifact = Artifact.open(self.store, self.model_path)
             object.__setattr__(self, "fingerprint", artifact.fingerprint)
 
     @property
+    def store(self) -> Store:
+        return Store(self.store_uri, MODELS_PLACE)
+
+    @property
     def uri(self) -> str:
-        return Store(self.store_uri).spark_uri(self.model_path)
+        return self.store.spark_uri(self.model_path)
 
     @property
     def inputs(self) -> Inputs:
@@ -77,7 +81,7 @@ class FittedModule:
         return tuple(ModelOutput(output.name, output.shape not in ((), (1,))) for output in self.result.outputs)
 
     def module(self) -> nn.Module:
-        return load_model(Store(self.store_uri), self.model_path, unpickled(self.skeleton), self.fingerprint)
+        return load_model(self.store, self.model_path, unpickled(self.skeleton), self.fingerprint)
 
     def scoring_spec(self, handle_invalid: str) -> ScoringSpec:
         return ScoringSpec(
@@ -95,7 +99,7 @@ class FittedModule:
             return self.saved
         module: nn.Module = unpickled(self.skeleton)
         objects, files = pack({"module": module}, weights_of(module), allow_pickle)
-        artifact = Artifact.open(Store(self.store_uri), self.model_path, self.fingerprint)
+        artifact = Artifact.open(self.store, self.model_path, self.fingerprint)
         state = {**state_of(objects, self.inputs), "result": json.loads(to_json(self.result))}
         return Saved(
             state,

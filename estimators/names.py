@@ -23,8 +23,8 @@ _PARAMS = {
     "max_restarts": "maxRestarts",
     "store_uri": "storeUri",
 }
-# Names that are also words of English, or the same, stay. What stands in quotes is a user's own, such as a column.
-_NAMES = re.compile(rf"(?<![\w.'\"])(?:{'|'.join(name for name in _PARAMS if '_' in name)})(?![\w'\"])")
+# Names that are also words of English, or the same, stay. What stands in quotes or in a path is a user's own.
+_NAMES = re.compile(rf"(?<![\w.'\"/])(?:{'|'.join(name for name in _PARAMS if '_' in name)})(?![\w'\"/])")
 
 
 def as_params(text: str) -> str:

@@ -14,13 +14,16 @@ from hvdspark.store import Store
 _MOUNTED = ("/dbfs/", "/Volumes/")
 
 
-def spark_store(spark: SparkSession, path: str) -> Store:
+def spark_store(spark: SparkSession, path: str, where: str = "path") -> Store:
     """The store at a path or URI that a user gave to Spark ML.
+
+    Args:
+        where: as what; errors say it.
 
     Raises:
         StoreError: as `Store`; or the scheme of a path without one (that of `fs.defaultFS`) is unknown there.
     """
-    return Store(qualified(spark, path))
+    return Store(qualified(spark, path), where)
 
 
 def qualified(spark: SparkSession, path: str) -> str:

@@ -23,6 +23,7 @@ from hvdspark.artifact.trust import TRUSTED_PACKAGES, Trust
 from hvdspark.errors import PersistenceError
 from hvdspark.estimators.paths import check_same_place, spark_store
 from hvdspark.estimators.table_files import copy_tables, verify_tables
+from hvdspark.score import MODELS_PLACE
 from hvdspark.store import Store
 from hvdspark.train.pickling import pickled, unpickled
 
@@ -70,7 +71,7 @@ class HvdSparkWriter(MLWriter):
         source, directory = self._saved.tables_at
         store = spark_store(self.sparkSession, path)
         if self._saved.tables and f"{Store(source).uri}/{directory}".startswith(f"{store.uri}/"):
-            if not Store(source).exists(directory):
+            if not Store(source, MODELS_PLACE).exists(directory):
                 raise PersistenceError(
                     "the embedding tables of this model are lost: Spark deletes what a pipeline is to overwrite before "
                     "its stages can refuse, and the model was loaded from there",
@@ -87,12 +88,13 @@ class HvdSparkWriter(MLWriter):
         super().save(store.uri)
 
     def saveImpl(self, path: str) -> None:
-        saved, store = self._saved, Store(path)
+        saved, store = self._saved, Store(path, "path")
         DefaultParamsWriter.saveMetadata(self._instance, store.uri, self.sparkSession)
         writer = ArtifactWriter(store, DATA)
         for name, content in saved.files.items():
             writer.file(name, content)
-        copy_tables(self.sparkSession, Store(saved.tables_at[0] or path), saved.tables_at[1], store, DATA, saved.tables)
+        source = Store(saved.tables_at[0] or path, MODELS_PLACE)
+        copy_tables(self.sparkSession, source, saved.tables_at[1], store, DATA, saved.tables)
         writer.commit({"state": saved.state, "aliases": saved.aliases}, saved.tables)
 
 

@@ -43,20 +43,25 @@ class HvdSparkError(Exception):
 
     def __init__(self, what: str, *, value: Any = None, where: str | None = None, hint: str | None = None) -> None:
         self.what, self.value, self.where, self.hint = what, value, where, hint
-        message = what
-        if value is not None:
-            message += f": {value}" if isinstance(value, str) and " " in value else f": {value!r}"
-        if where is not None:
-            message += f" (in {where})"
-        if hint is not None:
-            message += f". Hint: {hint}"
-        super().__init__(message)
+        super().__init__(self._message())
 
     def reword(self, words: Callable[[str], str]) -> None:
         """Say the same with other names of what can be set; the value stays."""
+        said = self._message()
         self.what = words(self.what)
         self.where, self.hint = (None if text is None else words(text) for text in (self.where, self.hint))
-        self.args = (words(self.args[0]), *self.args[1:])
+        self.args = (self.args[0].replace(said, self._message()), *self.args[1:])
+
+    def _message(self) -> str:
+        message = self.what
+        if self.value is not None:
+            plain = isinstance(self.value, str) and " " in self.value
+            message += f": {self.value}" if plain else f": {self.value!r}"
+        if self.where is not None:
+            message += f" (in {self.where})"
+        if self.hint is not None:
+            message += f". Hint: {self.hint}"
+        return message
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Keyword arguments do not survive Exception's own pickling, and these cross process boundaries.

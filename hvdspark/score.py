@@ -29,6 +29,8 @@ from hvdspark.artifact.tables import load_model
 from hvdspark.specs import ColumnSpec
 from hvdspark.store import Store
 
+# What errors call the store of a fitted model: whoever loaded one has set none.
+MODELS_PLACE = "the model's directory"
 _MODELS_KEPT = 3  # for each Python worker; what pyspark's predict_batch_udf keeps
 _cache: collections.OrderedDict[tuple[str, str, str, bytes], nn.Module] = collections.OrderedDict()
 _lock = threading.Lock()
@@ -87,7 +89,8 @@ def load_module(spec: ScoringSpec) -> nn.Module:
         if key in _cache:
             _cache.move_to_end(key)
             return _cache[key]
-        _cache[key] = load_model(Store(spec.store_uri), spec.model_path, pickle.loads(spec.skeleton), spec.fingerprint)
+        store = Store(spec.store_uri, MODELS_PLACE)
+        _cache[key] = load_model(store, spec.model_path, pickle.loads(spec.skeleton), spec.fingerprint)
         while len(_cache) > _MODELS_KEPT:
             _cache.popitem(last=False)
         return _cache[key]

@@ -56,7 +56,7 @@ class TrainedModel:
             CheckpointError: there is no complete model, it is damaged, or a later version wrote it.
             PersistenceError: it was saved with pickle, or names code that is not trusted or not there.
         """
-        store = Store(path)
+        store = Store(path, "path")
         artifact = Artifact.open(store, DATA)
         state = artifact.manifest.get("state", {})
         if "module" not in state.get("objects", {}):

@@ -167,7 +167,7 @@ def _with_store(facts: Facts, uri: str) -> Facts:
     from hvdspark.store import Store
 
     try:
-        Store(uri).check_writable()
+        Store(uri, "--store").check_writable()
     except HvdSparkError as error:
         what = str(error).removesuffix(f". Hint: {error.hint}")
         return replace(facts, store=uri, store_error=what, store_hint=error.hint)

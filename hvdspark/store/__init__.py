@@ -31,17 +31,18 @@ _PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "abfs": "adlfs"}
 
 
 class Store:
-    """A directory that the driver and all ranks can reach. Holds nothing but its URI, so it can be pickled.
+    """A directory that the driver and all ranks can reach. Holds no connection, so it can be pickled.
 
     Args:
         uri: a plain path or a URI of any scheme in the table of `spellings` (or another one that fsspec knows).
+        where: what the user gave it as; errors say it.
 
     Raises:
         StoreError: the URI is empty, malformed, of an unknown scheme, or carries credentials.
     """
 
-    def __init__(self, uri: str) -> None:
-        self.uri = canonical(uri)
+    def __init__(self, uri: str, where: str = "store_uri") -> None:
+        self.uri, self._where = canonical(uri, where), where
         self._fsspec_uri = fsspec_form(self.uri)
 
     def __repr__(self) -> str:
@@ -79,7 +80,7 @@ class Store:
             raise StoreError(
                 "no filesystem is installed for this store",
                 value=self.uri,
-                where="store_uri",
+                where=self._where,
                 hint=f"pip install {package} on the driver and on every executor ({error})",
             ) from error
 
@@ -217,7 +218,7 @@ class Store:
             raise StoreError(
                 f"the store cannot be written ({_cause(cause)})",
                 value=self.uri,
-                where="store_uri",
+                where=self._where,
                 hint="give a directory that this user may write, on a file system that all executors share",
             ) from cause
         finally:
@@ -267,7 +268,7 @@ class Store:
             raise StoreError(
                 f"cannot {verb} a path of the store ({_cause(error)})",
                 value=joined(self.uri, path),
-                where="store_uri",
+                where=self._where,
                 hint="check that the path exists and that this user may use it, on this host",
             ) from error
 

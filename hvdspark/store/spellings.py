@@ -27,16 +27,21 @@ _SPARK_SCHEME = {"s3": "s3a", "s3n": "s3a", "gcs": "gs"}
 _FSSPEC_SCHEME = {"s3a": "s3", "abfss": "abfs", "viewfs": "hdfs"}
 
 
-def canonical(uri: str) -> str:
-    """The Spark form of a URI, without a final slash."""
+def canonical(uri: str, where: str = "store_uri") -> str:
+    """The Spark form of a URI, without a final slash.
+
+    Args:
+        where: what it was given as, for errors.
+
+    Raises:
+        StoreError: it is empty, malformed, of an unknown scheme, or carries credentials.
+    """
     if not isinstance(uri, str) or not uri.strip():
-        raise StoreError(
-            "the store URI is empty", value=uri, where="store_uri", hint="for example file:///data/hvdspark"
-        )
+        raise StoreError("the store URI is empty", value=uri, where=where, hint="for example file:///data/hvdspark")
     if re.search(r"://[^/]*:[^/]*@", uri):
         raise StoreError(
             "the store URI carries credentials",
-            where="store_uri",
+            where=where,
             hint="put them into the Hadoop configuration or the environment of the driver and the executors",
         )
     if re.match(r"(?i)file:", uri):
@@ -45,7 +50,7 @@ def canonical(uri: str) -> str:
         raise StoreError(
             "the store URI has characters that Spark, Petastorm and fsspec read differently",
             value=refused,
-            where="store_uri",
+            where=where,
             hint="use a plain path without ? # * % [ ] { }",
         )
     match = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):(.*)$", uri)
@@ -53,18 +58,16 @@ def canonical(uri: str) -> str:
     if scheme in {"file", "dbfs"}:
         path = os.path.normpath("/" + rest.lstrip("/"))
         if scheme == "file" and rest.startswith("//") and not rest.startswith("///"):
-            raise StoreError("a file URI has no host", value=uri, where="store_uri", hint=f"did you mean file:/{rest}?")
+            raise StoreError("a file URI has no host", value=uri, where=where, hint=f"did you mean file:/{rest}?")
         if scheme == "file" and path.startswith("/dbfs/"):
             return f"dbfs:{path.removeprefix('/dbfs')}"
         return f"dbfs:{path}" if scheme == "dbfs" or path.startswith("/Volumes/") else f"file://{path}"
     scheme = _SPARK_SCHEME.get(scheme, scheme)
     if not rest.startswith("//") or (scheme not in RENAMING | {"memory"} and not rest[2:].split("/")[0]):
-        raise StoreError(
-            "the store URI names no bucket or host", value=uri, where="store_uri", hint=f"{scheme}://NAME/PATH"
-        )
+        raise StoreError("the store URI names no bucket or host", value=uri, where=where, hint=f"{scheme}://NAME/PATH")
     if scheme not in _known_schemes():
         raise StoreError(
-            "unknown scheme of a store URI", value=scheme, where="store_uri", hint="file, s3a, gs, abfss, hdfs or dbfs"
+            "unknown scheme of a store URI", value=scheme, where=where, hint="file, s3a, gs, abfss, hdfs or dbfs"
         )
     host, _, path = rest[2:].partition("/")
     return f"{scheme}://{host}/{path.strip('/')}".rstrip("/") if host or path else f"{scheme}:///"

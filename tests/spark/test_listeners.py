@@ -13,7 +13,7 @@ from pyspark.ml.tuning import CrossValidator, ParamGridBuilder
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
-from hvdspark.errors import SchemaError
+from hvdspark.errors import DataError, SchemaError
 from hvdspark.estimators import CTRClassifier, TorchEstimator
 from hvdspark.events import (
     DatasetReady,
@@ -97,6 +97,17 @@ def test_a_fit_that_fails_says_so_once_and_keeps_its_history(spark: SparkSession
     with pytest.raises(SchemaError, match="nothing"):
         estimator.setListeners([refused]).setFeatureCols(["nothing"]).fit(separable(spark))
     assert refused.events == [], "what is refused has not started"
+
+    said: list[str] = []
+
+    class Failure(FitListener):
+        def on_fit_failed(self, event: FitFailed) -> None:
+            said.append(str(event.error))
+
+    with pytest.raises(DataError) as unusable:
+        linear(listeners=[Failure()], storeUri=store_uri).fit(separable(spark).withColumn("y", F.lit(None).cast("int")))
+    assert said == [str(unusable.value)], "listeners are told in the words of Params, too"
+    assert "handleInvalid is about features" in said[0]
 
 
 @pytest.mark.slow

@@ -73,6 +73,12 @@ def test_models_and_pipelines_are_saved_and_loaded_where_spark_looks(
     assert torch.equal(TorchModel.load("/shared/model").module().state_dict()["0.weight"], weight)
 
 
+def test_a_path_that_is_refused_is_called_path_and_no_param(spark: SparkSession, fitted: TorchModel) -> None:
+    for use in (fitted.save, fitted.write().overwrite().save, TorchModel.load):
+        with pytest.raises(StoreError, match=r"credentials \(in path\)"):
+            use("s3a://key:secret@bucket/model")
+
+
 def test_nothing_is_deleted_where_spark_sees_another_file_system(
     spark: SparkSession, fitted: TorchModel, other_file_system: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -181,6 +181,20 @@ def test_missing_files_are_named(store: Store) -> None:
     assert "Hint" in str(missing.value)
 
 
+def test_errors_say_what_the_place_was_given_as(tmp_path: Path) -> None:
+    given = Store(str(tmp_path), "path")
+    for store, said in (
+        (given, "path"),
+        (pickle.loads(pickle.dumps(given)), "path"),
+        (Store(str(tmp_path)), "store_uri"),
+    ):
+        with pytest.raises(StoreError, match=rf"missing' \(in {said}\)"):
+            store.read_bytes("missing")
+    with pytest.raises(StoreError, match=r"unknown scheme.*\(in path\)"):
+        Store("s4://bucket/x", "path")
+    assert given == Store(str(tmp_path)), "it is the same place"
+
+
 def test_the_manifest_is_the_commit(store: Store) -> None:
     store.write_bytes("model/weights", b"0")
     assert store.committed("model") is None

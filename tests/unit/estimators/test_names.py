@@ -17,6 +17,7 @@ from hvdspark.estimators.names import as_params, names_of_params
         ("column 'batch_size' of \"store_uri\"", "column 'batch_size' of \"store_uri\""),
         ("spec.batch_size, my_batch_size, batch_size_", "spec.batch_size, my_batch_size, batch_size_"),
         ("the schedule and the seed", "the schedule and the seed"),
+        ("/data/batch_size/store_uri", "/data/batch_size/store_uri"),
     ],
 )
 def test_names_become_those_of_params(text: str, said: str) -> None:
@@ -29,6 +30,15 @@ def test_an_error_keeps_its_class_and_value() -> None:
     error = raised.value
     assert str(error) == "batchSize is wrong: 'batch_size' (in batchSize). Hint: lower batchSize"
     assert (error.what, error.value, error.where) == ("batchSize is wrong", "batch_size", "batchSize")
+
+
+@pytest.mark.parametrize(
+    "value", ["/data/x batch_size", "file:///a batch_size.d", ["batch_size and more"], {"batch_size ": 1}]
+)
+def test_a_value_of_any_kind_stays(value: object) -> None:
+    with pytest.raises(ConfigurationError) as raised, names_of_params():
+        raise ConfigurationError("batch_size is wrong", value=value)
+    assert str(raised.value) == str(ConfigurationError("batchSize is wrong", value=value))
 
 
 def test_what_a_rank_said_is_quoted() -> None:
