@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-# Enough for Adam and Adagrad to get from the base rate to what logistic regression finds, see docs/performance.md.
+# Enough for Adam and Adagrad to get from the base rate to what logistic regression finds (docs/decisions/0027).
 _STEPS = 300
 _MOST_EPOCHS = 20
 _LEAST_BATCH, _MOST_BATCH = 32, 8192

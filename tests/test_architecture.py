@@ -114,6 +114,12 @@ def test_the_rules_catch(importer: str, source: str) -> None:
     assert any(forbidden_import(importer, target) or confined(importer, target) for target in imported(source))
 
 
+def test_every_part_that_has_a_place_is_there() -> None:
+    for package, numbers in LAYERS.items():
+        parts = {module.part_of(package) for module in MODULES.values() if module.name.startswith(f"{package}.")}
+        assert set(numbers) <= parts, f"docs/layers.md has parts of {package} that are not there"
+
+
 def test_relative_imports_are_caught() -> None:
     with pytest.raises(AssertionError, match="relative import"):
         list(imported("from . import errors"))

@@ -30,7 +30,7 @@ class Row:
 
 
 def diagnose(facts: Facts) -> list[Row]:
-    """All rows, in the order in which they should be repaired."""
+    """All rows about these facts, in the order in which they should be repaired."""
     rows = [_java_row(facts), *(_version_row(name, facts) for name in ("Python", "pyspark", "torch"))]
     rows.append(_horovod_row(facts))
     rows += [_version_row(name, facts) for name in ("petastorm", "pyarrow", "numpy", "pandas")]
@@ -41,7 +41,7 @@ def diagnose(facts: Facts) -> list[Row]:
 
 
 def healthy(rows: Sequence[Row]) -> bool:
-    """Whether nothing that a fit needs is broken."""
+    """Whether none of the rows says that something a fit needs is broken."""
     return all(row.status != BROKEN for row in rows)
 
 

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
-from hvdspark.doctor import Facts, HorovodFacts, Row, SessionFacts, WorkerFacts, as_json, diagnose, healthy, table
+from hvdspark.doctor import as_json, diagnose, healthy, table
+from hvdspark.doctor.facts import Facts, HorovodFacts, SessionFacts, WorkerFacts
+from hvdspark.doctor.report import Row
 
 VERSIONS: dict[str, str | None] = {
     "Java": "17.0.15",
