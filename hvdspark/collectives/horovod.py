@@ -55,11 +55,11 @@ class HorovodCollective:
         return wait
 
     def broadcast_parameters(self, tensors: dict[str, Tensor], root: int = 0) -> None:
-        travelling, copies = dict(tensors), []
+        travelling, copies = {}, []
         for name, tensor in tensors.items():
-            if tensor.dtype not in MOVED:
-                own = tensor.detach().contiguous()
-                travelling[name] = bits(own)  # the same memory, unless it was not contiguous
+            own = tensor.detach().contiguous()  # the same memory, unless that is not in one piece
+            travelling[name] = own if tensor.dtype in MOVED else bits(own)
+            if not tensor.is_contiguous():
                 copies.append((tensor, own))
         handles = [
             self._hvd.broadcast_async_(tensor, root_rank=root, name=name) for name, tensor in sorted(travelling.items())
@@ -68,8 +68,7 @@ class HorovodCollective:
             self._result(handle)
         with torch.no_grad():
             for tensor, own in copies:
-                if not tensor.is_contiguous():
-                    tensor.copy_(own)
+                tensor.copy_(own)
 
     def _sum_sparse(self, tensor: Tensor, name: str) -> Tensor:
         wire, back = summable(tensor._values())

@@ -78,6 +78,13 @@ def parameters_are_overwritten_in_place(collective: Collective) -> None:
     collective.broadcast_parameters(dict(module.named_parameters()), root)
     assert module.weight is before
     assert bool((module.weight == root).all())
+    for dtype in (torch.float32, torch.int64, torch.bfloat16):
+        numbers = torch.arange(12).to(dtype).view(3, 4)
+        views = {"turned": lambda x: x.t(), "every other": lambda x: x[:, ::2], "one": lambda x: x[0, 0]}
+        mine = {f"{dtype}/{name}": view((numbers + collective.rank).clone()) for name, view in views.items()}
+        collective.broadcast_parameters(mine, root)
+        for name, view in views.items():
+            assert torch.equal(mine[f"{dtype}/{name}"], view(numbers + root)), name
 
 
 def numbered(rank: int, splits: list[int], spare: int, dtype: torch.dtype) -> Tensor:
