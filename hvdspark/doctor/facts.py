@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 # In a process of its own: a Horovod that was built against another torch can end the interpreter that imports it.
 _ASK_HOROVOD = """
 import json, torch
+print(json.dumps({"cuda": torch.version.cuda}), flush=True)
 from hvdspark.embedding.kernels import library
-print(json.dumps({"cuda": torch.version.cuda, "kernels": library.absence()}))
+print(json.dumps({"kernels": library.absence()}), flush=True)
 import horovod.torch as hvd
 built = lambda names: [name for name in names if getattr(hvd, name.lower() + "_built")()]
 print(json.dumps({"controllers": built(["Gloo", "MPI"]), "gpu_operations": built(["NCCL", "CUDA", "ROCm", "DDL"])}))
@@ -75,7 +76,7 @@ class Facts:
         java_error: why the Java that Spark would start has no version; None also where there is no Java at all.
         other_java: the `java` on PATH that would do, where JAVA_HOME keeps Spark from it.
         build_failure: log and first error of the last Horovod build, where it failed.
-        kernels_absence: why the loops over embeddings are not the compiled ones; "" where they are.
+        kernels_absence: why the loops over embeddings are not the compiled ones; "" where they are; None: not known.
         cuda_missing: what a Horovod for GPUs would need here, where torch has CUDA.
     """
 
@@ -87,7 +88,7 @@ class Facts:
     horovod_error: str | None = None
     build_failure: tuple[str, str] | None = None
     cuda_missing: tuple[str, ...] = ()
-    kernels_absence: str = ""
+    kernels_absence: str | None = None
     session: SessionFacts | None = None
     session_error: str | None = None
     store: str | None = None
@@ -152,15 +153,16 @@ def _with_horovod(facts: Facts) -> Facts:
         return replace(facts, horovod_error="importing it took more than 120 s")
     if failure := horovod_build.last_failure():
         facts = replace(facts, build_failure=(str(failure[0]), failure[1]))
-    lines = [json.loads(line) for line in answer.stdout.splitlines() if line.startswith("{")]
-    cuda = lines[0]["cuda"] if lines else None
-    facts = replace(facts, kernels_absence=lines[0].get("kernels", "") if lines else "")
-    if cuda:
-        facts = replace(facts, cuda_missing=tuple(horovod_build.missing_for_cuda(cuda)))
-    if answer.returncode != 0 or len(lines) < 2:
-        return replace(facts, torch_cuda=cuda, horovod_error=_last_line(answer.stderr) or f"exit {answer.returncode}")
-    built = HorovodFacts(**{name: tuple(value) for name, value in lines[1].items()})
-    return replace(facts, torch_cuda=cuda, horovod=built)
+    found: dict[str, Any] = {}
+    for line in answer.stdout.splitlines():
+        if line.startswith("{"):
+            found |= json.loads(line)
+    facts = replace(facts, torch_cuda=found.get("cuda"), kernels_absence=found.get("kernels"))
+    if facts.torch_cuda:
+        facts = replace(facts, cuda_missing=tuple(horovod_build.missing_for_cuda(facts.torch_cuda)))
+    if answer.returncode != 0 or "controllers" not in found:
+        return replace(facts, horovod_error=_last_line(answer.stderr) or f"exit {answer.returncode}")
+    return replace(facts, horovod=HorovodFacts(tuple(found["controllers"]), tuple(found["gpu_operations"])))
 
 
 def _with_store(facts: Facts, uri: str) -> Facts:

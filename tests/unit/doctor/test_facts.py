@@ -7,6 +7,7 @@ import pytest
 
 from hvdspark import versions
 from hvdspark.doctor import diagnose, facts
+from hvdspark.embedding.kernels import library
 
 with_horovod, with_session = facts._with_horovod, facts._with_session
 NOTHING_YET = facts.Facts(versions={})
@@ -92,6 +93,7 @@ def test_what_horovod_was_built_with() -> None:
     assert found.horovod is not None
     assert "Gloo" in found.horovod.controllers
     assert found.horovod_error is None
+    assert found.kernels_absence == library.absence()
 
 
 def test_horovod_that_ends_its_interpreter_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,7 +106,18 @@ def test_horovod_that_ends_its_interpreter_is_reported(monkeypatch: pytest.Monke
 
 def test_horovod_that_does_not_import_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(facts, "_ASK_HOROVOD", "import horovod.not_there")
-    assert with_horovod(NOTHING_YET).horovod_error == "ModuleNotFoundError: No module named 'horovod.not_there'"
+    found = with_horovod(NOTHING_YET)
+    assert found.horovod_error == "ModuleNotFoundError: No module named 'horovod.not_there'"
+    assert found.kernels_absence is None, "nobody has looked"
+
+
+def test_what_was_found_before_horovod_ends_its_interpreter_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    script = facts._ASK_HOROVOD.replace("import horovod.torch as hvd", "import os; os.abort()")
+    monkeypatch.setattr(facts, "_ASK_HOROVOD", script)
+    monkeypatch.setenv("HVDSPARK_KERNELS", "reference")
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
+    found = with_horovod(NOTHING_YET)
+    assert (found.horovod_error, found.kernels_absence) == ("exit -6", "HVDSPARK_KERNELS=reference")
 
 
 def test_missing_packages_are_none(monkeypatch: pytest.MonkeyPatch) -> None:

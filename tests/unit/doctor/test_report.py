@@ -28,6 +28,7 @@ SESSION = SessionFacts("local[2]", 2, 0, {}, (WorkerFacts("h", "/venv/bin/python
 GOOD = Facts(
     versions=VERSIONS,
     horovod=HorovodFacts(("Gloo", "MPI"), ()),
+    kernels_absence="",
     session=SESSION,
     store="file:///s",
     executable="/venv/bin/python",
@@ -54,6 +55,11 @@ def test_kernels_that_were_not_compiled_are_no_failure() -> None:
     assert (found.status, found.found) == ("note", "numpy and torch")
     assert found.problem.startswith("not compiled: ")
     assert healthy(diagnose(facts))
+
+
+def test_nothing_is_said_of_kernels_that_nobody_looked_at() -> None:
+    found = row(dataclasses.replace(GOOD, kernels_absence=None), "Kernels")
+    assert (found.status, found.found) == ("skipped", "not looked at: torch and numpy have to work first")
 
 
 def test_all_is_well() -> None:
