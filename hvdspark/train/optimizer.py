@@ -81,7 +81,8 @@ def _factory(optimizer: Any, module: nn.Module) -> Callable[..., Any]:
             value=type(optimizer).__name__,
             where="optimizer",
         )
-    made_by = optimizer
+    factory: Callable[..., Any] = optimizer
+    made_by: Any = optimizer
     while isinstance(made_by, functools.partial):
         made_by = made_by.func
     other_class = isinstance(made_by, type) and not issubclass(made_by, torch.optim.Optimizer)
@@ -94,7 +95,7 @@ def _factory(optimizer: Any, module: nn.Module) -> Callable[..., Any]:
             where="optimizer",
             hint="give a subclass of torch.optim.Optimizer, a functools.partial of one, or a function that makes one",
         )
-    return optimizer
+    return factory
 
 
 def sparse_parameters(module: nn.Module) -> set[int]:

@@ -75,7 +75,7 @@ def make_schedule(name: str | None, arguments: Mapping[str, float], total_steps:
         if step < warmup:
             return (step + 1) / warmup
         if name == "step":
-            return values["gamma"] ** ((step - warmup) // values["step_size"])
+            return float(values["gamma"] ** ((step - warmup) // values["step_size"]))
         floor = values["min_factor"]
         shape = 0.5 * (1.0 + math.cos(math.pi * progress(step))) if name == "cosine" else 1.0 - progress(step)
         return floor + (1.0 - floor) * shape

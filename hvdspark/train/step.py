@@ -80,7 +80,7 @@ class GradientStep:
                 value=f"{bad:.0f} rows of one global batch are",
                 where=self._spec.weight,
             )
-        return total
+        return float(total)
 
     def backward(self, batch: Batch, total_weight: float, batches_in_step: int, step: int) -> list[float]:
         """Add this rank's part of a global batch to the gradients.
