@@ -17,6 +17,7 @@ its generators from (seed, epoch, rank) when an epoch begins. Any of them can be
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -100,8 +101,9 @@ class Checkpoints:
         complete: list[tuple[int, int]] = []
 
         def look() -> None:
-            places = sorted(map(_place, self._store.list(self._root)), reverse=True)
-            complete.extend(place for place in places if self._store.exists(f"{self._directory(place)}/{MANIFEST}"))
+            places = filter(None, map(_place, self._store.list(self._root)))
+            newest_first = sorted(places, reverse=True)
+            complete.extend(p for p in newest_first if self._store.exists(f"{self._directory(p)}/{MANIFEST}"))
 
         self._on_rank_0("choosing a checkpoint", look)
         damaged: list[str] = []
@@ -174,8 +176,10 @@ class Checkpoints:
             writer.tensors(_RANKS, of_ranks)
         known = {"run_id": self._run_id, "epoch": progress.epochs - 1, "ranks": self._collective.size}
         writer.commit({**known, "progress": progress.to_plain()}, tables)
-        keep = {_name(progress.place), _name((progress.best.epoch + 1, 0))}
-        for name in set(self._store.list(self._root)) - keep:
+        keep = (progress.place, (progress.best.epoch + 1, 0))
+        for name in self._store.list(self._root):
+            if _place(name) in (None, *keep):
+                continue
             self._store.delete(f"{self._root}/{name}/{MANIFEST}")  # first, so that it never looks complete
             self._store.delete(f"{self._root}/{name}")
 
@@ -205,7 +209,9 @@ def _name(place: Sequence[int]) -> str:
     return f"epoch-{epochs:05d}-step-{step:08d}" if step else f"epoch-{epochs - 1:05d}"
 
 
-def _place(name: str) -> tuple[int, int]:
-    """The place that a directory is named after."""
-    _, epoch, *step = name.split("-")
-    return (int(epoch), int(step[1])) if step else (int(epoch) + 1, 0)
+def _place(name: str) -> tuple[int, int] | None:
+    """The place that a directory is named after; None of what is no checkpoint."""
+    found = re.fullmatch(r"epoch-(\d+)(?:-step-(\d+))?", name)
+    if found is None:
+        return None
+    return (int(found[1]), int(found[2])) if found[2] else (int(found[1]) + 1, 0)

@@ -72,6 +72,18 @@ def test_nothing_to_resume_is_a_fresh_start(tmp_path: Path) -> None:
     assert resumed == (None, ())
 
 
+@pytest.mark.parametrize("name", [".nfs000001", "_SUCCESS", "epoch-new", "epoch-00009-copy"])
+def test_what_is_no_checkpoint_is_no_obstacle(name: str, tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    save_epochs(store, 1)
+    (tmp_path / RUN / "checkpoints" / name).write_text("of a file system, or of somebody's")
+    resumed, warnings = Checkpoints(store, "run-1", LocalCollective()).resume(*module_and_optimizer(9.0))
+    assert resumed == progress(1)
+    assert warnings == ()
+    save_epochs(store, 3, best=2)
+    assert sorted(path.name for path in (tmp_path / RUN / "checkpoints").iterdir()) == sorted([name, "epoch-00002"])
+
+
 def test_only_the_best_and_the_newest_are_kept(tmp_path: Path) -> None:
     save_epochs(Store(str(tmp_path)), 5, best=1)
     assert sorted(path.name for path in (tmp_path / RUN / "checkpoints").iterdir()) == ["epoch-00001", "epoch-00004"]
