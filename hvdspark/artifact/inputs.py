@@ -56,10 +56,12 @@ class Inputs:
             keep: whether a missing number is NaN to the module, and a missing category one of its own; else both raise.
 
         Raises:
-            DataError: a column is missing, a value is of another kind than in training, or null that is not kept.
+            DataError: a column is missing or longer than another one, a value is of another kind than in training, or
+                null that is not kept.
         """
         if missing := [column.name for column in self.features if column.name not in columns]:
             raise DataError("a feature column is missing", value=missing, hint=f"given are {sorted(columns)}")
+        _check_rows({column.name: columns[column.name] for column in self.features})
         return {column.name: self._tensor(column, columns[column.name], keep) for column in self.features}
 
     def _tensor(self, column: ColumnSpec, values: Values, keep: bool) -> Input:
@@ -70,8 +72,9 @@ class Inputs:
         trained = self.types.get(column.name, "")
         if column.layout == "scalar":
             return torch.from_numpy(self._ids(column, values, trained, keep))
-        rows = [row if row is not None or not keep else () for row in values]
-        flat, offsets = _flattened(column, rows, keep)
+        if not keep and any(row is None for row in values):
+            raise _invalid(column, "null", keep, raw=True)
+        flat, offsets = _flattened(column, [() if row is None else row for row in values], keep)
         return Ragged(torch.from_numpy(self._ids(column, flat, trained, keep)), torch.from_numpy(offsets))
 
     def _ids(self, column: ColumnSpec, values: Values, trained: str, keep: bool) -> Int64Array:
@@ -80,8 +83,21 @@ class Inputs:
         except DataError as error:
             raise DataError(f"feature column {column.name!r}: {error}") from error
         if null.any() and not keep:
-            raise _invalid(column, "null", keep)
+            raise _invalid(column, "null", keep, raw=True)
         return ids
+
+
+def _check_rows(columns: Mapping[str, Values]) -> None:
+    """DataError where columns have different numbers of rows: torch would repeat a row that is alone."""
+    first, expected = "", 0
+    for name, values in columns.items():
+        if isinstance(values, str | bytes) or not hasattr(values, "__len__") or getattr(values, "ndim", 1) == 0:
+            raise DataError("a column is one value for each row", value=type(values).__name__, where=f"column {name!r}")
+        if first and len(values) != expected:
+            raise DataError(
+                "columns have different numbers of rows", value=f"{expected} in {first!r}, {len(values)} in {name!r}"
+            )
+        first, expected = name, len(values)
 
 
 def numbers(values: Values, name: str = "") -> NDArray[np.float64]:
@@ -142,13 +158,17 @@ def _flattened(column: ColumnSpec, rows: Sequence[Any], keep: bool) -> tuple[NDA
     try:
         lengths = np.fromiter(map(len, rows), np.int64, len(rows))
     except TypeError:  # None has no length
-        raise _invalid(column, "null", keep) from None
+        if any(row is None for row in rows):
+            raise _invalid(column, "null", keep) from None
+        raise _not_a_list(column, next(row for row in rows if not hasattr(row, "__len__"))) from None
     offsets = np.zeros(len(rows) + 1, dtype=np.int64)
     np.cumsum(lengths, out=offsets[1:])
     # An empty array may be of any type.
     kept = rows if lengths.all() else list(itertools.compress(rows, lengths.tolist()))
     if not len(kept) or isinstance(kept[0], np.ndarray):
         return (np.concatenate(kept) if len(kept) else np.empty(0, column.dtype)), offsets
+    if texts := [row for row in kept if isinstance(row, str | bytes)]:  # not a list of its letters
+        raise _not_a_list(column, texts[0])
     flat = np.empty(int(offsets[-1]), dtype=object)
     flat[:] = [value for row in kept for value in row]
     return flat, offsets
@@ -184,12 +204,24 @@ def _of_objects(column: ColumnSpec, values: NDArray[np.object_], keep: bool) -> 
     return np.array([np.nan if value is None else float(value) for value in values], dtype=np.float64)
 
 
-def _invalid(column: ColumnSpec, what: str, keep: bool) -> DataError:
+def _not_a_list(column: ColumnSpec, row: Any) -> DataError:
+    return DataError(
+        "the model was trained with a list of values in each row",
+        value=type(row).__name__,
+        where=f"feature column {column.name!r}",
+    )
+
+
+def _invalid(column: ColumnSpec, what: str, keep: bool, *, raw: bool = False) -> DataError:
+    """The error for a null or NaN that is not kept; `raw`: of a category, which could be."""
     hint = "fill it, or set handleInvalid to 'skip' to drop these rows"
+    kept = "or to 'keep' (TrainedModel.predict: keep=True)"
     if keep:
         hint += "; 'keep' is for numbers that are not integers, as NaN"
+    elif raw:
+        hint += f" {kept}, which makes null a category of its own"
     elif column.dtype != "int64":
-        hint += " or to 'keep' to go on with NaN (CTRClassifier: with the mean)"
+        hint += f" {kept} to go on with NaN (CTRClassifier: with the mean)"
     return DataError(f"{what} in feature column {column.name!r}", hint=hint)
 
 

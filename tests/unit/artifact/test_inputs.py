@@ -79,6 +79,11 @@ def test_raw_columns_of_a_click_model() -> None:
         ({"user": [1, np.nan]}, "null in feature column 'user'"),
         ({"tags": [["a"], None]}, "null in feature column 'tags'"),
         ({"tags": [["a"], [[]]]}, "feature column 'tags'.*a string, an integer or a boolean"),
+        ({"tags": ["ab", "c"]}, "a list of values in each row: 'str'.*'tags'"),
+        ({"tags": [1, 2]}, "a list of values in each row: 'int'.*'tags'"),
+        ({"user": [1]}, "different numbers of rows: 2 in 'price', 1 in 'user'"),
+        ({"user": "ab"}, "one value for each row: 'str'.*'user'"),
+        ({"price": 3.0}, "one value for each row: 'float'.*'price'"),
     ],
 )
 def test_what_cannot_be_scored_is_named(changes: dict[str, Any], message: str) -> None:
@@ -138,6 +143,8 @@ def test_an_empty_array_says_nothing_about_types() -> None:
         ({"k": [1, None]}, "null in feature column 'k'"),
         ({"w": [[1], [None]]}, "null in feature column 'w'"),
         ({"v": [[1.0, 2.0], [1.0]]}, "arrays of length 2: 1.*Hint"),
+        ({"v": [[1.0, 2.0]]}, "different numbers of rows: 2 in 'x', 1 in 'v'"),
+        ({"x": np.array(1.0)}, "one value for each row.*'x'"),
     ],
 )
 def test_other_values_than_in_training_are_named(changes: dict[str, Any], message: str) -> None:
