@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from hvdspark.artifact.directory import Artifact
+from hvdspark.artifact.directory import Artifact, verify_file
 from hvdspark.artifact.forward import predictions
 from hvdspark.artifact.inputs import Inputs, Values
 from hvdspark.artifact.objects import TENSORS, unpack
@@ -23,7 +23,7 @@ from hvdspark.artifact.tables import load_model
 from hvdspark.artifact.trust import Trust
 from hvdspark.errors import PersistenceError
 from hvdspark.specs import ColumnSpec
-from hvdspark.store import Store
+from hvdspark.store import MANIFEST, Store
 
 DATA = "data"  # of a directory that Spark ML's `save` makes; beside it are Spark's own `metadata`
 _NOTHING = Trust()
@@ -54,9 +54,16 @@ class TrainedModel:
 
         Raises:
             CheckpointError: there is no complete model, it is damaged, or a later version wrote it.
-            PersistenceError: it was saved with pickle, or names code that is not trusted or not there.
+            PersistenceError: it was saved with pickle, or names code that is not trusted or not there; or these are the
+                weights of a fitted model that was not saved.
         """
         store = Store(path, "path")
+        if store.exists(MANIFEST) and not store.exists(DATA):
+            raise PersistenceError(
+                "these are weights alone, such as a fit leaves in its store",
+                value=store.spark_uri(),
+                hint="model.save(path) writes what is read here",
+            )
         artifact = Artifact.open(store, DATA)
         state = artifact.manifest.get("state", {})
         if "module" not in state.get("objects", {}):
@@ -65,7 +72,10 @@ class TrainedModel:
                 value=store.spark_uri(),
                 hint="save a fitted model here, without allowPickle: a pickle is loaded in a Spark session alone",
             )
-        files = {TENSORS: artifact.read(TENSORS)} if TENSORS in artifact.manifest["files"] else {}
+        files = {}
+        if TENSORS in (known := artifact.manifest["files"]):
+            verify_file(store, f"{DATA}/{TENSORS}", known[TENSORS])
+            files[TENSORS] = artifact.read(TENSORS)
         module: nn.Module = unpack(state["objects"], files, trust)["module"]
         return cls(load_model(store, DATA, module, artifact.fingerprint), inputs_of(state))
 
@@ -80,7 +90,7 @@ class TrainedModel:
             keep: what handleInvalid="keep" is: null and NaN are values to the model. Else they raise.
 
         Raises:
-            DataError: a column is missing, or a value is none that the model was trained on.
+            DataError: a column is missing or longer than another one, or a value is none that the model was trained on.
         """
         tensors = self.inputs.tensors(columns, keep=keep)
         names = [column.name for column in self.inputs.features]

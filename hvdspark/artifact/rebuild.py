@@ -19,7 +19,7 @@ from torch.nn.utils import parametrize
 from torch.utils.hooks import RemovableHandle
 
 from hvdspark.artifact.describe import FACTORIES, Description
-from hvdspark.artifact.trust import TRUSTED_PACKAGES, Trust
+from hvdspark.artifact.trust import Trust, opt_in
 from hvdspark.errors import PersistenceError
 
 
@@ -125,7 +125,7 @@ class Rebuilder:
                 raise PersistenceError(
                     "the save wants the constructor of a class that this session does not trust to be called",
                     value=item["module"],
-                    hint=f"if you trust where it comes from, set {TRUSTED_PACKAGES}={package} in the Spark session",
+                    hint=f"if you trust where it comes from, {opt_in(package)}",
                 )
             return self._by_arguments(cls, item) if "given" in item else self._of_first_format(cls, item)
         module: nn.Module = cls.__new__(cls)

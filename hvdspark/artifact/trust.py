@@ -137,10 +137,15 @@ def _hint(module: str, imported: bool) -> str:
     if package in sys.stdlib_module_names:
         return "models need nothing of this kind: whoever wrote this file may want to run a program"
     trusted = module if package == "torch" else package
-    hint = f"if you trust this save and {trusted}, set {TRUSTED_PACKAGES}={trusted} in the Spark session"
+    hint = f"if you trust this save and {trusted}, {opt_in(trusted)}"
     if not imported:
         hint += f"; a module's class is also taken from what is imported already: import {module} first"
     return hint
+
+
+def opt_in(package: str) -> str:
+    """How a user says so."""
+    return f"set {TRUSTED_PACKAGES}={package} in the Spark session (TrainedModel.read: trust=Trust(({package!r},)))"
 
 
 def _is_in(module: str, packages: tuple[str, ...]) -> bool:
