@@ -45,8 +45,8 @@ class FanOut:
 
         That it ended well is for the caller to say, who has the result.
         """
-        self.emit(started)
         try:
+            self.emit(started)
             yield
         except BaseException as error:
             self.emit(FitFailed(error))
@@ -69,9 +69,9 @@ class FanOut:
         with self._lock:
             for message in messages:
                 if message not in self._warned:  # ranks report what is in their result, too
+                    self._warned.add(message)
                     logger.warning("%s", message)
                     self.emit(Warned(message))
-            self._warned.update(messages)
         return messages
 
     def report(self, report: Report) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
+from dataclasses import replace
 
 import pytest
 
@@ -14,6 +16,7 @@ from hvdspark.events import (
     FitEvent,
     FitFailed,
     FitListener,
+    FitStarted,
     GenerationStarted,
     RankLost,
     StepsDone,
@@ -97,6 +100,29 @@ def test_a_warning_that_ranks_report_and_give_back_is_said_once(caplog: pytest.L
     assert fan_out.warn(["so", "and so"]) == ("so", "and so")
     assert seen.events == [Warned("so", run_id="run-1"), Warned("and so", run_id="run-1")]
     assert [record.message for record in caplog.records] == ["so", "and so"]
+    assert fan_out.warn(["twice", "twice"]) == ("twice", "twice")
+    assert seen.events[2:] == [Warned("twice", run_id="run-1")]
+
+
+STARTED = FitStarted("e", {}, ("x",), ("y",), None, 2)
+
+
+def test_a_fit_that_is_left_by_an_error_has_failed() -> None:
+    seen, error = Seen(), ValueError("so")
+    with pytest.raises(ValueError, match="so"), FanOut("r", [seen]).fit(STARTED):
+        raise error
+    assert seen.events == [replace(STARTED, run_id="r"), FitFailed(error, run_id="r")]
+
+
+def test_a_fit_that_is_interrupted_while_its_start_is_told_has_failed() -> None:
+    class Interrupted(FitListener):
+        def on_fit_started(self, event: FitStarted) -> None:
+            raise KeyboardInterrupt
+
+    seen = Seen()
+    with pytest.raises(KeyboardInterrupt), FanOut("r", [seen, Interrupted()]).fit(STARTED):
+        raise AssertionError("it goes on")
+    assert [type(event) for event in seen.events] == [FitStarted, FitFailed]
 
 
 def test_an_interrupt_in_a_listener_is_not_swallowed() -> None:
@@ -114,6 +140,7 @@ def test_events_come_one_at_a_time_from_any_thread() -> None:
 
         def on_event(self, event: FitEvent) -> None:
             self.inside += 1
+            time.sleep(0)  # lets another thread in, if it may
             self.most, self.calls = max(self.most, self.inside), self.calls + 1
             self.inside -= 1
 
