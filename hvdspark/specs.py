@@ -1,4 +1,4 @@
-"""Frozen values that cross process boundaries: driver -> barrier task -> rank process -> store.
+"""Frozen values that cross process boundaries: driver -> task -> rank process -> store.
 
 Everything here is plain data that survives `to_json` / `from_json` unchanged. No behaviour lives here.
 """

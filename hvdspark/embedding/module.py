@@ -183,10 +183,10 @@ class ShardedEmbeddingCollection(ShardedRows):
         """Collective. One lookup for each group; DataError on every rank if some rank has a bad id."""
         self._check_pass(train)
         prefetched, self._prefetched = self._prefetched, None
-        keys, bad = self._keys(jagged)
         with self._bad_ids_named():
             if prefetched is not None:
                 return prefetched.take(by_feature, train)
+            keys, bad = self._keys(jagged)
             # The first exchange tells everybody of a bad id, so there is no second one after it.
             pairs = zip(self._lookups_by(), keys, strict=True)
             return [exchange.look_up(some, train=train, bad=bad) for exchange, some in pairs]

@@ -1,4 +1,4 @@
-"""Horovod's store as one rank sees it: a server on loopback, in the rank's own barrier task.
+"""Horovod's store as one rank sees it: a server on loopback, in the rank's own task.
 
 Horovod asks for the addresses of every peer, one by one and twice, over a connection each: 130,000 requests of 256
 ranks. Here all of a scope (all ranks; the ranks of a host; the ranks of the same place on every host) arrive in one

@@ -19,7 +19,7 @@ _NAMESPACES = ("ipc", "net", "pid", "uts")
 
 @dataclass(frozen=True)
 class Peer:
-    """What one barrier task tells the others about itself.
+    """What one task tells the others about itself.
 
     Attributes:
         partition: partition id of the task.

@@ -122,6 +122,16 @@ def test_what_is_carried_away_from_a_trained_module_has_its_rows_or_is_refused(w
     assert torch.equal(scores(other), scores(module))
 
 
+def test_passes_that_wait_for_an_update_stay_with_the_original() -> None:
+    module = net()
+    module(IDS).sum().backward()
+    other = copy.deepcopy(module)
+    other.tables.apply_gradients()
+    assert other.tables.steps == 0
+    module.tables.apply_gradients()
+    assert module.tables.steps == 1
+
+
 @pytest.mark.parametrize("make", [copy.deepcopy, AveragedModel, lambda module: copy.deepcopy(copy.deepcopy(module))])
 def test_a_copy_made_before_training_does_not_score_without_the_trained_rows(make: Callable[[Net], nn.Module]) -> None:
     module = net()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 
+import pytest
+
 from hvdspark.launch.outcomes import Outcome, Outcomes
 
 OK = Outcome("ok")
@@ -28,6 +30,17 @@ def test_the_rest_is_silent() -> None:
     outcomes.record(0, OK)
     assert not outcomes.rest_is_silent(silent_s=60)
     assert outcomes.rest_is_silent(silent_s=0)
+
+
+def test_while_one_is_heard_of_the_rest_is_not_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    outcomes = Outcomes(size=2)
+    now[0] += 50
+    outcomes.heard(1)
+    assert not outcomes.rest_is_silent(silent_s=40)
+    now[0] += 50
+    assert outcomes.rest_is_silent(silent_s=40)
 
 
 def test_a_victim_only_stops_the_gang_after_the_grace() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -151,6 +152,45 @@ def test_dropout_goes_on_with_the_numbers_that_come_next(store: Store) -> None:
     whole, _ = train_on_threads(train_spec(store, dataset, run_id="whole", **changes), make, 1)
     resumed, _ = cut(train_spec(store, dataset, run_id="cut", **changes), make, [(1, (0, 1)), (1, (1, 5))], 1)
     assert largest_difference(weights_of(resumed[0]), weights_of(whole[0])) == 0
+
+
+class Drawing(ClickNet):
+    """Notes what each forward pass in training draws."""
+
+    def __init__(self, drawn: list[float]) -> None:
+        super().__init__()
+        self._drawn = drawn
+
+    def forward(self, dense: Tensor, id: Tensor) -> Tensor:
+        if self.training:
+            self._drawn.append(torch.rand(1).item())
+        return super().forward(dense, id)
+
+
+def test_another_number_of_ranks_does_not_draw_the_numbers_of_the_epoch_again(store: Store) -> None:
+    spec = train_spec(store, write_dataset(store, click_columns(ROWS)), batch_size=BATCH)
+    drawn: list[float] = []
+    train_on_threads(spec, lambda: click_program(module=Drawing(drawn)), 1)
+    of_epoch, drawn = drawn, []
+    assert len(set(of_epoch)) == STEPS
+    cut(spec, lambda: click_program(module=Drawing(drawn)), [(2, (0, 2))], 1)
+    assert not {*of_epoch} & {*drawn[-(STEPS - 2) :]}
+
+
+def test_the_seconds_of_an_epoch_are_those_of_all_its_parts(store: Store) -> None:
+    spec = train_spec(store, write_dataset(store, click_columns(ROWS)), batch_size=BATCH)
+    train_until(spec, click_program, 1, (0, 2))
+    path = "runs/run-1/checkpoints/epoch-00000-step-00000002/manifest.json"
+    manifest = json.loads(store.read_bytes(path))
+    seconds = manifest["progress"]["epoch"]["seconds"]
+    assert seconds.keys() >= {"training", "loading"}
+    seconds.update(training=5000.0, loading=3000.0)
+    store.delete(path)
+    store.write_bytes(path, json.dumps(manifest).encode())
+    _, (result,) = train_on_threads(spec, click_program, 1, generation=1)
+    (row,) = result.history
+    assert 5000 < row["seconds"] < 5100
+    assert 3000 < row["loading_seconds"] < 3100
 
 
 def test_what_training_says_of_the_model_survives(store: Store) -> None:

@@ -267,7 +267,7 @@ def test_a_row_group_is_decoded_in_slices(store: Store, monkeypatch: pytest.Monk
 
 
 def test_a_row_group_of_any_length_takes_the_memory_of_a_slice(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(slices, "_SLICE_BYTES", 1 << 19, raising=False)
+    monkeypatch.setattr(slices, "_SLICE_BYTES", 1 << 19)
     rows, width = 3_000_000, 50
     store.make_directory("d")
     nearly_constant = pa.array(np.arange(rows) == 7).cast(pa.float32())
