@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Mapping
 
@@ -39,9 +40,10 @@ def first_failure(outcomes: Mapping[int, Outcome]) -> Exception:
     if outcome.error:
         import cloudpickle
 
-        own: HvdSparkError = cloudpickle.loads(bytes.fromhex(outcome.error))
-        own.__cause__ = error
-        return own
+        with contextlib.suppress(Exception):  # a subclass of the user's may not be importable here: the text must do
+            own: HvdSparkError = cloudpickle.loads(bytes.fromhex(outcome.error))
+            own.__cause__ = error
+            return own
     return error
 
 

@@ -24,7 +24,8 @@ def explain(error: Exception, lost: Located | None) -> Exception:
             "(or spark.pyspark.python) before the session starts",
         )
     if "ExecutorLostFailure" in text or "failed barrier ResultStage" in text or lost is not None:
-        reason = next((line for line in text.splitlines() if "reason:" in line), text.splitlines()[0])
+        lines = text.splitlines() or [type(error).__name__]
+        reason = next((line for line in lines if "reason:" in line), lines[0])
         return RankFailedError(
             None if lost is None else lost.rank,
             "unknown" if lost is None else lost.host,

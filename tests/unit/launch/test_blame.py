@@ -77,3 +77,10 @@ def test_an_error_of_our_own_is_raised_as_itself() -> None:
     assert isinstance(error, DataError)
     assert str(error) == str(own)
     assert isinstance(error.__cause__, RankFailedError)
+
+
+def test_an_error_that_only_the_rank_can_make_is_told_in_words() -> None:
+    """Its class may be where the driver's Python does not look."""
+    error = first_failure({0: failed("exception", 1.0, error=b"cnowhere\nOwnError\n.".hex())})
+    assert isinstance(error, RankFailedError)
+    assert (error.rank, error.cause) == (0, "exception at 1.0")

@@ -10,6 +10,7 @@ import pytest
 
 from hvdspark.errors import ClusterError, RankFailedError, StartTimeoutError
 from hvdspark.launch.job_errors import explain
+from hvdspark.launch.protocol import Located
 from hvdspark.launch.start_watch import StartWatch
 
 STARTED = {"event": "started", "rank": 0, "host": "h"}
@@ -26,11 +27,12 @@ def no_answer() -> bool:
         (lambda: False, [STARTED], False),
         (lambda: False, [{"event": "progress"}], True),
         (no_answer, [], True),
+        (lambda: None, [], False),
     ],
-    ids=["Spark says so", "a task says so", "nobody says so", "Spark says nothing"],
+    ids=["Spark says so", "a task says so", "nobody says so", "Spark says nothing", "nobody can say"],
 )
 def test_tasks_that_run_are_not_cancelled(
-    running: Callable[[], bool], events: list[dict[str, Any]], cancelled: bool
+    running: Callable[[], bool | None], events: list[dict[str, Any]], cancelled: bool
 ) -> None:
     watch, cancel = StartWatch(2, lambda event: None), threading.Event()
     for event in events:
@@ -53,3 +55,9 @@ def test_a_connection_that_was_cut_for_a_moment_loses_no_executor() -> None:
     assert (lost.rank, lost.kind) == (0, "executor_lost")
     watch.on_event(STARTED)
     assert not isinstance(explain(RuntimeError("Job aborted"), watch.lost()), RankFailedError)
+
+
+def test_an_error_without_words_of_a_job_whose_rank_is_lost() -> None:
+    lost = explain(RuntimeError(), Located(1, "h"))
+    assert isinstance(lost, RankFailedError)
+    assert (lost.rank, lost.cause) == (1, "its executor was lost: RuntimeError")
