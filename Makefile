@@ -1,5 +1,6 @@
 # Everything works on a fresh clone: a target first makes what it needs, and only if it is not there yet.
-# Outside the checkout, only the cache of Horovod wheels is written: $HVDSPARK_CACHE, or ~/.cache/hvdspark.
+# Outside the checkout, only a cache is written, $HVDSPARK_CACHE or ~/.cache/hvdspark: Horovod's wheels, and the peer
+# of benchmarks/versus_torchrec.py.
 
 VENV := .venv
 PYTHON := $(VENV)/bin/python
@@ -48,7 +49,7 @@ type: $(VENV)/.package-installed ## mypy
 	$(PYTHON) -m mypy
 
 bench: setup ## Run every benchmark
-	@for script in benchmarks/*.py; do echo "== $$script"; $(PYTHON) "$$script" || exit 1; done
+	@for script in $(filter-out benchmarks/measuring.py,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(PYTHON) "$$script" || exit 1; done
 
 doctor: setup ## Say what works here and what does not, and how to repair it
 	$(PYTHON) -m hvdspark doctor

@@ -20,6 +20,7 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from hvdspark.estimators import CTRClassifier
+from hvdspark.models import ARCHITECTURES
 
 
 def read_criteo(spark: SparkSession, path: str) -> DataFrame:
@@ -32,7 +33,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", help="a real Criteo text file; by default synthetic clicks are drawn")
     parser.add_argument("--rows", type=int, default=400_000, help="synthetic rows, of which a fifth is the test split")
-    parser.add_argument("--architecture", default="dlrm", help="lr, fm, wide_deep, deepfm, dcn_v2 or dlrm")
+    parser.add_argument("--architecture", default="dlrm", help=", ".join(ARCHITECTURES))
     parser.add_argument("--workers", type=int, default=2, help="ranks")
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--store", help="store URI; by default a temporary directory")
