@@ -15,6 +15,7 @@ from typing import Any
 from hvdspark.events import (
     CheckpointCommitted,
     EpochEnded,
+    FitEnded,
     FitEvent,
     FitFailed,
     FitListener,
@@ -37,6 +38,7 @@ class FanOut:
     def __init__(self, run_id: str, listeners: Sequence[FitListener]) -> None:
         self._run_id, self._listeners = run_id, tuple(listeners)
         self._warned: set[str] = set()
+        self._over = False
         self._lock = threading.RLock()  # a listener's method may be where an event is made
 
     @contextlib.contextmanager
@@ -53,9 +55,12 @@ class FanOut:
             raise
 
     def emit(self, event: FitEvent) -> None:
-        """Tell every listener; never fails. The event gets the run's id."""
+        """Tell every listener; never fails. The event gets the run's id; what comes after the last one is dropped."""
         event = replace(event, run_id=self._run_id)
         with self._lock:
+            if self._over:
+                return  # a report that was kept waiting by a slow listener
+            self._over = isinstance(event, FitEnded | FitFailed)
             for listener in self._listeners:
                 try:
                     listener.on_event(event)

@@ -13,6 +13,7 @@ from hvdspark import events
 from hvdspark.events import (
     CheckpointCommitted,
     EpochEnded,
+    FitEnded,
     FitEvent,
     FitFailed,
     FitListener,
@@ -134,6 +135,18 @@ def test_an_interrupt_in_a_listener_is_not_swallowed() -> None:
         FanOut("r", [Interrupted()]).emit(Warned("so"))
 
 
+@pytest.mark.parametrize("last", [FitEnded("file:///m", (), 0, None), FitFailed(ValueError())])
+def test_nothing_comes_after_the_end(last: FitEvent) -> None:
+    """A slow listener keeps reports of ranks waiting, maybe for longer than the fit lasts."""
+    seen = Seen()
+    fan_out = FanOut("r", [seen])
+    fan_out.emit(last)
+    fan_out.report({"event": "progress", **PROGRESS})
+    fan_out.warn(["too late"])
+    fan_out.emit(FitFailed(KeyboardInterrupt()))
+    assert [type(event) for event in seen.events] == [type(last)]
+
+
 def test_events_come_one_at_a_time_from_any_thread() -> None:
     class OneAtATime(FitListener):
         inside = most = calls = 0
@@ -146,9 +159,7 @@ def test_events_come_one_at_a_time_from_any_thread() -> None:
 
     listener = OneAtATime()
     fan_out = FanOut("r", [listener])
-    threads = [
-        threading.Thread(target=lambda: [fan_out.emit(FitFailed(ValueError())) for _ in range(200)]) for _ in range(4)
-    ]
+    threads = [threading.Thread(target=lambda: [fan_out.emit(Warned("so")) for _ in range(200)]) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
