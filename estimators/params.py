@@ -114,11 +114,11 @@ class TrainingParams(HasLabelCol, HasWeightCol, HasValidationIndicatorCol, HasSe
         "most passes over the training rows ({range})",
         TypeConverters.toInt,
     )
-    learningRate = number(
+    learningRate = of_spec(
         "learningRate",
+        "learning_rate",
         "learning rate, unless the optimizer carries its own; never rescaled by numWorkers ({range})",
         TypeConverters.toFloat,
-        Range(0, open=True),
     )
     learningRateSchedule = param(
         "learningRateSchedule",

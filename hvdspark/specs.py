@@ -229,7 +229,7 @@ class TrainSpec:
     weight: str | None = None
     batch_size: int = field(default=4096, metadata=_limits(Range(1)))
     epochs: int = field(default=1, metadata=_limits(Range(1)))
-    learning_rate: float = 1e-3
+    learning_rate: float = field(default=1e-3, metadata=_limits(Range(0, open=True)))
     seed: int = 0
     shuffle: bool = True
     shuffle_rows: int = field(default=1 << 19, metadata=_limits(Range(1)))

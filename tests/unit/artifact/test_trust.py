@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import subprocess
 import sys
@@ -75,6 +76,32 @@ def test_code_is_not_run_for_a_description(name: str, tmp_path: Path, monkeypatc
         rebuild(DANGEROUS[name])
     assert not {"antigravity", "this"} & (set(sys.modules) - before)
     assert not list(tmp_path.iterdir())
+
+
+@dataclasses.dataclass
+class Restored:
+    """Runs code when its state is set."""
+
+    command: str = ""
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        pytest.fail("called")
+
+
+@dataclasses.dataclass
+class Called:
+    """Runs code where a hook or a loss is called."""
+
+    command: str = ""
+
+    def __call__(self) -> None:
+        pytest.fail("called")
+
+
+@pytest.mark.parametrize("cls", [Restored, Called])
+def test_dataclasses_that_run_code_need_an_opt_in(cls: type) -> None:
+    with pytest.raises(PersistenceError, match="does not trust"):
+        Trust().find(path_of(cls, "it"))
 
 
 FREE = [

@@ -60,6 +60,6 @@ def test_defaults_and_limits_are_those_of_the_spec() -> None:
         if limits is not None:
             assert str(limits) in estimator.explainParam(name)
             with pytest.raises(ConfigurationError, match=f"out of range.*in {name}.*it must be {limits}"):
-                estimator._set(**{name: int(limits.low) - 1})
+                estimator._set(**{name: limits.low if limits.open else int(limits.low) - 1})
         for choice in fields[field].metadata.get("choices", ()):
             estimator._set(**{name: choice})

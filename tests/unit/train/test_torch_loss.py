@@ -293,7 +293,8 @@ def test_losses_of_an_epoch_and_of_validation_have_the_same_meaning(store_uri: s
     store = Store(store_uri)
     label = LABELS["ignored"][0]
     columns = {"x": X[0].numpy(), "label": label.numpy()}
-    spec = train_spec(store, write_dataset(store, columns, columns), features=("x",), batch_size=5, learning_rate=0.0)
+    nothing = {"learning_rate": 1e-30}  # is learnt
+    spec = train_spec(store, write_dataset(store, columns, columns), features=("x",), batch_size=5, **nothing)
     _, results = train_on_threads(spec, lambda: Program(Net(""), loss, "sgd"), size)
     expected = loss(Net("")(X[0]), label).item()
     assert results[0].history[0]["train_loss"] == pytest.approx(expected, rel=1e-5)
