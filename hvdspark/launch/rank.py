@@ -86,7 +86,7 @@ def _run(inbox: BinaryIO, outbox: _Outbox) -> bytes:
     threading.Thread(target=_kill_group_when_parent_ends, args=(inbox,), daemon=True).start()
     collective = wiring.join()
     store = None
-    if assignment.store_uri:
+    if assignment.store_uri is not None:
         from hvdspark.store import Store
 
         store = Store(assignment.store_uri)

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import logging
 import secrets
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from hvdspark.checks import number
 from hvdspark.errors import ConfigurationError, RankFailedError
 from hvdspark.launch import session
 from hvdspark.launch.devices import check_device
 from hvdspark.launch.environment import check_environment
 from hvdspark.launch.generation import Event, run_generation
 from hvdspark.launch.protocol import Launcher, LaunchSpec
+from hvdspark.store import Store
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -52,7 +55,8 @@ def run(
         num_workers: number of ranks.
         spark: the session; the active one by default.
         device: "auto" uses the GPU that Spark assigned to the task, if any; "cpu"; "cuda" insists.
-        store_uri: opened for the ranks as `hvdspark.context().store`.
+        store_uri: opened for the ranks as `hvdspark.context().store`. A path without a scheme is where this process
+            would find it.
         env: extra environment variables of the ranks. They win over `spark.executorEnv`; a PYTHONPATH is put in front
             of the executors'. What says who a rank is (HOROVOD_RANK, ...) is refused.
         start_timeout_s: limit in seconds for the tasks to get their slots (not enforced on Spark Connect), and then
@@ -68,7 +72,7 @@ def run(
         What `fn` returned, by rank.
 
     Raises:
-        ConfigurationError, ClusterError, NotEnoughSlotsError: before anything is started.
+        ConfigurationError, StoreError, ClusterError, NotEnoughSlotsError: before anything is started.
         StartTimeoutError: not all ranks started in time.
         RankFailedError: names the rank that failed first, its host and the cause. Where that cause is an error of
             hvdspark itself (a SchemaError, say), that error is raised, from the RankFailedError.
@@ -110,6 +114,9 @@ def supervise(
         raise ConfigurationError(
             "negative number of restarts", value=max_restarts, where="max_restarts", hint="0 or more"
         )
+    number("the time to start", start_timeout_s, "start_timeout_s", above=0, below=threading.TIMEOUT_MAX)
+    # Not the ranks': they may have other working directories.
+    store_uri = Store(store_uri).uri if store_uri is not None else None
     environment = check_environment(env or {})
     report = on_event or (lambda event: None)
     launcher.check(num_workers, device, start_timeout_s)
