@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+import pkgutil
 import re
 from pathlib import Path
 
 import pytest
 
 from hvdspark import versions
+from tests.source_tree import ROOT, sources
 
-ROOT = Path(__file__).resolve().parents[2]
+ADDED_BY_TOURS = {"hvdspark/models/nfm.py", "hvdspark/collectives/folder.py"}
 DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_links_lead_somewhere(document: Path) -> None:
-    links = re.findall(r"\]\(([^)#\s]+)[^)]*\)", document.read_text())
-    broken = [link for link in links if "://" not in link and not (document.parent / link).exists()]
+    broken = []
+    for file, anchor in re.findall(r"\]\(([^)#\s]*)(?:#([\w-]+))?[^)]*\)", document.read_text()):
+        target = document.parent / file if file else document
+        if "://" not in file and (not target.exists() or (anchor and anchor not in anchors(target.read_text()))):
+            broken.append(f"{file}#{anchor}")
     assert not broken
+
+
+def anchors(text: str) -> list[str]:
+    """What GitHub makes of the headings."""
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return [re.sub(r"[^\w -]", "", heading).strip().lower().replace(" ", "-") for heading in headings]
 
 
 def test_the_index_of_decisions_has_each_under_its_title() -> None:
@@ -63,6 +74,17 @@ def test_tests_that_are_named_exist(document: Path) -> None:
         if (file and not source) or (name and f"def {name}(" not in source):
             missing.append(f"{file}::{name}")
     assert not missing
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_and_modules_that_are_named_exist(document: Path) -> None:
+    files = [
+        f"/{path.relative_to(ROOT)}" for path in sources("hvdspark", "estimators", "tests", "examples", "benchmarks")
+    ]
+    named = set(re.findall(r"`([\w./-]+/[\w.-]+\.py)", document.read_text())) - ADDED_BY_TOURS
+    assert not [name for name in named if not any(file.endswith(f"/{name}") for file in files)]
+    for name in set(re.findall(r"(?<![\w./-])(hvdspark(?:\.\w+)+)", document.read_text())):
+        pkgutil.resolve_name(name)
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
