@@ -10,7 +10,6 @@ import json
 import os
 import threading
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -152,13 +151,12 @@ def all_gather(context: BarrierTaskContext, message: str, limit_s: float) -> lis
 
 
 def _rows(rank: int, outcome: Outcome) -> Iterator[pa.RecordBatch]:
-    result, others = outcome.result, asdict(replace(outcome, result=b""))
-    del others["result"]
+    result = outcome.result
     for sequence, start in enumerate(range(0, max(len(result), 1), _CHUNK_BYTES)):
         yield pa.RecordBatch.from_pydict(
             {
                 "rank": [rank],
-                "outcome": [json.dumps(others) if sequence == 0 else ""],
+                "outcome": [json.dumps(outcome.without_result()) if sequence == 0 else ""],
                 "sequence": [sequence],
                 "chunk": [result[start : start + _CHUNK_BYTES]],
             },

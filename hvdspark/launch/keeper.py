@@ -49,9 +49,7 @@ def outcome_of(body: bytes) -> tuple[int, Outcome]:
 
 
 def _outcome_frame(rank: int, outcome: Outcome) -> bytes:
-    values = asdict(replace(outcome, result=b""))
-    del values["result"]
-    return json.dumps({"rank": rank, **values}).encode() + b"\n" + outcome.result
+    return json.dumps({"rank": rank, **outcome.without_result()}).encode() + b"\n" + outcome.result
 
 
 def _run(inbox: BinaryIO, outbox: BinaryIO) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from dataclasses import dataclass
+from typing import Any
 
 # Time for the culprit's own report to arrive after that of a victim.
 GRACE_S = 2.0
@@ -53,6 +54,10 @@ class Outcome:
     host: str = ""
     ended_at_s: float = 0.0
     result: bytes = b""
+
+    def without_result(self) -> dict[str, Any]:
+        """The rest, JSON-able, by name."""
+        return {name: value for name, value in vars(self).items() if name != "result"}
 
 
 class Outcomes:

@@ -105,7 +105,7 @@ class Run:
     @property
     def optimizer_steps_in_all(self) -> int:
         """Optimizer steps of all epochs."""
-        return self.spec.epochs * -(-self.steps // self.spec.accumulation_steps)
+        return self.spec.epochs * self.spec.updates_per_epoch
 
     @property
     def pins_memory(self) -> bool:
