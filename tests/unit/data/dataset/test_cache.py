@@ -115,6 +115,17 @@ def test_tasks_that_write_on_after_the_failure_are_cleaned_up_later(store: Store
     assert store.list("datasets") == []
 
 
+def run_while_one_writes(threads: list[threading.Thread], writing: threading.Event, go_on: threading.Event) -> None:
+    """The others start while the first one writes, which then goes on."""
+    threads[0].start()
+    assert writing.wait(30)
+    for thread in threads[1:]:
+        thread.start()
+    go_on.set()
+    for thread in threads:
+        thread.join(30)
+
+
 def test_threads_wait_for_the_writer(store: Store) -> None:
     writing, go_on, writes = threading.Event(), threading.Event(), []
 
@@ -126,13 +137,7 @@ def test_threads_wait_for_the_writer(store: Store) -> None:
 
     found: list[cache.Entry] = []
     threads = [threading.Thread(target=lambda: found.append(obtain(store, object(), write=slow))) for _ in range(4)]
-    threads[0].start()
-    assert writing.wait(30)
-    for thread in threads[1:]:
-        thread.start()
-    go_on.set()
-    for thread in threads:
-        thread.join(30)
+    run_while_one_writes(threads, writing, go_on)
     assert len(writes) == 1
     assert len(set(map(id, found))) == 1
     for holder in list(found[0].holders):
@@ -158,13 +163,7 @@ def test_when_the_writer_fails_the_others_try_themselves(store: Store) -> None:
             outcome.append(error)
 
     threads = [threading.Thread(target=body, args=(holder,)) for holder in range(3)]
-    threads[0].start()
-    assert writing.wait(30)
-    for thread in threads[1:]:
-        thread.start()
-    go_on.set()
-    for thread in threads:
-        thread.join(30)
+    run_while_one_writes(threads, writing, go_on)
     (entry,) = {item for item in outcome if isinstance(item, cache.Entry)}
     assert len([item for item in outcome if isinstance(item, DataError)]) == 1
     for holder in list(entry.holders):

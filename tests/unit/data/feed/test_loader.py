@@ -178,8 +178,9 @@ def test_an_epoch_goes_on_where_it_stood(store: Store, window: int, shuffle: boo
                 assert torch.equal(rows.sort().values, expected.sort().values), "the same global batches"
 
 
-def test_what_is_over_is_not_read(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    dataset = write(store, [1000], group=50)
+@pytest.fixture
+def read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Collects the numbers of the row groups that are read."""
     read: list[int] = []
     original = petastorm.read_slices
 
@@ -188,6 +189,11 @@ def test_what_is_over_is_not_read(store: Store, monkeypatch: pytest.MonkeyPatch)
         return original(store, path, group, *arguments)
 
     monkeypatch.setattr(petastorm, "read_slices", reading)
+    return read
+
+
+def test_what_is_over_is_not_read(store: Store, read: list[int]) -> None:
+    dataset = write(store, [1000], group=50)
     load(store, dataset, plan(dataset, 50, start_row=750), shuffle_rows=100)
     # The batch of row 750 is the second one of its window.
     assert len(read) == len(set(read)) == 20 - 14
@@ -294,16 +300,8 @@ def test_a_row_group_of_any_length_takes_the_memory_of_a_slice(store: Store, mon
 
 
 @pytest.mark.parametrize(("shuffle", "most"), [(True, 4 + 2), (False, 4 * 3)])
-def test_a_rank_reads_a_row_group_once(store: Store, monkeypatch: pytest.MonkeyPatch, shuffle: bool, most: int) -> None:
+def test_a_rank_reads_a_row_group_once(store: Store, read: list[int], shuffle: bool, most: int) -> None:
     dataset = write(store, [250], group=64)
-    read: list[int] = []
-    original = petastorm.read_slices
-
-    def reading(store: Store, path: str, group: RowGroup, *arguments: Any) -> Any:
-        read.append(group.index)
-        return original(store, path, group, *arguments)
-
-    monkeypatch.setattr(petastorm, "read_slices", reading)
     for rank in range(3):
         before = len(read)
         load(store, dataset, plan(dataset, 9, 3, rank, shuffle), shuffle=shuffle)
