@@ -1,4 +1,4 @@
-"""Compiles the kernels of `hvdspark.embedding.kernels` into the wheel: plain C calls, one library for every Python.
+"""Compiles the kernels of `hvdspark.embedding.kernels` into the wheel: plain C calls, libraries for every Python.
 
 Everything else that there is to say about the package is in pyproject.toml. Without a C++ compiler, hvdspark is
 installed without them, and runs their references, as `hvdspark doctor` reports.
@@ -6,6 +6,7 @@ installed without them, and runs their references, as `hvdspark doctor` reports.
 
 from __future__ import annotations
 
+import platform
 import runpy
 from pathlib import Path
 
@@ -15,6 +16,13 @@ from setuptools.command.build_ext import build_ext
 
 KERNELS = Path("hvdspark/embedding/kernels")
 FLAGS = ["-std=c++17", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden"]
+# One library for each kind of processor, of which library.py takes the best that the one at hand can run. Not
+# `target_clones`: gcc's compares the name of the processor, and gives one that it does not know the oldest code.
+PROCESSORS = {"compiled": []}
+if platform.machine() in ("x86_64", "AMD64"):
+    avx2 = ["-mavx2", "-mfma", "-mbmi", "-mbmi2"]
+    avx512 = ["-mavx512f", "-mavx512bw", "-mavx512cd", "-mavx512dq", "-mavx512vl"]
+    PROCESSORS |= {"compiled_avx2": avx2, "compiled_avx512": [*avx2, *avx512]}
 
 
 class Library(build_ext):
@@ -38,13 +46,14 @@ setup(
     cmdclass={"build_ext": Library, "bdist_wheel": Wheel},
     ext_modules=[
         Extension(
-            "hvdspark.embedding.kernels.compiled",
+            f"hvdspark.embedding.kernels.{name}",
             sources=sorted(str(path) for path in (KERNELS / "native").glob("*.cpp")),
-            depends=[str(KERNELS / "native" / "kernels.h")],
+            depends=sorted(str(path) for path in (KERNELS / "native").glob("*.h")),
             define_macros=[("KERNELS_FINGERPRINT", fingerprint)],
-            extra_compile_args=FLAGS,
+            extra_compile_args=[*FLAGS, *for_processor],
             language="c++",
             optional=True,
         )
+        for name, for_processor in PROCESSORS.items()
     ],
 )

@@ -26,7 +26,7 @@ _ASK_HOROVOD = """
 import json, torch
 print(json.dumps({"cuda": torch.version.cuda}), flush=True)
 from hvdspark.embedding.kernels import library
-print(json.dumps({"kernels": library.absence()}), flush=True)
+print(json.dumps({"kernels": library.absence(), "processor": library.processor()}), flush=True)
 import horovod.torch as hvd
 built = lambda names: [name for name in names if getattr(hvd, name.lower() + "_built")()]
 print(json.dumps({"controllers": built(["Gloo", "MPI"]), "gpu_operations": built(["NCCL", "CUDA", "ROCm", "DDL"])}))
@@ -77,6 +77,7 @@ class Facts:
         other_java: the `java` on PATH that would do, where JAVA_HOME keeps Spark from it.
         build_failure: log and first error of the last Horovod build, where it failed.
         kernels_absence: why the loops over embeddings are not the compiled ones; "" where they are; None: not known.
+        kernels_processor: whose loops run, see `hvdspark.embedding.kernels.library`; "" where it is not known.
         cuda_missing: what a Horovod for GPUs would need here, where torch has CUDA.
     """
 
@@ -89,6 +90,7 @@ class Facts:
     build_failure: tuple[str, str] | None = None
     cuda_missing: tuple[str, ...] = ()
     kernels_absence: str | None = None
+    kernels_processor: str = ""
     session: SessionFacts | None = None
     session_error: str | None = None
     store: str | None = None
@@ -157,7 +159,12 @@ def _with_horovod(facts: Facts) -> Facts:
     for line in answer.stdout.splitlines():
         if line.startswith("{"):
             found |= json.loads(line)
-    facts = replace(facts, torch_cuda=found.get("cuda"), kernels_absence=found.get("kernels"))
+    facts = replace(
+        facts,
+        torch_cuda=found.get("cuda"),
+        kernels_absence=found.get("kernels"),
+        kernels_processor=found.get("processor", ""),
+    )
     if facts.torch_cuda:
         facts = replace(facts, cuda_missing=tuple(horovod_build.missing_for_cuda(facts.torch_cuda)))
     if answer.returncode != 0 or "controllers" not in found:

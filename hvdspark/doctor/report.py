@@ -118,7 +118,7 @@ def _kernels_row(facts: Facts) -> Row:
     if facts.kernels_absence is None:
         return Row(SKIPPED, "Kernels", "not looked at: torch and numpy have to work first")
     if not facts.kernels_absence:
-        return Row(OK, "Kernels", "compiled")
+        return Row(OK, "Kernels", f"compiled, those for {facts.kernels_processor}")
     fix = "install a C++ compiler, then hvdspark again; executors need none"
     problem = f"{facts.kernels_absence}: embeddings are trained by slower loops, to the same numbers"
     return Row(NOTE, "Kernels", "numpy and torch", problem, fix)

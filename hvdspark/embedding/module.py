@@ -162,7 +162,8 @@ class ShardedEmbeddingCollection(ShardedRows):
             if distinct is not None and len(devices) == 1:
                 rows = rows.to(devices.pop())
             of_features = [jagged[name] for name in features], [columns[name] for name in features]
-            sources.append(Source(rows, distinct, *of_features))
+            apart = len({self.features[name] for name in features}) == len(features)
+            sources.append(Source(rows, distinct, *of_features, apart))
         return sources
 
     def _drop_rows(self) -> None:
@@ -192,7 +193,7 @@ class ShardedEmbeddingCollection(ShardedRows):
             return [exchange.look_up(some, train=train, bad=bad) for exchange, some in pairs]
 
     @in_phase(DISTINCT)
-    def _keys(self, jagged: Mapping[str, Jagged]) -> tuple[list[Tensor], BadId | None]:
+    def _keys(self, jagged: Mapping[str, Jagged]) -> tuple[list[Unique], BadId | None]:
         """What each group is asked for."""
         rank = 0 if self._frozen is not None else self._ranks().rank
         keys, bad = self._plan.keys(jagged, self._spaces(), rank)

@@ -7,18 +7,19 @@ them, where torch's own sorts them in comparisons or goes from id to id.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from hvdspark.embedding.graphs import outside_graphs
 from hvdspark.embedding.ids.distinct import Unique, sum_equal, whole_table
 from hvdspark.embedding.ids.jagged import Jagged
-from hvdspark.embedding.kernels.stacked import sum_stacked
+from hvdspark.embedding.kernels.stacked import sum_stacked, take_stacked
 from hvdspark.embedding.phases import BACKWARD, EXPAND, in_phase
 
 
@@ -31,12 +32,14 @@ class Source:
         distinct: of the ids of all cells, one feature after the other; None: the ids are the numbers of the rows.
         cells: of each feature.
         columns: the place of each feature among all features of the model.
+        apart: no two features have a row in common, as where each has a table of its own.
     """
 
     rows: Tensor
     distinct: Unique | None
     cells: Sequence[Jagged]
     columns: Sequence[int]
+    apart: bool = False
 
     def indexes(self, device: torch.device | None = None) -> Sequence[Tensor]:
         """The numbers of the rows that each feature reads: int64 [n] for each; on the CPU, or moved there at once."""
@@ -100,50 +103,63 @@ class _Take(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @outside_graphs
     @in_phase(BACKWARD)
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         parts = [_of_each_row(*pair) for pair in zip(gradients, ctx.source.cells, strict=True)]
         places = _places(ctx.source.cells, parts)
         together = parts[0] if len(parts) == 1 else torch.cat(parts)
-        return sum_equal(together, _readers([ctx.source]), places), None
+        return sum_equal(together, _readers(ctx.source), places), None
 
 
 class _Stack(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, sources: Sequence[Source], *rows: Tensor) -> Tensor:
         ctx.sources = sources
-        fields = sum(len(source.columns) for source in sources)
-        stacked = rows[0].new_empty(*sources[0].cells[0].shape, fields, rows[0].shape[1])
-        for source in sources:
-            for column, index in zip(source.columns, source.indexes(), strict=True):
-                torch.index_select(source.rows.detach(), 0, index, out=stacked[:, column])
-        return stacked
+        fields = sorted(_fields(sources, [source.rows.detach() for source in sources]), key=lambda field: field.column)
+        return take_stacked([field.rows for field in fields], [field.numbers for field in fields])
 
     @staticmethod
     @once_differentiable
+    @outside_graphs
     @in_phase(BACKWARD)
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = gradients
-        sums: dict[int, Tensor] = {}
-        # Tables that are there as a whole are counted together: many are small.
-        whole = [source for source in ctx.sources if source.distinct is None]
-        for together in [*([source] for source in ctx.sources if source.distinct is not None), whole]:
-            if together:
-                columns = [column for source in together for column in source.columns]
-                readers = _readers(together)
-                summed = sum_stacked(gradient, readers.inverse, columns, len(readers.keys))
-                parts = summed.split([len(source.rows) for source in together])
-                sums.update(zip(map(id, together), parts, strict=True))
-        return None, *(sums[id(source)] for source in ctx.sources)
+        sums = [torch.zeros_like(source.rows) for source in ctx.sources]
+        apart = [pair for pair in zip(ctx.sources, sums, strict=True) if pair[0].apart]
+        fields = sorted(_fields(*zip(*apart, strict=True)), key=lambda field: field.column) if apart else []
+        sum_stacked(
+            gradient,
+            [field.column for field in fields],
+            [field.numbers for field in fields],
+            [field.rows for field in fields],
+        )
+        for place, source in enumerate(ctx.sources):
+            if not source.apart:
+                parts = [gradient[:, column] for column in source.columns]
+                sums[place] = sum_equal(torch.cat(parts), _readers(source))
+        return None, *sums
 
 
-def _readers(sources: Sequence[Source]) -> Unique:
-    """Which ids read each of the rows: of one source, or of tables that are there as a whole, one after the other."""
-    if sources[0].distinct is not None:
-        return sources[0].distinct
-    firsts = itertools.accumulate((len(source.rows) for source in sources), initial=0)
-    ids = [cells.ids + first for source, first in zip(sources, firsts, strict=False) for cells in source.cells]
-    return whole_table(torch.cat(ids), sum(len(source.rows) for source in sources))
+class _Field(NamedTuple):
+    """A column of a stack, and the rows that it reads, or whose gradients are summed: [U, D], int64 [batch]."""
+
+    column: int
+    rows: Tensor
+    numbers: Tensor
+
+
+def _fields(sources: Sequence[Source], rows: Sequence[Tensor]) -> Iterator[_Field]:
+    for source, some in zip(sources, rows, strict=True):
+        for column, index in zip(source.columns, source.indexes(), strict=True):
+            yield _Field(column, some, index)
+
+
+def _readers(source: Source) -> Unique:
+    """Which ids read each of the rows."""
+    if source.distinct is not None:
+        return source.distinct
+    return whole_table(torch.cat([cells.ids for cells in source.cells]), len(source.rows))
 
 
 def _of_each_row(gradient: Tensor, cells: Jagged) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from hvdspark.embedding.files.frozen import FrozenGroup
 from hvdspark.embedding.ids.bad_id import BadId, BadIdError
-from hvdspark.embedding.ids.distinct import Unique, unique
+from hvdspark.embedding.ids.distinct import Unique
 from hvdspark.embedding.ids.keys import KeySpace
 from hvdspark.errors import ConfigurationError
 
@@ -31,11 +31,11 @@ class FrozenExchange:
     def key_space(self) -> KeySpace:
         return self._group.key_space
 
-    def look_up(self, keys: Tensor, *, train: bool, bad: BadId | None = None) -> FrozenLookup:
+    def look_up(self, keys: Unique, *, train: bool, bad: BadId | None = None) -> FrozenLookup:
         """The rows of some keys. Not collective.
 
         Args:
-            keys: valid, int64 [L], in any order and number.
+            keys: valid, in any order and number.
 
         Raises:
             BadIdError: there is a bad id.
@@ -50,5 +50,4 @@ class FrozenExchange:
             )
         if bad is not None:
             raise BadIdError(bad)
-        distinct = unique(keys)
-        return FrozenLookup(distinct, self._group.rows(distinct.keys))
+        return FrozenLookup(keys, self._group.rows(keys.keys))

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import Tensor
-
 from hvdspark.embedding.exchange.trained import GroupExchange, Lookup
 from hvdspark.embedding.ids.bad_id import BadId, BadIdError
+from hvdspark.embedding.ids.distinct import Unique
 from hvdspark.errors import ConfigurationError
 
 
@@ -31,7 +30,7 @@ class Prefetched:
         inputs: Mapping[str, Any],
         train: bool,
         exchanges: Sequence[GroupExchange],
-        keys: Sequence[Tensor],
+        keys: Sequence[Unique],
         bad: BadId | None,
         *,
         stale_rows: bool,

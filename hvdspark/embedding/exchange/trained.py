@@ -123,11 +123,11 @@ class GroupExchange:
     def key_space(self) -> KeySpace:
         return self.shard.key_space
 
-    def look_up(self, keys: Tensor, *, train: bool, bad: BadId | None = None) -> Lookup:
+    def look_up(self, keys: Unique, *, train: bool, bad: BadId | None = None) -> Lookup:
         """Collective: two alltoall calls. The rows of some keys.
 
         Args:
-            keys: of the shard's key space, valid, int64 [L], in any order and number.
+            keys: of the shard's key space, valid, in any order and number.
             train: insert and count keys, and let autograd collect gradients in `rows.grad`.
             bad: what is wrong with this rank's ids (then `keys` may as well be none); the others hear of it in the
                 exchange of the keys, so that all ranks fail instead of waiting for this one.
@@ -137,7 +137,7 @@ class GroupExchange:
         """
         return self.answer(self.ask(keys, train=train, bad=bad)(), train=train)()
 
-    def ask(self, keys: Tensor, *, train: bool, bad: BadId | None = None) -> Callable[[], Asked]:
+    def ask(self, distinct: Unique, *, train: bool, bad: BadId | None = None) -> Callable[[], Asked]:
         """Collective: begins one alltoall call. Keys to their owners, the first half of `look_up`.
 
         Looks at no row, so it may run before the update of the step before.
@@ -149,7 +149,6 @@ class GroupExchange:
         """
         size = self.collective.size
         with phase(DISTINCT):
-            distinct = unique(keys)
             way = route(self.shard.key_space.owners(distinct.keys, size), size)
         sent = [distinct.keys]
         if train and self.shard.counts_occurrences:

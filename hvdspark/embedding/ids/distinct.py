@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -17,16 +19,20 @@ class Unique:
     """U distinct keys and where they occur among L.
 
     Attributes:
-        keys: int64 [U], in the order in which they first occur if `unique` made them.
+        keys: int64 [U]; those that `unique` and `unique_of_tables` make are in the order in which they first occur, in
+            each table.
         inverse: int64 [L]; keys[inverse] are the keys as they came.
-        times: int64 [U], how often each key occurs.
         trivial: there are no equal keys, and they keep their order: `inverse` is 0, 1, 2, ...
     """
 
     keys: Tensor
     inverse: Tensor
-    times: Tensor
     trivial: bool = False
+
+    @cached_property
+    def times(self) -> Tensor:
+        """How often each key occurs: int64 [U]."""
+        return torch.bincount(self.inverse, minlength=len(self.keys))
 
 
 @dataclass(frozen=True)
@@ -47,18 +53,33 @@ class Route:
 
 def unique(keys: Tensor) -> Unique:
     """Distinct values of int64 [L]."""
-    found, inverse, times = distinct(keys.numpy())
-    return Unique(torch.from_numpy(found), torch.from_numpy(inverse), torch.from_numpy(times))
+    found = distinct([keys.numpy()], [0])
+    assert found is not None  # there are no limits
+    return Unique(torch.from_numpy(found[0]), torch.from_numpy(found[1]))
+
+
+def unique_of_tables(ids: Sequence[Tensor], tags: Sequence[int], limits: Sequence[int]) -> Unique | None:
+    """Distinct keys of the ids of some features, one table after the other.
+
+    Args:
+        ids: of each feature, int64 [n].
+        tags: of each feature's table, see `KeySpace.tag`: its keys are ids | tag.
+        limits: of each feature's table: ids are in [0, limit).
+
+    Returns: None if an id is not.
+    """
+    found = distinct([some.numpy() for some in ids], tags, limits)
+    return None if found is None else Unique(torch.from_numpy(found[0]), torch.from_numpy(found[1]))
 
 
 def all_distinct(keys: Tensor) -> Unique:
     """What `unique` says of int64 [L] that all differ, without a look at them."""
-    return Unique(keys, torch.arange(len(keys)), torch.ones_like(keys), trivial=True)
+    return Unique(keys, torch.arange(len(keys)), trivial=True)
 
 
 def whole_table(ids: Tensor, rows: int) -> Unique:
     """All ids of a table as distinct keys, also those that do not occur. int64 [L] in [0, rows) -> U = rows."""
-    return Unique(torch.arange(rows), ids, torch.bincount(ids, minlength=rows))
+    return Unique(torch.arange(rows), ids)
 
 
 def route(owners: Tensor, world_size: int) -> Route:

@@ -45,7 +45,7 @@ class KeySpace:
         self.home_buckets = list(home_buckets) if home_buckets is not None else [-1] * len(tables)
         # 0 stands for an unbounded table; 1 keeps the modulo of its (unused) positions legal.
         sizes = [table.num_embeddings or 0 for table in tables]
-        # Short keys are sorted faster, see `distinct.unique`. Never 63 bits: `id_limit` must be an int64, too.
+        # Never 63 bits: `id_limit` must be an int64, too.
         unbounded_bits = 63 - max(1, (len(tables) - 1).bit_length())
         self.id_bits = (max(sizes) - 1).bit_length() if all(sizes) else unbounded_bits
         self.id_limit = 1 << self.id_bits
@@ -65,9 +65,13 @@ class KeySpace:
         """Valid ids of a table are in [0, limit)."""
         return int(self._sizes[table]) if self.bounded[table] else self.id_limit
 
+    def tag(self, table: int) -> int:
+        """What the keys of a table have beside their ids: key = id | tag."""
+        return table << self.id_bits
+
     def fuse(self, table: int, ids: Tensor) -> Tensor:
         """Keys of int64 ids of one table, any shape. The ids must be in [0, limit(table)): not checked here."""
-        return ids | (table << self.id_bits)
+        return ids | self.tag(table)
 
     def split(self, keys: Tensor) -> tuple[Tensor, Tensor]:
         """(table indexes, ids), both int64 [n]."""

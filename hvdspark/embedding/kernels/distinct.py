@@ -2,45 +2,80 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import accumulate
+
 import numpy as np
 
 from hvdspark.embedding.arrays import Int64Array
 from hvdspark.embedding.kernels.library import ADDRESS, INTEGER, address, choose, function
 
-Distinct = tuple[Int64Array, Int64Array, Int64Array]
+# The distinct keys, int64 [U]; and which of them each id is, one feature after the other: int64 [L].
+Distinct = tuple[Int64Array, Int64Array]
 
 _MAX_KEYS = 1 << 30  # cells hold int32
-_distinct = function("kernels_distinct", [ADDRESS, INTEGER, *[ADDRESS] * 4, INTEGER], INTEGER)
+_distinct = function("kernels_distinct", [*[ADDRESS] * 4, INTEGER, *[ADDRESS] * 3, INTEGER], INTEGER)
 
 
-def reference(keys: Int64Array) -> Distinct:
-    """Distinct values, in the order in which they first occur.
+def reference(ids: Sequence[Int64Array], tags: Sequence[int], limits: Sequence[int] | None = None) -> Distinct | None:
+    """Distinct keys: ascending by tag, those of one tag in the order in which they first occur.
 
     Args:
-        keys: any int64 [L].
+        ids: of each feature, int64 [n]; not negative where there are several tags.
+        tags: of each feature; its keys are ids | tag.
+        limits: of each feature, whose ids are in [0, limit).
 
-    Returns:
-        distinct int64 [U]; inverse int64 [L], with distinct[inverse] == keys; times int64 [U], how often each occurs.
+    Returns: None where an id is not below its limit.
     """
-    ascending, first, inverse, times = np.unique(keys, return_index=True, return_inverse=True, return_counts=True)
+    by_tag = sorted(range(len(ids)), key=tags.__getitem__)
+    if limits is not None:
+        for some, limit in zip(ids, limits, strict=True):
+            if len(some) and not 0 <= some.min() <= some.max() < limit:
+                return None
+    keys = np.concatenate([np.empty(0, dtype=np.int64), *(ids[feature] | tags[feature] for feature in by_tag)])
+    ascending, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
     order = np.argsort(first)
     numbers = np.empty_like(order)
     numbers[order] = np.arange(len(order))
-    return ascending[order], numbers[inverse], times[order]
+    places = np.empty(len(keys), dtype=np.int64)
+    for feature, part in zip(
+        by_tag, np.split(numbers[inverse], np.cumsum([len(ids[feature]) for feature in by_tag])), strict=False
+    ):
+        first_place = sum(len(some) for some in ids[:feature])
+        places[first_place : first_place + len(part)] = part
+    return ascending[order], places
 
 
-def compiled(keys: Int64Array) -> Distinct:
-    """`reference`, by hashing instead of sorting: one pass, whose table grows with the distinct keys."""
-    keys = np.ascontiguousarray(keys)
-    count = len(keys)
+def compiled(ids: Sequence[Int64Array], tags: Sequence[int], limits: Sequence[int] | None = None) -> Distinct | None:
+    """`reference`, by hashing instead of sorting: one pass, with a table for each tag that grows with its keys."""
+    counts = [len(some) for some in ids]
+    *firsts, count = accumulate(counts, initial=0)
     if count > _MAX_KEYS:
-        return reference(keys)
+        return reference(ids, tags, limits)
+    by_tag = sorted(range(len(ids)), key=tags.__getitem__)
+    ids = [np.ascontiguousarray(some) for some in ids]
+    found, inverse = np.empty(count, dtype=np.int64), np.empty(count, dtype=np.int64)
     cells = np.empty(1 << (2 * count).bit_length(), dtype=np.int32)
-    found, inverse, times = np.empty_like(keys), np.empty_like(keys), np.empty_like(keys)
-    arrays = [address(array, np.int64) for array in (found, inverse, times)]
-    size = _distinct(address(keys, np.int64), count, *arrays, address(cells, np.int32), len(cells))
-    # Copies: what is kept for a step should not hold the memory of all lookups.
-    return found[:size].copy(), inverse, times[:size].copy()
+    begin = inverse.ctypes.data
+    described = [
+        np.array([address(ids[feature], np.int64) for feature in by_tag], dtype=np.uint64),
+        np.array([counts[feature] for feature in by_tag], dtype=np.int64),
+        np.array([tags[feature] for feature in by_tag], dtype=np.int64),
+        np.array([0 if limits is None else limits[feature] for feature in by_tag], dtype=np.int64),
+        np.array([begin + firsts[feature] * inverse.itemsize for feature in by_tag], dtype=np.uint64),
+    ]
+    given = [array.ctypes.data for array in described]
+    size = _distinct(
+        *given[:3],
+        None if limits is None else given[3],
+        len(ids),
+        address(found, np.int64),
+        given[4],
+        address(cells, np.int32),
+        len(cells),
+    )
+    # A copy: what is kept for a step should not hold the memory of all lookups.
+    return None if size < 0 else (found[:size].copy(), inverse)
 
 
 distinct = choose(compiled, reference)

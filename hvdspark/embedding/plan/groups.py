@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Container, Mapping, Sequence
 
 import torch
-from torch import Tensor
 
 from hvdspark.embedding.config import TableConfig, check_unique_names
 from hvdspark.embedding.ids.bad_id import BadId
+from hvdspark.embedding.ids.distinct import Unique, unique, unique_of_tables
 from hvdspark.embedding.ids.jagged import Jagged
 from hvdspark.embedding.ids.keys import KeySpace
 from hvdspark.embedding.plan.placement import group_tables, home_buckets, is_replicated
@@ -56,25 +56,39 @@ class TableGroups:
 
     def keys(
         self, cells: Mapping[str, Jagged], spaces: Sequence[KeySpace], rank: int
-    ) -> tuple[list[Tensor], BadId | None]:
-        """What each group is asked for in a batch: int64 [L] each, and none where there is a bad id.
+    ) -> tuple[list[Unique], BadId | None]:
+        """What each group is asked for in a batch; nothing where there is a bad id.
 
         Args:
             cells: by feature.
             spaces: of the groups.
             rank: this one, to be named with a bad id.
         """
+        found = [
+            unique_of_tables(
+                [cells[name].ids for name in readers],
+                [space.tag(places[self.features[name]]) for name in readers],
+                [space.limit(places[self.features[name]]) for name in readers],
+            )
+            for space, places, readers in zip(spaces, self._places, self.readers, strict=True)
+        ]
+        sharded = [keys for keys in found if keys is not None]
+        replicated = self.readers_of([table.name for table in self.replicated])
+        features = list(self.features) if len(sharded) < len(found) else replicated
+        bad = self._bad_id(cells, features, spaces, rank)
+        return (sharded, None) if bad is None else ([unique(torch.zeros(0, dtype=torch.int64)) for _ in spaces], bad)
+
+    def _bad_id(
+        self, cells: Mapping[str, Jagged], features: Sequence[str], spaces: Sequence[KeySpace], rank: int
+    ) -> BadId | None:
         limits = self._limits(spaces)
-        for number, (feature, table) in enumerate(self.features.items()):
-            ids, limit = cells[feature].ids, limits[table]
+        numbers = {feature: number for number, feature in enumerate(self.features)}
+        for feature in features:
+            ids, limit = cells[feature].ids, limits[self.features[feature]]
             least, most = (int(bound) for bound in ids.aminmax()) if len(ids) else (0, 0)
             if least < 0 or most >= limit:
-                bad = BadId(number, int(ids[(ids < 0) | (ids >= limit)][0]), rank)
-                return [torch.zeros(0, dtype=torch.int64) for _ in spaces], bad
-        return [
-            torch.cat([space.fuse(places[self.features[name]], cells[name].ids) for name in readers])
-            for space, places, readers in zip(spaces, self._places, self.readers, strict=True)
-        ], None
+                return BadId(numbers[feature], int(ids[(ids < 0) | (ids >= limit)][0]), rank)
+        return None
 
     def error(self, bad: BadId, spaces: Sequence[KeySpace]) -> DataError:
         """What the user is told about a bad id."""

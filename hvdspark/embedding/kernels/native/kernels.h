@@ -7,14 +7,12 @@
 #include <cstdint>
 #include <cstring>
 
-// The loops are compiled for several processors; the loader of the library picks those of the one at hand.
-#if defined(__x86_64__) && defined(__gnu_linux__)
-#define KERNEL \
-    extern "C" __attribute__((visibility("default"), target_clones("arch=skylake-avx512", "arch=haswell", "default")))
-#else
 #define KERNEL extern "C" __attribute__((visibility("default")))
-#endif
-#define INLINE_METHOD inline __attribute__((always_inline))
+// Also behind the parameters of a lambda.
+#define ALWAYS_INLINE __attribute__((always_inline))
+#define INLINE_METHOD inline ALWAYS_INLINE
+// Before a loop over the columns of a row: what it writes is nothing that it reads elsewhere.
+#define NO_ALIASES _Pragma("GCC ivdep")
 #define INLINE static INLINE_METHOD
 
 // Random reads of memory are asked for so many items before they are needed.

@@ -39,8 +39,16 @@ struct Rule {
 namespace {
 
 using std::sqrt;
+typedef float Lanes __attribute__((vector_size(32)));
 
-INLINE float fma(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
+// As torch: fused where the processor can do that. For those of x86 that cannot there is a library of its own.
+INLINE float fma(float a, float b, float c) {
+#if defined(__x86_64__) && !defined(__FMA__)
+    return a * b + c;
+#else
+    return __builtin_fmaf(a, b, c);
+#endif
+}
 
 INLINE float plus_eps(float denominator, float eps) {
     return eps != 0 ? denominator + eps : denominator == 0 ? INFINITY : denominator;
@@ -53,7 +61,7 @@ INLINE Number soft_threshold(Number value, Number threshold) {
 
 // Calls work(slot, row, gradients of the row) for every slot; `prefetch(slot)` some slots before.
 template <class Row, class Prefetch, class Work>
-INLINE void for_each_row(const Touched& touched, Prefetch prefetch, Work work) {
+INLINE void for_each_row(const Touched touched, Prefetch prefetch, Work work) {
     auto* rows = static_cast<typename Row::Stored*>(touched.rows);
     for (int64_t i = 0; i < touched.count; i++) {
         if (i + AHEAD < touched.count) {
@@ -72,26 +80,33 @@ INLINE void for_each_row(const Touched& touched, Prefetch prefetch, Work work) {
 // The mean of the squares, summed in torch's order: in 8 lanes (1 where there are fewer columns), four vectors at a time.
 template <int WIDTH>
 INLINE float mean_square(const float* values, int64_t columns) {
+    constexpr int64_t LANES = 8;
     const int64_t width = WIDTH ? WIDTH : columns;
-    const int64_t lanes = width < 8 ? 1 : 8, vectors = width / lanes, by_four = vectors / 4 * 4;
-    float partial[4][8] = {};
-    for (int64_t vector = 0; vector < vectors; vector++) {
-        const float* some = values + vector * lanes;
-        float* sums = partial[vector < by_four ? vector % 4 : 0];
-        for (int64_t lane = 0; lane < lanes; lane++) sums[lane] += some[lane] * some[lane];
-    }
-    for (int64_t lane = 0; lane < lanes; lane++)
-        partial[0][lane] = ((partial[0][lane] + partial[1][lane]) + partial[2][lane]) + partial[3][lane];
     float total = 0;
-    for (int64_t column = vectors * lanes; column < width; column++) total += values[column] * values[column];
-    for (int64_t lane = 0; lane < lanes; lane++) total += partial[0][lane];
+    if (width < LANES) {
+        float partial[4] = {};
+        for (int64_t column = 0; column < width; column++)
+            partial[column < width / 4 * 4 ? column % 4 : 0] += values[column] * values[column];
+        return (total + (((partial[0] + partial[1]) + partial[2]) + partial[3])) / static_cast<float>(width);
+    }
+    const int64_t vectors = width / LANES, by_four = vectors / 4 * 4;
+    Lanes partial[4] = {};
+    for (int64_t vector = 0; vector < vectors; vector++) {
+        Lanes some;
+        std::memcpy(&some, values + vector * LANES, sizeof some);
+        partial[vector < by_four ? vector % 4 : 0] += some * some;
+    }
+    partial[0] = ((partial[0] + partial[1]) + partial[2]) + partial[3];
+    for (int64_t column = vectors * LANES; column < width; column++) total += values[column] * values[column];
+    for (int64_t lane = 0; lane < LANES; lane++) total += partial[0][lane];
     return total / static_cast<float>(width);
 }
 
 template <int WIDTH, class Row>
-INLINE void sgd(const Touched& touched, const Rule& rule) {
+INLINE void sgd(const Touched touched, const Rule rule) {
     const int64_t width = WIDTH ? WIDTH : touched.width;
-    for_each_row<Row>(touched, [](int64_t) {}, [&](int64_t, Row row, const float* gradients) {
+    for_each_row<Row>(touched, [](int64_t) ALWAYS_INLINE {}, [&](int64_t, Row row, const float* gradients) ALWAYS_INLINE {
+        NO_ALIASES
         for (int64_t j = 0; j < width; j++) {
             const float value = row.load(j), gradient = rule.decay != 0 ? fma(rule.decay, value, gradients[j]) : gradients[j];
             row.store(j, fma(gradient, -rule.rate, value));
@@ -100,11 +115,12 @@ INLINE void sgd(const Touched& touched, const Rule& rule) {
 }
 
 template <int WIDTH, class Row>
-INLINE void adagrad(const Touched& touched, const Rule& rule, float* accumulator) {
+INLINE void adagrad(const Touched touched, const Rule rule, float* accumulator) {
     const int64_t width = WIDTH ? WIDTH : touched.width;
-    const auto prefetch = [&](int64_t slot) { fetch<1>(accumulator + slot * width, width * sizeof(float)); };
-    for_each_row<Row>(touched, prefetch, [&](int64_t slot, Row row, const float* gradients) {
+    const auto prefetch = [&](int64_t slot) ALWAYS_INLINE { fetch<1>(accumulator + slot * width, width * sizeof(float)); };
+    for_each_row<Row>(touched, prefetch, [&](int64_t slot, Row row, const float* gradients) ALWAYS_INLINE {
         float* squares = accumulator + slot * width;
+        NO_ALIASES
         for (int64_t j = 0; j < width; j++) {
             const float value = row.load(j), gradient = rule.decay != 0 ? fma(rule.decay, value, gradients[j]) : gradients[j];
             squares[j] = fma(gradient, gradient, squares[j]);
@@ -114,38 +130,41 @@ INLINE void adagrad(const Touched& touched, const Rule& rule, float* accumulator
 }
 
 template <int WIDTH, class Row>
-INLINE void rowwise_adagrad(const Touched& touched, const Rule& rule, float* accumulator, float* scratch) {
+INLINE void rowwise_adagrad(const Touched touched, const Rule rule, float* accumulator, float* scratch) {
     const int64_t width = WIDTH ? WIDTH : touched.width;
-    const auto prefetch = [&](int64_t slot) { __builtin_prefetch(accumulator + slot, 1); };
-    for_each_row<Row>(touched, prefetch, [&](int64_t slot, Row row, const float* gradients) {
+    const auto prefetch = [&](int64_t slot) ALWAYS_INLINE { __builtin_prefetch(accumulator + slot, 1); };
+    for_each_row<Row>(touched, prefetch, [&](int64_t slot, Row row, const float* gradients) ALWAYS_INLINE {
         if (rule.decay != 0) {
+            NO_ALIASES
             for (int64_t j = 0; j < width; j++) scratch[j] = fma(rule.decay, row.load(j), gradients[j]);
             gradients = scratch;
         }
         const float squares = accumulator[slot] + mean_square<WIDTH>(gradients, width);
         accumulator[slot] = squares;
         const float scale = plus_eps(sqrt(squares), rule.eps);
+        NO_ALIASES
         for (int64_t j = 0; j < width; j++) row.store(j, row.load(j) + (-rule.rate * gradients[j]) / scale);
     });
 }
 
 template <int WIDTH, class Row>
-INLINE void adam(const Touched& touched, const Rule& rule, float* mean, float* variance, float* steps) {
+INLINE void adam(const Touched touched, const Rule rule, float* mean, float* variance, float* steps) {
     const int64_t width = WIDTH ? WIDTH : touched.width;
-    const auto prefetch = [&](int64_t slot) {
+    const auto prefetch = [&](int64_t slot) ALWAYS_INLINE {
         fetch<1>(mean + slot * width, width * sizeof(float));
         fetch<1>(variance + slot * width, width * sizeof(float));
         __builtin_prefetch(steps + slot, 1);
     };
     const bool near = rule.mean_weight < 0.5f;  // from which end torch goes
     const float weight = near ? rule.mean_weight : rule.mean_weight - 1;
-    for_each_row<Row>(touched, prefetch, [&](int64_t slot, Row row, const float* gradients) {
+    for_each_row<Row>(touched, prefetch, [&](int64_t slot, Row row, const float* gradients) ALWAYS_INLINE {
         float *means = mean + slot * width, *variances = variance + slot * width;
         const float count = steps[slot] + 1;
         steps[slot] = count;
         const int64_t place = count < rule.corrections ? static_cast<int64_t>(count) : rule.corrections - 1;
         const float mean_correction = rule.mean_corrections[place];
         const float variance_correction = rule.variance_corrections[place];
+        NO_ALIASES
         for (int64_t j = 0; j < width; j++) {
             const float value = row.load(j), gradient = rule.decay != 0 ? fma(rule.decay, value, gradients[j]) : gradients[j];
             means[j] = fma(weight, gradient - means[j], near ? means[j] : gradient);
@@ -157,17 +176,18 @@ INLINE void adam(const Touched& touched, const Rule& rule, float* mean, float* v
 }
 
 template <int WIDTH, class Row>
-INLINE void ftrl(const Touched& touched, const Rule& rule, float* accumulator, float* linear, float* rates) {
+INLINE void ftrl(const Touched touched, const Rule rule, float* accumulator, float* linear, float* rates) {
     const int64_t width = WIDTH ? WIDTH : touched.width;
-    const auto prefetch = [&](int64_t slot) {
+    const auto prefetch = [&](int64_t slot) ALWAYS_INLINE {
         fetch<1>(accumulator + slot * width, width * sizeof(float));
         fetch<1>(linear + slot * width, width * sizeof(float));
         __builtin_prefetch(rates + slot, 1);
     };
-    for_each_row<Row>(touched, prefetch, [&](int64_t slot, Row row, const float* gradients) {
+    for_each_row<Row>(touched, prefetch, [&](int64_t slot, Row row, const float* gradients) ALWAYS_INLINE {
         float *squares = accumulator + slot * width, *lines = linear + slot * width;
         if (rates[slot] != rule.rate) {
             // The same row at another rate, see `_change_rate`.
+            NO_ALIASES
             for (int64_t j = 0; j < width; j++) {
                 const double line = lines[j], root = sqrt(squares[j]);
                 const double beyond = soft_threshold<double>(line, rule.l1_double);
@@ -177,6 +197,7 @@ INLINE void ftrl(const Touched& touched, const Rule& rule, float* accumulator, f
             }
             rates[slot] = rule.rate;
         }
+        NO_ALIASES
         for (int64_t j = 0; j < width; j++) {
             const float value = row.load(j), root = sqrt(squares[j]);
             squares[j] = fma(gradients[j], gradients[j], squares[j]);

@@ -12,6 +12,7 @@ from hvdspark.collectives import Collective, LocalCollective, ThreadedCollective
 from hvdspark.embedding.config import Eviction, SparseOptimizer, TableConfig
 from hvdspark.embedding.exchange.trained import GroupExchange, Lookup
 from hvdspark.embedding.ids.bad_id import BadId, BadIdError
+from hvdspark.embedding.ids.distinct import unique
 from hvdspark.embedding.ids.hashing import salt_of
 from hvdspark.embedding.rows.initializer import initial_rows
 from hvdspark.embedding.rows.shard import TableShard
@@ -45,7 +46,7 @@ def test_what_is_sent_keeps_its_shape_until_it_must_grow() -> None:
     collective = Shapes()
     exchange = GroupExchange("g", TableShard([TABLE]), 4, collective)
     for step, count in enumerate((10, 7, 0, 12, 10, 40)):
-        lookup = exchange.look_up(torch.arange(count), train=True)
+        lookup = exchange.look_up(unique(torch.arange(count)), train=True)
         exchange.update(exchange.reduce([with_gradient(lookup)]), step)
     assert set(collective.shapes) == {"g/ids", "g/rows", "g/gradients"}
     for name, shapes in collective.shapes.items():
@@ -58,7 +59,7 @@ def test_no_ids_at_all() -> None:
     def body(collective: ThreadedCollective) -> tuple[int, ...]:
         shard = TableShard([TABLE], rank=collective.rank, world_size=collective.size)
         exchange = GroupExchange("g", shard, 4, collective)
-        lookup = exchange.look_up(torch.zeros(0, dtype=torch.int64), train=True)
+        lookup = exchange.look_up(unique(torch.zeros(0, dtype=torch.int64)), train=True)
         exchange.update(exchange.reduce([lookup]), 1)
         return tuple(lookup.rows.shape)
 
@@ -71,7 +72,7 @@ def test_the_bad_id_of_the_lowest_rank_is_told_to_all() -> None:
         exchange = GroupExchange("g", shard, 4, collective)
         bad = BadId(10 + collective.rank, -collective.rank, collective.rank) if collective.rank in (1, 3) else None
         with pytest.raises(BadIdError) as caught:
-            exchange.look_up(torch.arange(5), train=True, bad=bad)
+            exchange.look_up(unique(torch.arange(5)), train=True, bad=bad)
         assert shard.row_counts() == [0]
         return caught.value.bad, dict(collective.calls)
 
@@ -85,9 +86,9 @@ def test_gradients_of_equal_keys_are_one_update() -> None:
         shard = TableShard([TABLE], rank=collective.rank, world_size=collective.size)
         exchange = GroupExchange("g", shard, 4, collective)
         keys = torch.tensor([8, 8] if collective.rank == 0 else [8])
-        before = exchange.look_up(keys, train=True)
+        before = exchange.look_up(unique(keys), train=True)
         exchange.update(exchange.reduce([with_gradient(before, len(keys))]), 1)
-        return before.rows.detach() - exchange.look_up(keys, train=False).rows
+        return before.rows.detach() - exchange.look_up(unique(keys), train=False).rows
 
     for difference in run_threaded(2, body):
         torch.testing.assert_close(difference, torch.full((1, 4), 3.0))
@@ -107,11 +108,11 @@ def test_rows_and_gradients_find_their_way(ids_of_ranks: list[list[int]]) -> Non
         ids = torch.tensor(ids_of_ranks[collective.rank], dtype=torch.int64)
         keys = torch.cat([shard.key_space.fuse(table, ids) for table in range(2)])
         first = torch.cat([initial_rows(ids, 4, 0, salt_of("table", table.name), table.init) for table in tables])
-        lookup = exchange.look_up(keys, train=True)
+        lookup = exchange.look_up(unique(keys), train=True)
         assert torch.equal(lookup.rows[lookup.distinct.inverse], first)
         lookup.rows[lookup.distinct.inverse].sum().backward()
         exchange.update(exchange.reduce([lookup]), 1)
-        again = exchange.look_up(keys, train=False)
+        again = exchange.look_up(unique(keys), train=False)
         moved = first - again.rows[again.distinct.inverse]
         expected = torch.tensor([counts[id] for id in ids.tolist()] * 2, dtype=torch.float32)
         torch.testing.assert_close(moved, expected.unsqueeze(1).expand(-1, 4), rtol=0, atol=1e-5)
@@ -126,10 +127,10 @@ def test_an_update_between_forward_and_backward_is_not_undone(size: int) -> None
     def body(collective: Collective) -> Tensor:
         exchange = GroupExchange("g", TableShard([TABLE], rank=collective.rank, world_size=size), 4, collective)
         keys = torch.arange(20)
-        first, second = (exchange.look_up(keys, train=True) for _ in range(2))
+        first, second = (exchange.look_up(unique(keys), train=True) for _ in range(2))
         for step, lookup in enumerate((first, second), 1):
             exchange.update(exchange.reduce([with_gradient(lookup)]), step)
-        return first.rows.detach() - exchange.look_up(keys, train=False).rows
+        return first.rows.detach() - exchange.look_up(unique(keys), train=False).rows
 
     for difference in [body(LocalCollective())] if size == 1 else run_threaded(size, body):
         torch.testing.assert_close(difference, torch.full((20, 4), 2.0 * size))
@@ -138,17 +139,19 @@ def test_an_update_between_forward_and_backward_is_not_undone(size: int) -> None
 def test_rows_leave_by_the_rules_of_eviction() -> None:
     exchange = on_one_rank(TableConfig("t", 4, eviction=Eviction(2, max_age_steps=1)))
     for step in (1, 2):
-        exchange.update(exchange.reduce([with_gradient(exchange.look_up(torch.tensor([step]), train=True))]), step)
+        exchange.update(
+            exchange.reduce([with_gradient(exchange.look_up(unique(torch.tensor([step])), train=True))]), step
+        )
     assert exchange.shard.row_counts() == [1]
 
 
 def test_rows_are_copies_and_only_training_ones_collect_gradients() -> None:
     exchange = on_one_rank()
-    lookup = exchange.look_up(torch.tensor([3, 1, 3]), train=True)
+    lookup = exchange.look_up(unique(torch.tensor([3, 1, 3])), train=True)
     assert lookup.rows.requires_grad
     assert lookup.rows.is_leaf
     before = lookup.rows.detach().clone()
-    exchange.look_up(torch.arange(100), train=True)
+    exchange.look_up(unique(torch.arange(100)), train=True)
     exchange.update(exchange.reduce([with_gradient(lookup)]), 1)
     assert torch.equal(lookup.rows, before)
-    assert not exchange.look_up(torch.tensor([1]), train=False).rows.requires_grad
+    assert not exchange.look_up(unique(torch.tensor([1])), train=False).rows.requires_grad

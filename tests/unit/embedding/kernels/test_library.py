@@ -43,16 +43,46 @@ def test_a_library_of_other_sources_is_left_alone(tmp_path: Path, monkeypatch: p
     assert fingerprint(sources) == fingerprint(Path(library.__file__).with_name("native"))
     (sources / "ids.cpp").write_text("// changed")
     monkeypatch.setattr(library, "_SOURCES", sources)
-    assert library._load() == (
-        None,
-        "compiled from other sources than those of this checkout; `make setup` compiles them anew",
-    )
+    found = library._load()
+    assert found.library is None
+    assert found.absence == "compiled from other sources than those of this checkout; `make setup` compiles them anew"
 
 
 def test_without_a_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(library, "_FILE", tmp_path / "compiled.so")
-    assert library._load()[1].startswith("not compiled")
+    monkeypatch.setattr(library, "_FOLDER", tmp_path)
+    assert library._load().absence.startswith("not compiled")
     (tmp_path / "compiled.so").write_bytes(b"no library")
-    found, reason = library._load()
-    assert found is None
-    assert reason.startswith("not loadable")
+    found = library._load()
+    assert found.library is None
+    assert found.absence.startswith("not loadable")
+
+
+def test_the_loops_for_this_processor_run() -> None:
+    flags = Path("/proc/cpuinfo").read_text().split()
+    newest = "avx512" if "avx512vl" in flags else "avx2" if "avx2" in flags else "baseline"
+    if "HVDSPARK_KERNELS" not in os.environ:
+        assert library.processor() == newest
+
+
+@pytest.mark.parametrize("processor", library.PROCESSORS)
+def test_loops_for_another_processor_run_where_it_is_asked_for(processor: str) -> None:
+    asked = in_another_process(
+        "from hvdspark.embedding.kernels import library; print(library.absence() or library.processor())",
+        HVDSPARK_KERNELS=processor,
+    )
+    possible = list(library.PROCESSORS)[: list(library.PROCESSORS).index(library.processor()) + 1]
+    assert asked == (processor if processor in possible else f"HVDSPARK_KERNELS={processor}: not this processor")
+
+
+def test_a_processor_that_nobody_knows() -> None:
+    assert "known are reference, baseline, avx2, avx512" in library._load("avx1024").absence
+
+
+def test_where_loops_for_newer_processors_are_missing_older_ones_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(Path(library.__file__).with_name("compiled.so"), tmp_path)
+    monkeypatch.setattr(library, "_FOLDER", tmp_path)
+    assert library._load().processor == "baseline"
+    (tmp_path / "compiled_avx2.so").write_bytes(b"no library")
+    assert library._load().processor == "baseline"
