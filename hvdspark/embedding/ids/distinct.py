@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from hvdspark.embedding.kernels.distinct import distinct
+from hvdspark.embedding.kernels.placement import route as sort_by_owner
 from hvdspark.embedding.kernels.sums import sum_rows
 
 
@@ -84,13 +85,11 @@ def whole_table(ids: Tensor, rows: int) -> Unique:
 
 def route(owners: Tensor, world_size: int) -> Route:
     """Sort keys by the rank that owns them, by counting. owners: int64 [U] in [0, world_size), world_size <= 4096."""
-    splits = torch.bincount(owners, minlength=world_size).to(torch.int32)
-    if bool((splits == len(owners)).any()):
+    order, place, ends = sort_by_owner(owners.numpy(), world_size)
+    splits = torch.from_numpy(np.diff(ends, prepend=0).astype(np.int32))
+    if order is None or place is None:
         return Route(None, None, splits)
-    order = torch.from_numpy(np.argsort(owners.numpy().astype(np.uint16), kind="stable"))
-    place = torch.empty_like(order)
-    place[order] = torch.arange(len(order))
-    return Route(order, place, splits)
+    return Route(torch.from_numpy(order), torch.from_numpy(place), splits)
 
 
 def sum_equal(values: Tensor, of: Unique, places: Tensor | None = None) -> Tensor:

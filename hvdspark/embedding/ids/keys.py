@@ -20,12 +20,10 @@ from torch import Tensor
 
 from hvdspark.embedding.arrays import Int64Array
 from hvdspark.embedding.config import TableConfig
-from hvdspark.embedding.ids.hashing import BUCKETS, bucket_of, owner_of, salt_of
+from hvdspark.embedding.ids.hashing import BUCKET_BITS, BUCKETS, owner_of, salt_of
+from hvdspark.embedding.kernels import placement
 
 _GOLDEN = (math.sqrt(5) - 1) / 2
-# Products of two numbers below 2**31 fit into int64. Larger tables multiply their ids in two parts.
-_ONE_PRODUCT = 1 << 31
-_LOW_BITS = 20
 
 
 class KeySpace:
@@ -43,27 +41,30 @@ class KeySpace:
 
     def __init__(self, tables: Sequence[TableConfig], home_buckets: Sequence[int] | None = None) -> None:
         self.home_buckets = list(home_buckets) if home_buckets is not None else [-1] * len(tables)
-        # 0 stands for an unbounded table; 1 keeps the modulo of its (unused) positions legal.
         sizes = [table.num_embeddings or 0 for table in tables]
         # Never 63 bits: `id_limit` must be an int64, too.
         unbounded_bits = 63 - max(1, (len(tables) - 1).bit_length())
         self.id_bits = (max(sizes) - 1).bit_length() if all(sizes) else unbounded_bits
         self.id_limit = 1 << self.id_bits
         factors = [_coprime_near_golden(size) for size in sizes]
-        self.salts = np.array([salt_of("placement", table.name) for table in tables], dtype=np.uint64)
         self.bounded = np.array([size > 0 for size in sizes])
-        self._sizes = np.array([max(size, 1) for size in sizes], dtype=np.int64)
-        self._factors = np.array(factors, dtype=np.int64)
+        salts = [salt_of("placement", table.name) for table in tables]
+        self.salts = np.array(salts, dtype=np.uint64)
+        self._tables = placement.Tables(
+            self.id_bits,
+            sizes=np.array(sizes, dtype=np.int64),
+            factors=np.array(factors, dtype=np.int64),
+            shifts=np.array([salt % max(size, 1) for salt, size in zip(salts, sizes, strict=True)], dtype=np.int64),
+            salts=self.salts,
+            homes=np.array(self.home_buckets, dtype=np.int64),
+        )
         self._inverses = np.array(
             [pow(a, -1, n) if n > 1 else 0 for a, n in zip(factors, sizes, strict=True)], dtype=np.int64
         )
-        self._shifts = (self.salts % self._sizes.astype(np.uint64)).astype(np.int64)
-        self._homes = np.array(self.home_buckets, dtype=np.int64)
-        self._in_parts = max(sizes) > _ONE_PRODUCT
 
     def limit(self, table: int) -> int:
         """Valid ids of a table are in [0, limit)."""
-        return int(self._sizes[table]) if self.bounded[table] else self.id_limit
+        return int(self._tables.sizes[table]) or self.id_limit
 
     def tag(self, table: int) -> int:
         """What the keys of a table have beside their ids: key = id | tag."""
@@ -92,18 +93,7 @@ class KeySpace:
 
     def buckets(self, keys: Tensor) -> Tensor:
         """Bucket in [0, 4096) of every key, in any order. int64 [n] -> int64 [n]."""
-        tables, ids = (part.numpy() for part in self.split(keys))
-        if self.bounded.all():
-            buckets = self._positions(tables, ids) * BUCKETS // self._sizes[tables]
-        else:
-            buckets = bucket_of(ids, self.salts[tables])
-            if self.bounded.any():
-                some = self.bounded[tables]
-                buckets[some] = self._positions(tables[some], ids[some]) * BUCKETS // self._sizes[tables[some]]
-        if (self._homes >= 0).any():
-            homes = self._homes[tables]
-            buckets = np.where(homes >= 0, homes, buckets)
-        return torch.from_numpy(buckets)
+        return torch.from_numpy(placement.buckets(self._tables, keys.numpy(), BUCKET_BITS))
 
     def owners(self, keys: Tensor, world_size: int) -> Tensor:
         """Rank that owns every key. int64 [n] -> int64 [n]."""
@@ -113,34 +103,21 @@ class KeySpace:
 
     def positions(self, keys: Tensor) -> Tensor:
         """Place of keys of bounded tables in their table's permutation: int64 [n], each in [0, num_embeddings)."""
-        tables, ids = self.split(keys)
-        return torch.from_numpy(self._positions(tables.numpy(), ids.numpy()))
+        return torch.from_numpy(placement.positions(self._tables, keys.numpy()))
 
     def keys_at(self, tables: Tensor, positions: Tensor) -> Tensor:
         """Keys of bounded tables from their places: the inverse of `positions`. int64 [n], int64 [n] -> int64 [n]."""
         index = tables.numpy()
-        sizes = self._sizes[index]
-        offsets = (positions.numpy() - self._shifts[index]) % sizes
-        return torch.from_numpy(self._product(offsets, self._inverses[index], sizes)) | (tables << self.id_bits)
+        sizes = self._tables.sizes[index]
+        offsets = (positions.numpy() - self._tables.shifts[index]) % sizes
+        return torch.from_numpy(placement.product(offsets, self._inverses[index], sizes)) | (tables << self.id_bits)
 
     def position_range(self, table: int, first_bucket: int, stop_bucket: int) -> tuple[int, int]:
         """Positions of a bounded table that lie in the buckets [first_bucket, stop_bucket): [first, stop)."""
-        size, home = int(self._sizes[table]), self.home_buckets[table]
+        size, home = int(self._tables.sizes[table]), self.home_buckets[table]
         if home >= 0:
             return (0, size) if first_bucket <= home < stop_bucket else (0, 0)
         return -(-first_bucket * size // BUCKETS), -(-stop_bucket * size // BUCKETS)
-
-    def _positions(self, tables: Int64Array, ids: Int64Array) -> Int64Array:
-        sizes = self._sizes[tables]
-        positions = self._product(ids, self._factors[tables], sizes) + self._shifts[tables]
-        return np.where(positions >= sizes, positions - sizes, positions)
-
-    def _product(self, left: Int64Array, right: Int64Array, sizes: Int64Array) -> Int64Array:
-        """left * right mod sizes; both factors are in [0, size)."""
-        if not self._in_parts:
-            return left * right % sizes
-        high = (left >> _LOW_BITS) * ((right << _LOW_BITS) % sizes)
-        return (high + (left & ((1 << _LOW_BITS) - 1)) * right) % sizes
 
 
 def _coprime_near_golden(size: int) -> int:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hvdspark.embedding.arrays import Int64Array
 from hvdspark.embedding.config import TableConfig
+from hvdspark.embedding.kernels.placement import meet
 from hvdspark.embedding.kernels.updates import update
 from hvdspark.embedding.rows import contents, eviction
 from hvdspark.embedding.rows.admission import WaitingKeys
@@ -129,20 +130,17 @@ class TableShard:
     def _dense_slots(self, keys: Int64Array, insert: bool) -> Int64Array:
         slots = self.memory.dense_slots(keys)
         if insert:
-            counts = self.memory.counts.memory.take(slots)
-            fresh = counts == 0
+            fresh = meet(self.memory.counts.memory, slots)
             if fresh.any():
                 self.memory.begin(slots[fresh], keys[fresh])
-            self.memory.counts.memory[slots] = counts + 1
         return slots
 
     def _hashed_slots(self, keys: Int64Array, insert: bool, times: Int64Array | None) -> Int64Array:
         places = self.memory.index.find(keys)
         if not insert:
-            return np.where(places >= 0, places + self.memory.dense, -1)
-        known = places >= 0
-        self.memory.counts.memory[places[known] + self.memory.dense] += 1
-        new = np.flatnonzero(~known)
+            return self._slots_of(places)
+        meet(self.memory.counts.memory[self.memory.dense :], places)
+        new = np.flatnonzero(places < 0)
         if len(new):
             counts = np.ones(len(new), dtype=np.int64)
             least = self._least_counts[self.key_space.tables_of(keys[new])]
@@ -157,4 +155,10 @@ class TableShard:
             self.memory.begin(slots, keys[new])
             self.memory.counts.memory[slots] = counts
             places[new] = slots - self.memory.dense
+        return self._slots_of(places)
+
+    def _slots_of(self, places: Int64Array) -> Int64Array:
+        """Slots of places in the index, -1 for -1."""
+        if not self.memory.dense:
+            return places
         return np.where(places >= 0, places + self.memory.dense, -1)

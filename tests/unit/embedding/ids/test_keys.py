@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hvdspark.embedding.config import MAX_BOUNDED_IDS, TableConfig
-from hvdspark.embedding.ids.hashing import BUCKETS, bucket_of, bucket_range, salt_of
+from hvdspark.embedding.ids.hashing import BUCKET_BITS, BUCKETS, bucket_range, salt_of
 from hvdspark.embedding.ids.keys import KeySpace
+from hvdspark.embedding.kernels.placement import hashed_buckets
 
 sizes = st.one_of(st.none(), st.integers(1, 70), st.integers(1, MAX_BOUNDED_IDS))
 
@@ -80,7 +81,8 @@ def test_a_ranks_positions_are_those_of_its_buckets(drawn: tuple[KeySpace, torch
         chosen = tables == table
         if not keys.bounded[table]:
             assert np.array_equal(
-                buckets[chosen], bucket_of(ids[chosen].numpy(), np.uint64(salt_of("placement", f"t{table}")))
+                buckets[chosen],
+                hashed_buckets(ids[chosen].numpy(), np.uint64(salt_of("placement", f"t{table}")), BUCKET_BITS),
             )
             continue
         positions = keys.positions(fused[chosen])
