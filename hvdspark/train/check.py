@@ -60,7 +60,7 @@ def check_program(
     check_saveable(program.module)
     _check_arguments(program.module, features)
     check_optimizer(program.optimizer, program.module)
-    if program.schedule is None and schedule is not None:
+    if program.schedule is None and (schedule is not None or schedule_args):
         make_schedule(schedule, schedule_args or {}, total_steps=1)
     loss = RowLoss(program.loss, labels, program.loss_weights, "cpu")
     check_loss(program.loss, program.module)

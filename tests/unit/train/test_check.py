@@ -34,6 +34,7 @@ def test_what_can_work_passes(optimizer: Any) -> None:
         ({"metrics": ("auk",)}, "metric"),
         ({"monitor": "val_auk", "patience": 1}, "monitor"),
         ({"schedule": "zigzag"}, "schedule"),
+        ({"schedule_args": {"gamma": 0.5}}, "arguments without a schedule"),
     ],
 )
 def test_what_cannot_work_is_refused(settings: dict[str, Any], message: str) -> None:
