@@ -89,6 +89,14 @@ def test_the_bar_of_a_fit_that_finished_is_full(
     assert ("stopped=epoch 0" in final) == (epochs_run == 1)
 
 
+def test_the_end_of_an_epoch_fills_its_part_of_the_bar(capsys: pytest.CaptureFixture[str]) -> None:
+    """Whatever batch was the last to be reported."""
+    bar = ProgressBar(enabled=True, monitor="val_auc")
+    bar.on_event(replace(PROGRESS, epochs=1))
+    bar.on_event(EpochEnded(0, {}))
+    assert "4/4" in capsys.readouterr().err.split("\r")[-1]
+
+
 def test_the_bar_of_a_fit_that_failed_is_not(capsys: pytest.CaptureFixture[str]) -> None:
     bar = ProgressBar(enabled=True, monitor="val_auc")
     bar.on_event(PROGRESS)
