@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import queue
+import re
 import signal
 import subprocess
 import sys
@@ -33,6 +34,8 @@ STOPPED = StopCause("stopped", "stopped because its task is over")
 _BOOTSTRAP = (
     "import sys; sys.path[:] = {path!r}; from hvdspark.launch.rank import main; main({result_fd}, {parent_pid})"
 )
+_JAR_OF_SPARK = re.compile(r"(^|/)spark-core_[^/]*\.jar$")
+_ZIP_OF_SPARK = re.compile(r"(?P<installed>.*)/pyspark/python/lib/[^/]*\.zip$")
 
 
 class RankProcess:
@@ -61,7 +64,7 @@ class RankProcess:
         self._to_send: queue.SimpleQueue[tuple[bytes, bytes] | None] = queue.SimpleQueue()
         set_child_subreaper()
         self._older_children = {process.pid for process in psutil.Process().children(recursive=True)}
-        path = [*search_path, *sys.path]
+        path = [*search_path, *without_archives_of_spark(sys.path)]
         read_end, write_end = os.pipe()
         try:
             self._process = subprocess.Popen(
@@ -215,3 +218,17 @@ def describe_signal(number: int) -> str:
         signal.SIGBUS: "; often a full /dev/shm or a truncated memory-mapped file",
     }
     return f"killed by {name} ({number}){usual.get(number, '')}"
+
+
+def without_archives_of_spark(path: Sequence[str]) -> list[str]:
+    """A search path of modules without what Spark puts on that of its Python workers, where nothing is found there.
+
+    That is its jar, which holds no Python, and archives of pyspark and py4j, where pyspark is installed and they are a
+    part of it. A rank would read their thousands of names twice: for imports, and for the versions that torch asks for.
+    """
+    kept = []
+    for place in path:
+        archive = _ZIP_OF_SPARK.match(place)
+        if not _JAR_OF_SPARK.search(place) and not (archive and archive["installed"] in path):
+            kept.append(place)
+    return kept

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import signal
+import sys
 from typing import Any
 
 import psutil
@@ -54,6 +55,19 @@ def test_the_search_path_of_a_rank(monkeypatch: pytest.MonkeyPatch, capfd: Any) 
     process = process_that(monkeypatch, "print(path[0], path[1:] == {path!r}[1:])", search_path=["/first"])
     process.wait()
     assert capfd.readouterr().err == "/first True\n"
+
+
+def test_archives_of_spark_in_which_nothing_is_found_are_not_searched(
+    monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    zips = [f"/venv/site-packages/pyspark/python/lib/{name}.zip" for name in ("pyspark", "py4j-0.10.9.9-src")]
+    own = ["/app/pyspark.zip", "/opt/spark/python/lib/pyspark.zip", "/app/mine.jar", "/app/my-spark-core_x.jar", ""]
+    monkeypatch.setattr(sys, "path", ["/opt/spark/jars/spark-core_2.13-4.0.5.jar", *zips, *own])
+    process_that(monkeypatch, "print(path)").wait()
+    assert capfd.readouterr().err == f"{[*zips, *own]}\n"
+    sys.path.append("/venv/site-packages")
+    process_that(monkeypatch, "print(path)").wait()
+    assert capfd.readouterr().err == f"{[*own, '/venv/site-packages']}\n"
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT, signal.SIGTERM])
