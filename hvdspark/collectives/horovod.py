@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -126,17 +125,18 @@ class _HorovodOptimizer:
     def __init__(self, optimizer: Any) -> None:
         self.optimizer: torch.optim.Optimizer = optimizer
         self._distributed = optimizer
-        self._synchronized = False
+        optimizer.register_step_post_hook(self._stepped)
 
     def synchronize(self) -> None:
         self._distributed.synchronize()
-        self._synchronized = True
+        # The next step is on these sums, whether it is told of here or as torch's; `skip_synchronize` is only for here.
+        self._distributed._should_synchronize = False
 
     def step(self) -> None:
-        exchanged = self._distributed.skip_synchronize() if self._synchronized else contextlib.nullcontext()
-        self._synchronized = False
-        with exchanged:
-            self._distributed.step()
+        self._distributed.step()
+
+    def _stepped(self, *_: object) -> None:
+        self._distributed._should_synchronize = True
 
 
 def _adoptable(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:

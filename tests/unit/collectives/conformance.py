@@ -153,6 +153,14 @@ def clipped_gradients_are_summed_once(collective: Collective) -> None:
     assert train(collective, 2, clip=1.0) == pytest.approx((-2 * total / total.norm()).tolist(), rel=1e-5)
 
 
+def torchs_own_step_is_one_of_them(collective: Collective) -> None:
+    total = float(sum(range(1, collective.size + 1)))
+    assert train(collective, 3, torchs_own=[0, 2]) == [-3 * total, -300.0]
+    for own in ([0], [1], [0, 1]):
+        clipped = train(collective, 3, clip=1e9, torchs_own=own)
+        assert clipped == [-3 * total, -300.0], "of gradients that are sums already"
+
+
 def sparse_gradients(collective: Collective) -> None:
     """Of ids that a rank has twice, that ranks share, and of a rank without any."""
     table = torch.nn.Embedding.from_pretrained(torch.zeros(5, 2), freeze=False, sparse=True)
@@ -182,7 +190,7 @@ CASES: dict[str, Case] = {
     for case in (
         *(sums, sums_of_any_shape, sums_are_the_same_bits_everywhere, broadcasts, results_are_not_shared),
         *(parameters_are_overwritten_in_place, no_rows_at_all, exchanges_in_flight, splits_that_cannot_be_are_refused),
-        *(clipped_gradients_are_summed_once, sparse_gradients, ranks_agree),
+        *(clipped_gradients_are_summed_once, torchs_own_step_is_one_of_them, sparse_gradients, ranks_agree),
     )
 }
 CASES |= {
