@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hvdspark.specs import ColumnSpec, DatasetSpec, RowGroup, RowGroups, TrainSpec, World, from_json, to_json
+from hvdspark.specs import ColumnSpec, DatasetSpec, Range, RowGroup, RowGroups, TrainSpec, World, from_json, to_json
 
 DATASET = DatasetSpec(
     path="datasets/abc",
@@ -63,3 +63,15 @@ def test_specs_cannot_be_changed() -> None:
 def test_text_of_another_class_is_refused(text: str) -> None:
     with pytest.raises((KeyError, TypeError)):
         from_json(World, text)
+
+
+def test_limits_belong_to_a_range_unless_it_is_open() -> None:
+    assert [number in Range(0, 1) for number in (-0.1, 0, 1, 1.1)] == [False, True, True, False]
+    assert [number in Range(0, open=True) for number in (0, 1e-9, 1e300)] == [False, True, True]
+
+
+def test_row_groups_cannot_be_changed() -> None:
+    groups = RowGroups.of([RowGroup("a.parquet", 0, 3)])
+    for values in (groups.starts, groups.indexes, groups.rows):
+        with pytest.raises(ValueError, match="read-only"):
+            values[0] = 1

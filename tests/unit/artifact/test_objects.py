@@ -41,6 +41,15 @@ class Misleading(nn.Module):
         self.layer = nn.Linear(width, 1)
 
 
+class Halves(nn.Module):
+    """Parameters beside each other in one piece of memory, as a flattened model has them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        both = torch.arange(6.0)
+        self.a, self.b = nn.Parameter(both[:4].view(2, 2)), nn.Parameter(both[4:])
+
+
 MODULES = [
     nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.BatchNorm1d(8), nn.Dropout(0.3), nn.Linear(8, 1, bias=False)),
     nn.Sequential(
@@ -52,6 +61,7 @@ MODULES = [
     Tower(4, [2], activation=torch.relu),  # type: ignore[arg-type]
     Forgetful(3),
     Misleading(3),
+    Halves(),
     nn.Sequential(nn.Linear(2, 2)).append(nn.ReLU()),
 ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 
 import pytest
@@ -67,3 +68,18 @@ def test_all_reported() -> None:
     assert not outcomes.must_stop(wait_s=0)
     outcomes.record(1, OK)
     assert outcomes.wait_all(wait_s=0)
+
+
+def test_whoever_waits_is_released_at_the_end() -> None:
+    outcomes, waiting = Outcomes(size=2), threading.Event()
+
+    def wait() -> None:
+        waiting.set()
+        outcomes.all_ready(wait_s=100)
+
+    thread = threading.Thread(target=wait, daemon=True)
+    thread.start()
+    assert waiting.wait(30)
+    outcomes.close()
+    thread.join(30)
+    assert not thread.is_alive()
