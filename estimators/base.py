@@ -10,6 +10,7 @@ from pyspark.ml.base import Estimator
 from pyspark.ml.util import MLReadable, MLReader, MLWritable, MLWriter
 from pyspark.sql import DataFrame
 
+from hvdspark.errors import ConfigurationError
 from hvdspark.estimators.declare import setter_name
 from hvdspark.estimators.keywords import keyword_only
 from hvdspark.estimators.model import FittedModel
@@ -40,8 +41,16 @@ class TrainingEstimator(Estimator[M], TrainingParams, MLWritable, MLReadable[Any
         return self
 
     def setListeners(self: E, value: Sequence[FitListener]) -> E:
-        """Set who is told on the driver what happens in a fit; returns this object. No Param, and not saved."""
-        self._listeners = tuple(value)
+        """Set who is told on the driver what happens in a fit; returns this object. No Param, and not saved.
+
+        Raises:
+            ConfigurationError: one of them is no FitListener.
+        """
+        listeners = tuple(value)
+        if strangers := [type(listener).__name__ for listener in listeners if not isinstance(listener, FitListener)]:
+            hint = "give instances of classes that inherit from hvdspark.events.FitListener"
+            raise ConfigurationError("no listener of a fit", value=strangers, where="listeners", hint=hint)
+        self._listeners = listeners
         return self
 
     def getListeners(self) -> tuple[FitListener, ...]:

@@ -33,6 +33,12 @@ def test_listeners_are_no_param_and_survive_copy(kind: type[Any]) -> None:
         estimator.setParams(listener=[listener])
 
 
+@pytest.mark.parametrize("stranger", [print, FitListener, "bar"])
+def test_what_is_no_listener_is_refused_when_it_is_given(stranger: Any) -> None:
+    with pytest.raises(ConfigurationError, match=f"{type(stranger).__name__}.*in listeners.*Hint: give instances"):
+        TorchEstimator(listeners=[FitListener(), stranger])
+
+
 def test_objects_are_set_by_name() -> None:
     module = nn.Linear(1, 1)
     estimator = TorchEstimator(model=module).setParams(loss="mse", epochs=2, batchSize=None)
