@@ -1,6 +1,6 @@
 """What the benchmarks of steps share: a clock of phases, ids as skewed as Criteo's, ranks, and the floor of the bytes.
 
-Knows none of hvdspark's rooms but its public names, so that the benchmarks also run against an older checkout.
+Knows nothing of hvdspark but its public names, so that the benchmarks also run against an older checkout.
 """
 
 from __future__ import annotations

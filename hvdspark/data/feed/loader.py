@@ -102,7 +102,7 @@ def load_batches(
 
 
 class _Source:
-    """What a rank takes of the batches of one stream. `batches` and `close` are for different threads."""
+    """What a rank takes of the batches of one stream. `batches` is for one thread, `stop` and `join` for another."""
 
     def __init__(
         self,

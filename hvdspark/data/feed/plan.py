@@ -146,7 +146,7 @@ class EpochPlan:
         batch_rows: rows of this rank's part of each step's global batch; may be 0.
         global_rows: rows of each step's whole global batch; the same on every rank, never 0.
         streams: where the rank's rows come from: its part of a batch is what it takes of each, one after the other.
-            None if all its batches are empty.
+            Empty where all its batches are.
     """
 
     batch_rows: Steps
