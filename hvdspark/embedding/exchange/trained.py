@@ -19,7 +19,7 @@ from hvdspark.collectives import Collective
 from hvdspark.embedding.arrays import all_finite
 from hvdspark.embedding.graphs import memory_that_lasts
 from hvdspark.embedding.ids.bad_id import BadId, BadIdError
-from hvdspark.embedding.ids.distinct import Route, Unique, all_distinct, route, sum_equal, unique
+from hvdspark.embedding.ids.distinct import Route, Unique, all_distinct, sum_equal, unique
 from hvdspark.embedding.ids.keys import KeySpace
 from hvdspark.embedding.phases import (
     DISTINCT,
@@ -147,9 +147,8 @@ class GroupExchange:
 
         Returns: what waits for the call to end, and raises BadIdError on every rank.
         """
-        size = self.collective.size
         with phase(DISTINCT):
-            way = route(self.shard.key_space.owners(distinct.keys, size), size)
+            way = self.shard.key_space.route(distinct.keys, self.collective.size)
         sent = [distinct.keys]
         if train and self.shard.counts_occurrences:
             sent.append(distinct.times)

@@ -92,6 +92,11 @@ def route(owners: Tensor, world_size: int) -> Route:
     return Route(torch.from_numpy(order), torch.from_numpy(place), splits)
 
 
+def whole_route(count: int) -> Route:
+    """All keys to the one rank that there is."""
+    return Route(None, None, torch.tensor([count], dtype=torch.int32))
+
+
 def sum_equal(values: Tensor, of: Unique, places: Tensor | None = None) -> Tensor:
     """Sum of the rows that belong to each distinct key, in the order they came in. [L, D] float32 -> [U, D].
 

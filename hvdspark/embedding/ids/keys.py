@@ -20,6 +20,7 @@ from torch import Tensor
 
 from hvdspark.embedding.arrays import Int64Array
 from hvdspark.embedding.config import TableConfig
+from hvdspark.embedding.ids.distinct import Route, route, whole_route
 from hvdspark.embedding.ids.hashing import BUCKET_BITS, BUCKETS, owner_of, salt_of
 from hvdspark.embedding.kernels import placement
 
@@ -97,9 +98,11 @@ class KeySpace:
 
     def owners(self, keys: Tensor, world_size: int) -> Tensor:
         """Rank that owns every key. int64 [n] -> int64 [n]."""
-        if world_size == 1:
-            return torch.zeros_like(keys)
         return owner_of(self.buckets(keys), world_size)
+
+    def route(self, keys: Tensor, world_size: int) -> Route:
+        """The way of keys to the ranks that own them. int64 [n]."""
+        return whole_route(len(keys)) if world_size == 1 else route(self.owners(keys, world_size), world_size)
 
     def positions(self, keys: Tensor) -> Tensor:
         """Place of keys of bounded tables in their table's permutation: int64 [n], each in [0, num_embeddings)."""

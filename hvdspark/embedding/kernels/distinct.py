@@ -17,6 +17,23 @@ _MAX_KEYS = 1 << 30  # cells hold int32
 _distinct = function("kernels_distinct", [*[ADDRESS] * 4, INTEGER, *[ADDRESS] * 3, INTEGER], INTEGER)
 
 
+_are_below = function("kernels_are_below", [*[ADDRESS] * 3, INTEGER], INTEGER)
+
+
+def below_reference(ids: Sequence[Int64Array], limits: Sequence[int]) -> bool:
+    """Whether the ids of each feature, int64 [n], are in [0, limit)."""
+    return all(not len(some) or 0 <= some.min() <= some.max() < limit for some, limit in zip(ids, limits, strict=True))
+
+
+def below_compiled(ids: Sequence[Int64Array], limits: Sequence[int]) -> bool:
+    """`below_reference`, in one pass over the ids of all features."""
+    ids = [np.ascontiguousarray(some) for some in ids]
+    addresses = np.array([address(some, np.int64) for some in ids], dtype=np.uint64)
+    counts = np.array([len(some) for some in ids], dtype=np.int64)
+    most = np.array(limits, dtype=np.int64)
+    return bool(_are_below(addresses.ctypes.data, counts.ctypes.data, most.ctypes.data, len(ids)))
+
+
 def reference(ids: Sequence[Int64Array], tags: Sequence[int], limits: Sequence[int] | None = None) -> Distinct | None:
     """Distinct keys: ascending by tag, those of one tag in the order in which they first occur.
 
@@ -28,10 +45,8 @@ def reference(ids: Sequence[Int64Array], tags: Sequence[int], limits: Sequence[i
     Returns: None where an id is not below its limit.
     """
     by_tag = sorted(range(len(ids)), key=tags.__getitem__)
-    if limits is not None:
-        for some, limit in zip(ids, limits, strict=True):
-            if len(some) and not 0 <= some.min() <= some.max() < limit:
-                return None
+    if limits is not None and not below_reference(ids, limits):
+        return None
     keys = np.concatenate([np.empty(0, dtype=np.int64), *(ids[feature] | tags[feature] for feature in by_tag)])
     ascending, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
     order = np.argsort(first)
@@ -79,3 +94,4 @@ def compiled(ids: Sequence[Int64Array], tags: Sequence[int], limits: Sequence[in
 
 
 distinct = choose(compiled, reference)
+are_below = choose(below_compiled, below_reference)

@@ -13,8 +13,9 @@ from hvdspark.embedding.kernels.library import ADDRESS, INTEGER, address, choose
 from hvdspark.embedding.kernels.mixing import mix
 
 Cells = NDArray[np.int32]
+Counts = NDArray[np.int32]
 
-_find = function("kernels_index_find", [ADDRESS, INTEGER, ADDRESS, ADDRESS, INTEGER, ADDRESS])
+_find = function("kernels_index_find", [ADDRESS, INTEGER, ADDRESS, ADDRESS, INTEGER, ADDRESS, ADDRESS])
 _place = function("kernels_index_place", [ADDRESS, INTEGER, ADDRESS, INTEGER, INTEGER])
 
 
@@ -23,10 +24,14 @@ def first_cells(keys: Int64Array, mask: int) -> Int64Array:
     return (mix(keys.astype(np.uint64)) & np.uint64(mask)).view(np.int64)
 
 
-def find_reference(cells: Cells, keys: Int64Array, asked: Int64Array) -> Int64Array:
+def find_reference(cells: Cells, keys: Int64Array, asked: Int64Array, counts: Counts | None = None) -> Int64Array:
     """Place of every asked key, -1 where there is none. int64 [n] -> int64 [n].
 
     All are probed together, one cell further in every round.
+
+    Args:
+        asked: each at most once where there are counts.
+        counts: int32, by place: one more for each key that is found.
     """
     places = np.full(len(asked), -1, dtype=np.int64)
     mask = len(cells) - 1
@@ -40,11 +45,15 @@ def find_reference(cells: Cells, keys: Int64Array, asked: Int64Array) -> Int64Ar
         further = occupied & ~equal
         waiting = waiting[further]
         at = (at[further] + 1) & mask
+    if counts is not None:
+        counts[places[places >= 0]] += 1
     return places
 
 
-def find_compiled(cells: Cells, keys: Int64Array, asked: Int64Array) -> Int64Array:
-    """`find_reference`; cells and keys of 64 ids are fetched together."""
+def find_compiled(cells: Cells, keys: Int64Array, asked: Int64Array, counts: Counts | None = None) -> Int64Array:
+    """`find_reference`; what 64 ids need is fetched together. IndexError for fewer counts than keys."""
+    if counts is not None and len(counts) < len(keys):
+        raise IndexError(f"{len(counts)} counts for {len(keys)} keys")
     asked = np.ascontiguousarray(asked)
     places = np.empty(len(asked), dtype=np.int64)
     _find(
@@ -54,6 +63,7 @@ def find_compiled(cells: Cells, keys: Int64Array, asked: Int64Array) -> Int64Arr
         address(asked, np.int64),
         len(asked),
         address(places, np.int64),
+        None if counts is None else address(counts, np.int32),
     )
     return places
 

@@ -11,6 +11,7 @@ from hvdspark.embedding.ids.bad_id import BadId
 from hvdspark.embedding.ids.distinct import Unique, unique, unique_of_tables
 from hvdspark.embedding.ids.jagged import Jagged
 from hvdspark.embedding.ids.keys import KeySpace
+from hvdspark.embedding.kernels.distinct import are_below
 from hvdspark.embedding.plan.placement import group_tables, home_buckets, is_replicated
 from hvdspark.errors import ConfigurationError, DataError
 
@@ -81,13 +82,14 @@ class TableGroups:
     def _bad_id(
         self, cells: Mapping[str, Jagged], features: Sequence[str], spaces: Sequence[KeySpace], rank: int
     ) -> BadId | None:
-        limits = self._limits(spaces)
-        numbers = {feature: number for number, feature in enumerate(self.features)}
-        for feature in features:
-            ids, limit = cells[feature].ids, limits[self.features[feature]]
-            least, most = (int(bound) for bound in ids.aminmax()) if len(ids) else (0, 0)
-            if least < 0 or most >= limit:
-                return BadId(numbers[feature], int(ids[(ids < 0) | (ids >= limit)][0]), rank)
+        limits, numbers = self._limits(spaces), {feature: number for number, feature in enumerate(self.features)}
+        ids = {feature: cells[feature].ids.numpy() for feature in features}
+        if are_below(list(ids.values()), [limits[self.features[feature]] for feature in features]):
+            return None
+        for feature, some in ids.items():
+            bad = some[(some < 0) | (some >= limits[self.features[feature]])]
+            if len(bad):
+                return BadId(numbers[feature], int(bad[0]), rank)
         return None
 
     def error(self, bad: BadId, spaces: Sequence[KeySpace]) -> DataError:

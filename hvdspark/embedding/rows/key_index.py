@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hvdspark.embedding.arrays import BoolArray, Int64Array
 from hvdspark.embedding.kernels import index
@@ -38,11 +39,16 @@ class KeyIndex:
     def nbytes(self) -> int:
         return self._keys.nbytes + self._cells.nbytes
 
-    def find(self, keys: Int64Array) -> Int64Array:
-        """Place of every key, -1 where there is none. int64 [n] -> int64 [n]."""
+    def find(self, keys: Int64Array, counts: NDArray[np.int32] | None = None) -> Int64Array:
+        """Place of every key, -1 where there is none. int64 [n] -> int64 [n].
+
+        Args:
+            keys: each at most once where there are counts.
+            counts: int32 [at least len(self)], by place: one more for each key that is found.
+        """
         if self._size == 0:
             return np.full(len(keys), -1, dtype=np.int64)
-        return index.find(self._cells, self._keys, keys)
+        return index.find(self._cells, self.keys, keys, counts)
 
     def insert(self, keys: Int64Array) -> Int64Array:
         """Add keys that are unique and not there yet; their places follow the last one. int64 [n] -> int64 [n]."""

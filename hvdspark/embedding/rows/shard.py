@@ -136,10 +136,9 @@ class TableShard:
         return slots
 
     def _hashed_slots(self, keys: Int64Array, insert: bool, times: Int64Array | None) -> Int64Array:
-        places = self.memory.index.find(keys)
         if not insert:
-            return self._slots_of(places)
-        meet(self.memory.counts.memory[self.memory.dense :], places)
+            return self._slots_of(self.memory.index.find(keys))
+        places = self.memory.index.find(keys, self.memory.counts.memory[self.memory.dense :])
         new = np.flatnonzero(places < 0)
         if len(new):
             counts = np.ones(len(new), dtype=np.int64)

@@ -87,20 +87,36 @@ KERNEL int64_t kernels_distinct(const int64_t* const* ids, const int64_t* counts
     return found.stop;
 }
 
+// Whether all ids[f][i], i < counts[f], are in [0, limits[f]).
+KERNEL int64_t kernels_are_below(const int64_t* const* ids, const int64_t* counts, const int64_t* limits, int64_t features) {
+    bool below = true;
+    for (int64_t f = 0; f < features; f++) {
+        const uint64_t limit = static_cast<uint64_t>(limits[f]);
+        for (int64_t i = 0; i < counts[f]; i++) below &= static_cast<uint64_t>(ids[f][i]) < limit;
+    }
+    return below;
+}
+
 // Place of every asked key in `keys`, -1 where there is none. cells: [mask + 1], at least one of them free.
+// counts: of the keys, each of which is asked for at most once: one more for each that is found. NULL: nobody counts.
 KERNEL void kernels_index_find(const int32_t* cells, int64_t mask, const int64_t* keys, const int64_t* asked,
-                               int64_t count, int64_t* places) {
+                               int64_t count, int64_t* places, int32_t* counts) {
     int64_t at[BLOCK];
     for (int64_t start = 0; start < count; start += BLOCK) {
         const int64_t size = count - start < BLOCK ? count - start : BLOCK;
+        for (int64_t i = 0; i < size; i++) at[i] = first_cell(asked[start + i], mask);
+        for (int64_t i = 0; i < size; i++) __builtin_prefetch(cells + at[i]);
         for (int64_t i = 0; i < size; i++) {
-            at[i] = first_cell(asked[start + i], mask);
-            __builtin_prefetch(cells + at[i]);
+            const int32_t place = cells[at[i]];
+            if (place < 0) continue;
+            __builtin_prefetch(keys + place);
+            if (counts) __builtin_prefetch(counts + place, 1);
         }
-        for (int64_t i = 0; i < size; i++)
-            if (cells[at[i]] >= 0) __builtin_prefetch(keys + cells[at[i]]);
-        for (int64_t i = 0; i < size; i++)
-            places[start + i] = cells[probe(cells, mask, keys, asked[start + i], at[i])];
+        for (int64_t i = 0; i < size; i++) {
+            const int32_t place = cells[probe(cells, mask, keys, asked[start + i], at[i])];
+            places[start + i] = place;
+            if (counts && place >= 0) counts[place]++;
+        }
     }
 }
 

@@ -70,6 +70,13 @@ def test_an_id_out_of_range_is_no_key(bad: int, place: int) -> None:
         assert function([np.arange(9), ids], [0, 1 << 40], [9, 1000]) is None
 
 
+@given(FEATURES, st.integers(0, 10))
+def test_compiled_limits_are_reference(features: list[tuple[list[int], int]], limit: int) -> None:
+    ids, limits = [np.array(some, dtype=np.int64) for some, _ in features], [limit + table for _, table in features]
+    below = all(0 <= id < limit + table for some, table in features for id in some)
+    assert distinct.below_compiled(ids, limits) == distinct.below_reference(ids, limits) == below
+
+
 def test_memory_with_gaps() -> None:
     check([np.arange(600, dtype=np.int64)[::-3] % 17], [0])
 

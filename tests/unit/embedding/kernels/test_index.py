@@ -30,6 +30,17 @@ def test_compiled_find_is_reference(case: str, place: str) -> None:
     assert np.array_equal(expected[: len(keys)], np.arange(len(keys))[::-1])
     assert np.array_equal(index.find_compiled(cells, keys, asked), expected)
     assert np.array_equal(index.find_compiled(cells, keys, np.repeat(asked, 2)[::2]), expected)
+    asked = asked[: len(asked) // 2]
+    counts, counted = np.full(len(keys), 7, dtype=np.int32), np.full(len(keys) + 1, 7, dtype=np.int32)
+    places = index.find_reference(cells, keys, asked, counts)
+    assert np.array_equal(index.find_compiled(cells, keys, asked, counted), places)
+    assert np.array_equal(counts, 7 + np.bincount(places[places >= 0], minlength=len(keys)))
+    assert np.array_equal(counted, [*counts, 7])
+
+
+def test_fewer_counts_than_keys_are_refused() -> None:
+    with pytest.raises(IndexError, match="7 counts for 8 keys"):
+        index.find_compiled(np.full(16, -1, dtype=np.int32), np.arange(8), np.arange(2), np.zeros(7, dtype=np.int32))
 
 
 def test_keys_that_are_not_there_are_no_business_of_compiled_code() -> None:
