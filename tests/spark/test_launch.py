@@ -145,7 +145,8 @@ attempt(dynamicAllocation_enabled="true")
 attempt(ssl_enabled="true")
 attempt(ssl_enabled="false", network_crypto_enabled="true", authenticate="true", authenticate_secret="s")
 attempt(ssl_enabled="false", network_crypto_enabled="false", authenticate="false", executor_pyspark_memory="1g")
-attempt(executor_pyspark_memory="2g", ssl_enabled="true", hvdspark_ignoreSsl="true", executorEnv_HOROVOD__FUSION="7")
+# Torch built for CUDA takes 3.2 GB of address space when it is imported.
+attempt(executor_pyspark_memory="6g", ssl_enabled="true", hvdspark_ignoreSsl="true", executorEnv_HOROVOD__FUSION="7")
 """
 
 
