@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
-from typing import Any, TypeVar
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pyspark.ml.base import Estimator
 from pyspark.ml.util import MLReadable, MLReader, MLWritable, MLWriter
@@ -18,6 +19,10 @@ from hvdspark.estimators.names import names_of_params
 from hvdspark.estimators.params import TrainingParams
 from hvdspark.estimators.persistence import HvdSparkReader, HvdSparkWriter
 from hvdspark.events import FitListener
+from hvdspark.tracking import Caller, active_run
+
+if TYPE_CHECKING:
+    from pyspark.ml._typing import ParamMap
 
 M = TypeVar("M", bound=FittedModel)
 E = TypeVar("E", bound="TrainingEstimator[Any]")
@@ -27,6 +32,7 @@ class TrainingEstimator(Estimator[M], TrainingParams, MLWritable, MLReadable[Any
     """An estimator whose constructor takes Params, and objects that have a setter, by name."""
 
     _listeners: tuple[FitListener, ...] = ()
+    _caller = Caller()
 
     @keyword_only
     def setParams(self: E, **kwargs: Any) -> E:
@@ -56,6 +62,23 @@ class TrainingEstimator(Estimator[M], TrainingParams, MLWritable, MLReadable[Any
     def getListeners(self) -> tuple[FitListener, ...]:
         """Who is told on the driver what happens in a fit."""
         return self._listeners
+
+    @property
+    def caller(self) -> Caller:
+        """Who will call `fit`, as far as MLflow's runs go."""
+        return self._caller
+
+    def copy(self: E, extra: ParamMap | None = None) -> E:
+        """A copy with other Params. It knows MLflow's run that is active here: tuning fits copies in other threads."""
+        copied = super().copy(extra)
+        copied._caller = replace(self._caller, active=active_run() or self._caller.active)
+        return copied
+
+    def fitMultiple(self, dataset: DataFrame, paramMaps: Sequence[ParamMap]) -> Iterator[tuple[int, M]]:
+        """Models by the place of their Params, which differ from this estimator's. In any order, one for each call."""
+        candidate = self.copy()
+        candidate._caller = replace(candidate._caller, candidate=True)
+        return super(TrainingEstimator, candidate).fitMultiple(dataset, paramMaps)
 
     def _fit(self, dataset: DataFrame) -> M:
         with names_of_params():

@@ -85,6 +85,7 @@ class CTRClassifier(TrainingEstimator["CTRClassificationModel"], CTRScoringParam
         learningRateSchedule: str | None = None,
         learningRateScheduleArgs: dict[str, float] | None = None,
         storeUri: str | None = None,
+        trackingUri: str | None = None,
         seed: int | None = None,
         shuffle: bool | None = None,
         shuffleRows: int | None = None,

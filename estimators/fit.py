@@ -14,7 +14,7 @@ from typing import Any
 
 from pyspark.sql import SparkSession
 
-from hvdspark import launch, versions
+from hvdspark import launch, tracking, versions
 from hvdspark.data.dataset.materialize import materialize
 from hvdspark.data.readers.moments import Moments, training_moments
 from hvdspark.estimators import asked
@@ -22,7 +22,7 @@ from hvdspark.estimators.base import TrainingEstimator
 from hvdspark.estimators.classes import check_losses, check_outputs
 from hvdspark.estimators.continuous import lost_in_double
 from hvdspark.estimators.default_store import check_place
-from hvdspark.estimators.defaults import MANY_ROWS, Pace, few_steps
+from hvdspark.estimators.defaults import MANY_ROWS, Pace, few_steps, set_value
 from hvdspark.estimators.fitted import FittedModule
 from hvdspark.estimators.names import names_of_params
 from hvdspark.estimators.paths import spark_store
@@ -53,6 +53,8 @@ def fit(estimator: TrainingEstimator[Any], columns: asked.Columns, make: Make) -
     """
     spark, gang = columns.given.sparkSession, asked.gang(estimator)
     store = spark_store(spark, estimator.getStoreUri(), "storeUri")
+    run_id = f"{estimator.uid}-{uuid.uuid4().hex[:12]}"
+    tracked = tracking.listeners(set_value(estimator, "trackingUri"), estimator.caller, run_id)
 
     versions.require()
     packed = pack(make(estimator.pace(1), None))
@@ -64,8 +66,8 @@ def fit(estimator: TrainingEstimator[Any], columns: asked.Columns, make: Make) -
     check_place(store)
     store.check_writable()
 
-    run_id = f"{estimator.uid}-{uuid.uuid4().hex[:12]}"
-    told = FanOut(run_id, [progress(asked.monitor(estimator, columns)), MemoryReport(), *estimator.getListeners()])
+    shown = [progress(asked.monitor(estimator, columns)), MemoryReport()]
+    told = FanOut(run_id, [*shown, *estimator.getListeners(), *tracked])
     with told.fit(asked.started(estimator, columns, plan)), names_of_params(), contextlib.ExitStack() as stack:
         told.emit(PhaseStarted("materialize"))
         write = partial(_write, stack, spark, store, columns, gang.num_workers)

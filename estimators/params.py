@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from typing import Any
+from urllib.parse import urlsplit
 
 from pyspark.ml.param import TypeConverters
 from pyspark.ml.param.shared import (
@@ -58,6 +59,17 @@ def environment(value: Any) -> dict[str, str]:
     if not isinstance(value, dict):
         raise TypeError(f"Could not convert {value!r} to a dict of strings")
     return check_environment(value)
+
+
+def tracking_uri(value: Any) -> str:
+    uri = str(TypeConverters.toString(value))
+    if urlsplit(uri).password is not None:
+        raise ConfigurationError(
+            "a password would be saved with the estimator",
+            where="trackingUri",
+            hint="set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN",
+        )
+    return uri
 
 
 class ScoringParams(HasPredictionCol, HasProbabilityCol, HasRawPredictionCol, HasThreshold, HasHandleInvalid):
@@ -210,6 +222,13 @@ class TrainingParams(HasLabelCol, HasWeightCol, HasValidationIndicatorCol, HasSe
         "seconds within which the ranks must get their task slots, and then once more be ready to train ({range})",
         TypeConverters.toFloat,
         Range(0, open=True),
+    )
+    trackingUri = param(
+        "trackingUri",
+        "MLflow server or store that the fit is written to, such as http://host:5000; empty: nothing is written. Where "
+        "it is not set, that of the run that is active where fit is called, if any. Saved with the estimator: no place "
+        "for secrets, MLflow reads MLFLOW_TRACKING_TOKEN and others of that kind",
+        tracking_uri,
     )
     allowPickle = param(
         "allowPickle",

@@ -97,6 +97,7 @@ class TorchEstimator(TrainingEstimator["TorchModel"], TorchScoringParams, TorchT
         learningRateSchedule: str | None = None,
         learningRateScheduleArgs: dict[str, float] | None = None,
         storeUri: str | None = None,
+        trackingUri: str | None = None,
         seed: int | None = None,
         shuffle: bool | None = None,
         shuffleRows: int | None = None,

@@ -35,12 +35,6 @@ class TorchScoringParams(ScoringParams, HasOutputCols):
         "between 0 and 1",
     )
 
-    outputCols = worded(
-        HasOutputCols.outputCols,
-        "columns for what the module returns, one for each of its outputs, in place of predictionCol; where they are "
-        "not set, predictionCol, and for further outputs predictionCol with _1, _2, ... or with _ and their keys. "
-        "Without effect where probabilityCol or rawPredictionCol is set",
-    )
     featureCols = param(
         "featureCols",
         "input columns, in the order of the module's arguments: numbers, arrays of numbers or ML vectors",

@@ -155,6 +155,7 @@ class DatasetSpec:
         columns: every column, features then labels then weight, in the order asked for.
         train, validation: row groups of the two splits (validation is empty when there is no split).
         row_bytes: what a row takes in memory on average, columns of any layout counted; 0 if not known.
+        fingerprint: tells these rows from others, see `data.dataset.footers.Evidence.fingerprint`; "" if not known.
     """
 
     path: str
@@ -162,6 +163,7 @@ class DatasetSpec:
     train: RowGroups
     validation: RowGroups = field(default_factory=RowGroups.of)
     row_bytes: int = 0
+    fingerprint: str = ""
 
     def column(self, name: str) -> ColumnSpec:
         """The column of that name. Raises StopIteration where there is none."""

@@ -18,6 +18,7 @@ import pytest
 import torch  # begins with another seed in every process, so the first module that imports it would draw by luck
 
 from tests.footprint import RUN_MARKER, Footprint, leaks_after_settling
+from tests.mlflow_server import mlflow_server
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -27,6 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # One address for Spark, Horovod and everything else, whatever the machine's host name resolves to.
 os.environ["SPARK_LOCAL_IP"] = "127.0.0.1"
 os.environ[RUN_MARKER] = uuid.uuid4().hex
+os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 
 # What tests draw is the same in every run, so that none passes or fails by luck. Another seed finds those that do.
 SEED_VARIABLE = "HVDSPARK_TEST_SEED"
@@ -144,6 +146,13 @@ def _start(master: str, scratch: Path, extra: dict[str, str]) -> SparkSession:
     session = builder.config(map=settings).getOrCreate()
     session.sparkContext.setLogLevel("ERROR")
     return session
+
+
+@pytest.fixture(scope="session")
+def mlflow_uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of one real MLflow server for all tests that want one."""
+    with mlflow_server(tmp_path_factory.mktemp("mlflow")) as server:
+        yield server.uri
 
 
 @pytest.fixture

@@ -179,7 +179,7 @@ def _write(prepared: DataFrame, selection: Selection, store: Store, path: str, n
         store.delete(f"{path}/{directories[_DROPPED]}")
     checked = time.perf_counter() - written
     logger.info("materialised %d rows: %.2f s to write, %.2f s to check", sum(used.rows), written - started, checked)
-    return DatasetSpec(path, specs, train, validation, used.row_bytes)
+    return DatasetSpec(path, specs, train, validation, used.row_bytes, used.fingerprint(specs))
 
 
 def _check(selection: Selection, used: Evidence, store: Store, path: str) -> tuple[ColumnSpec, ...]:

@@ -1,0 +1,171 @@
+"""The requests to MLflow: with the id of a run, never with what is active in a thread."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import threading
+from typing import TYPE_CHECKING, Any
+
+from hvdspark.specs import ColumnSpec
+from hvdspark.tracking.batches import Batch, Request
+from hvdspark.tracking.curve import drawn
+from hvdspark.tracking.entries import Curve, Rows, Status, Text, tag
+from hvdspark.tracking.target import ActiveRun, Target
+
+if TYPE_CHECKING:
+    from mlflow.entities import DatasetInput
+    from mlflow.tracking import MlflowClient
+
+logger = logging.getLogger(__name__)
+
+# The tag of a run that a fit is written to: the id of that fit.
+FIT = "hvdspark.fit"
+# What may be otherwise a little later, besides errors of the server (500 and above).
+_TIMEOUT, _TOO_MANY = 408, 429
+_TYPES = {"float32": "float", "float64": "double", "int64": "long"}
+
+_claimed_lock = threading.Lock()
+_claimed: set[tuple[str, str]] = set()
+
+
+class MlflowRun:
+    """The run that one fit is written to: made here, or one that a user has started and no fit was written to yet.
+
+    Only a run that was made here is ended here. Everything is done in the thread of a `Writer`.
+
+    Args:
+        target: where.
+        fit: unique id of the fit; the name of a run that is made.
+    """
+
+    def __init__(self, target: Target, fit: str) -> None:
+        self._target, self._fit = target, fit
+        self._client: MlflowClient | None = None
+        self._run_id, self._is_ours = "", False
+        self._known: frozenset[str] = frozenset()
+
+    @property
+    def name(self) -> str:
+        return "MLflow"
+
+    def open(self) -> None:
+        """Find or make the run."""
+        from mlflow.tracking import MlflowClient
+
+        self._client = client = MlflowClient(tracking_uri=self._target.uri)
+        active = self._target.active
+        if active is not None and not self._target.nested:
+            run = client.get_run(active.run_id)
+            if FIT not in run.data.tags and _claim(active):
+                # A Param that somebody has written, autologging say, cannot be written with another value.
+                self._run_id, self._known = active.run_id, frozenset(run.data.params)
+                client.set_tag(self._run_id, FIT, self._fit)
+                return
+        self._run_id, self._is_ours = self._made(client), True
+        logger.info("this fit is MLflow's run %s (%s)", self._run_id, self._target.uri)
+
+    def write(self, request: Request) -> None:
+        """Send one request."""
+        client, run_id = self._open_client(), self._run_id
+        if isinstance(request, Batch):
+            self._log_batch(client, request)
+        elif isinstance(request, Rows):
+            client.log_inputs(run_id, [dataset_input(request)])
+        elif isinstance(request, Text):
+            client.log_text(run_id, request.text, request.path)
+        else:
+            self._log_figure(client, request)
+
+    def close(self, status: Status, lost: str) -> None:
+        """Say what is lost, and end the run if it was made here."""
+        if not self._run_id:
+            return
+        client = self._open_client()
+        if lost:
+            client.set_tag(self._run_id, "hvdspark.lost", tag("hvdspark.lost", lost).value)
+        if self._is_ours:
+            client.set_terminated(self._run_id, status)
+
+    def may_pass(self, error: Exception) -> bool:
+        """Whether the same request may succeed later: where nobody answers, or the server has a problem of its own."""
+        from mlflow.exceptions import MlflowException
+
+        if isinstance(error, MlflowException):
+            code = int(error.get_http_status_code())  # type: ignore[no-untyped-call]
+            return code >= 500 or code in (_TIMEOUT, _TOO_MANY)
+        return isinstance(error, OSError)
+
+    def _open_client(self) -> MlflowClient:
+        assert self._client is not None, "open comes first"
+        return self._client
+
+    def _made(self, client: MlflowClient) -> str:
+        """A new run: nested in the active one where there is one."""
+        from mlflow.tracking.context.registry import resolve_tags
+
+        active = self._target.active
+        ours = {FIT: self._fit} if active is None else {FIT: self._fit, "mlflow.parentRunId": active.run_id}
+        experiment = _experiment(client) if active is None else active.experiment_id
+        run = client.create_run(experiment, tags=resolve_tags(ours), run_name=self._fit)
+        return str(run.info.run_id)
+
+    def _log_batch(self, client: MlflowClient, batch: Batch) -> None:
+        from mlflow.entities import Metric, Param, RunTag
+
+        client.log_batch(
+            self._run_id,
+            metrics=[Metric(metric.key, metric.value, metric.timestamp, metric.step) for metric in batch.metrics],
+            params=[Param(param.key, param.value) for param in batch.params if param.key not in self._known],
+            tags=[RunTag(tag.key, tag.value) for tag in batch.tags],
+        )
+
+    def _log_figure(self, client: MlflowClient, curve: Curve) -> None:
+        figure = drawn(curve)
+        if figure is not None:
+            client.log_figure(self._run_id, figure, curve.path)
+
+
+def dataset_input(rows: Rows) -> DatasetInput:
+    """The rows as MLflow takes them. Where they come from is the program: a DataFrame may be made of anything."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+    from mlflow.tracking.context.registry import resolve_tags
+
+    made_by = {name: value for name, value in resolve_tags({}).items() if name.startswith("mlflow.source.")}
+    dataset = Dataset(
+        name=rows.name,
+        digest=rows.digest,
+        source_type="code",
+        source=json.dumps({"tags": made_by}),
+        schema=json.dumps({"mlflow_colspec": [_column(column) for column in rows.columns]}),
+        profile=json.dumps({"num_rows": rows.count}),
+    )
+    return DatasetInput(dataset, [InputTag("mlflow.data.context", rows.context)])
+
+
+def _column(column: ColumnSpec) -> dict[str, Any]:
+    """A column as `mlflow.types.ColSpec.to_dict` says it."""
+    kind = _TYPES.get(column.dtype, column.dtype)
+    if column.layout == "scalar":
+        return {"type": kind, "name": column.name, "required": True}
+    return {"type": "array", "items": {"type": kind}, "name": column.name, "required": True}
+
+
+def _experiment(client: MlflowClient) -> str:
+    """The id of the experiment that the process is told to use: `mlflow.set_experiment` writes it there, too."""
+    if found := os.environ.get("MLFLOW_EXPERIMENT_ID"):
+        return found
+    name = os.environ.get("MLFLOW_EXPERIMENT_NAME")
+    if not name:
+        return "0"
+    experiment = client.get_experiment_by_name(name)
+    return str(client.create_experiment(name) if experiment is None else experiment.experiment_id)
+
+
+def _claim(run: ActiveRun) -> bool:
+    """Whether this is the first fit of this process that wants to be written to the run."""
+    with _claimed_lock:
+        first = (run.uri, run.run_id) not in _claimed
+        _claimed.add((run.uri, run.run_id))
+        return first

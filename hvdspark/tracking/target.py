@@ -1,0 +1,72 @@
+"""Where a fit is written to. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ActiveRun:
+    """A run that a user has started.
+
+    Attributes:
+        uri: of the tracking server.
+        thread: in which it is active: MLflow's active runs are those of a thread.
+    """
+
+    uri: str
+    run_id: str
+    experiment_id: str
+    thread: int
+
+
+@dataclass(frozen=True)
+class Caller:
+    """What an estimator knows of who will call `fit`.
+
+    Attributes:
+        active: the run in which the estimator was copied: CrossValidator fits copies in threads that have none.
+        candidate: whether it is one of several that are fitted for comparison.
+    """
+
+    active: ActiveRun | None = None
+    candidate: bool = False
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where a fit is written to.
+
+    Attributes:
+        uri: of the tracking server.
+        active: the user's run, or None for a new one.
+        nested: into a new run below it.
+    """
+
+    uri: str
+    active: ActiveRun | None = None
+    nested: bool = False
+
+
+def target_of(tracking_uri: str | None, here: ActiveRun | None, caller: Caller, thread: int) -> Target | None:
+    """Where to write; None where nowhere.
+
+    Args:
+        tracking_uri: that the user asks for; "" for none at all.
+        here: the run that is active in this thread.
+        thread: this one.
+    """
+    if tracking_uri == "":
+        return None
+    active, nested = here, caller.candidate
+    if here is None and caller.active is not None and caller.active.thread != thread:
+        active, nested = caller.active, True
+    if tracking_uri is not None and active is not None and _plain(active.uri) != _plain(tracking_uri):
+        active = None
+    if active is not None:
+        return Target(active.uri, active, nested)
+    return None if tracking_uri is None else Target(tracking_uri)
+
+
+def _plain(uri: str) -> str:
+    return uri.rstrip("/")

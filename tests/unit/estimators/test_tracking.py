@@ -1,0 +1,45 @@
+"""What estimators know of MLflow's runs: copies are made where `fit` was called, and fitted anywhere."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from hvdspark.errors import ConfigurationError
+from hvdspark.estimators import CTRClassifier, TorchEstimator, base
+from hvdspark.tracking import ActiveRun, Caller
+
+RUN = ActiveRun("http://a", "run", "0", 1)
+
+
+@pytest.mark.parametrize("kind", [TorchEstimator, CTRClassifier])
+def test_a_copy_knows_the_run_that_is_active_where_it_is_made(kind: type[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    estimator = kind()
+    monkeypatch.setattr(base, "active_run", lambda: RUN)
+    copied = estimator.copy()
+    monkeypatch.setattr(base, "active_run", lambda: None)
+    assert estimator.caller == Caller()
+    assert estimator.copy().caller == Caller()
+    assert copied.caller == copied.copy({copied.seed: 2}).caller == Caller(RUN)
+
+
+def test_candidates_know_that_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    callers = []
+    monkeypatch.setattr(TorchEstimator, "_train", lambda self, dataset: callers.append(self.caller))
+    monkeypatch.setattr(base, "active_run", lambda: RUN)
+    estimator = TorchEstimator()
+    models = estimator.fitMultiple(object(), [{estimator.seed: 1}, {}])  # type: ignore[arg-type]
+    monkeypatch.setattr(base, "active_run", lambda: None)
+    for _ in models:
+        pass
+    estimator.fit(object())  # type: ignore[arg-type]
+    assert callers == [Caller(RUN, candidate=True), Caller(RUN, candidate=True), Caller()]
+
+
+def test_a_password_is_no_part_of_a_param() -> None:
+    for allowed in ("", "http://host:5000", "databricks", "sqlite:////data/mlflow.db", "https://user@host"):
+        assert TorchEstimator(trackingUri=allowed).getOrDefault("trackingUri") == allowed
+    with pytest.raises(ConfigurationError, match=r"trackingUri.*MLFLOW_TRACKING_PASSWORD") as caught:
+        TorchEstimator(trackingUri="https://user:secret@host")
+    assert "secret" not in str(caught.value)
