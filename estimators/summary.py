@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-import html
+import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from hvdspark import notebook
+from hvdspark.errors import ConfigurationError, DependencyError
 from hvdspark.train.program import TrainResult
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.axes import Axes
+
+_LOSSES = ("train_loss", "val_loss")
+_PACE = ("learning_rate", "rows", "rows_per_s", "seconds")
 
 
 class TrainingSummary:
@@ -37,27 +44,41 @@ class TrainingSummary:
 
         return pd.DataFrame(self.history)
 
-    def plot(self, *metrics: str) -> Any:
+    def plot(self, *metrics: str) -> Axes:
         """Draw metrics over the epochs; returns matplotlib Axes.
 
         Args:
             metrics: columns of the history; by default the training loss and all validation metrics.
-        """
-        import matplotlib.pyplot as plt
 
-        rows = self.to_pandas()
-        names = metrics or [name for name in rows.columns if name == "train_loss" or name.startswith("val_")]
+        Raises:
+            ConfigurationError: the history has no such column.
+            DependencyError: matplotlib is not installed.
+        """
+        names = metrics or self._curves()
+        if unknown := [name for name in names if name not in self.history[-1]]:
+            hint = f"the history has {', '.join(self.history[-1])}"
+            raise ConfigurationError("no column of the history", value=unknown, where="metrics", hint=hint)
+        try:
+            import matplotlib.pyplot as plt
+            from matplotlib.ticker import MaxNLocator
+        except ImportError as error:
+            hint = "pip install 'hvdspark[plot]'"
+            raise DependencyError("plots are drawn by matplotlib", value=str(error), hint=hint) from error
+
+        epochs = [row["epoch"] for row in self.history]
         _, axes = plt.subplots()
         for name in names:
-            axes.plot(rows["epoch"], rows[name], marker="o", label=name)
+            axes.plot(epochs, [row.get(name, math.nan) for row in self.history], marker="o", label=name)
         axes.axvline(self.bestEpoch, linestyle=":", color="grey", label="best epoch")
         axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        axes.grid(alpha=0.3)
         axes.legend()
         return axes
 
     def __repr__(self) -> str:
-        shown = [name for name in self.history[-1] if name == "train_loss" or name.startswith("val_")]
-        lines = [f"TrainingSummary: {len(self.history)} epochs, best {self.bestEpoch}, {self.precision}"]
+        shown = self._curves()
+        lines = [self._title()]
         lines += [
             f"  epoch {row['epoch']}: " + ", ".join(f"{name} {_number(row[name])}" for name in shown)
             for row in self.history
@@ -65,8 +86,36 @@ class TrainingSummary:
         return "\n".join(lines + [f"  warning: {warning}" for warning in self.warnings])
 
     def _repr_html_(self) -> str:
-        notes = "".join(f"<p>{html.escape(warning)}</p>" for warning in self.warnings)
-        return f"{self.to_pandas().to_html(index=False)}{notes}"
+        shown = self._curves()
+        losses = [name for name in shown if name in _LOSSES]
+        columns = [name for name in ("epoch", *shown, *_PACE) if name in self.history[-1]]
+        return notebook.block(
+            notebook.line(self._title(), strong=True),
+            *(self._drawn(names) for names in (losses, [name for name in shown if name not in losses])),
+            notebook.table(
+                columns, [[row.get(name) for name in columns] for row in self.history], strong=self.bestEpoch
+            ),
+            notebook.line(f"time of rank 0: {_shares(self.seconds)}"),
+            *(notebook.line(f"warning: {warning}") for warning in self.warnings),
+        )
+
+    def _title(self) -> str:
+        text = f"TrainingSummary: {len(self.history)} epochs, best {self.bestEpoch}, {self.precision}"
+        return text if self.stopped is None else f"{text}, stopped by {self.stopped}"
+
+    def _curves(self) -> list[str]:
+        return [name for name in self.history[-1] if name == "train_loss" or name.startswith("val_")]
+
+    def _drawn(self, names: list[str]) -> str:
+        lines = {name: [row.get(name, math.nan) for row in self.history] for name in names}
+        return notebook.curves([row["epoch"] for row in self.history], lines, self.bestEpoch)
+
+
+def _shares(seconds: Mapping[str, float]) -> str:
+    """{"loading": 1, "validation": 3} -> "validation 75 %, loading 25 %"."""
+    total = sum(seconds.values()) or 1.0
+    parts = sorted(seconds.items(), key=lambda part: -part[1])
+    return ", ".join(f"{name} {100 * value / total:.0f} %" for name, value in parts)
 
 
 def _number(value: Any) -> str:

@@ -6,10 +6,11 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 
-from hvdspark import versions
+from hvdspark import notebook, versions
 from hvdspark.doctor.facts import Facts, SessionFacts
 
 OK, NOTE, SKIPPED, BROKEN = "ok", "note", "skipped", "BROKEN"
+_MARKS = {OK: "\u2714 ok", NOTE: "\u26a0 note", SKIPPED: "\u2013 skipped", BROKEN: "\u2718 BROKEN"}
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,20 @@ class Row:
     fix: str = ""
 
 
-def diagnose(facts: Facts) -> list[Row]:
+class Report(list[Row]):
+    """Rows, which a notebook shows as a table."""
+
+    def _repr_html_(self) -> str:
+        rows = [(_MARKS[row.status], row.name, row.found, "; ".join(filter(None, _remedy(row)))) for row in self]
+        broken = sum(row.status == BROKEN for row in self)
+        title = "nothing is broken" if healthy(self) else f"{broken} of {len(self)} broken: a fit would fail"
+        return notebook.block(
+            notebook.line(f"hvdspark doctor: {title}", strong=True),
+            notebook.table(("", "", "found", "what to do"), rows),
+        )
+
+
+def diagnose(facts: Facts) -> Report:
     """All rows about these facts, in the order in which they should be repaired."""
     rows = [_java_row(facts), *(_version_row(name, facts) for name in ("Python", "pyspark", "torch"))]
     rows.append(_horovod_row(facts))
@@ -37,7 +51,7 @@ def diagnose(facts: Facts) -> list[Row]:
     rows.append(_kernels_row(facts))
     rows += _session_rows(facts)
     rows.append(_store_row(facts))
-    return rows
+    return Report(rows)
 
 
 def healthy(rows: Sequence[Row]) -> bool:
@@ -59,6 +73,10 @@ def table(rows: Sequence[Row]) -> str:
 def as_json(rows: Sequence[Row]) -> str:
     """`{"healthy": bool, "rows": [{"status", "name", "found", "problem", "fix"}, ...]}`"""
     return json.dumps({"healthy": healthy(rows), "rows": [asdict(row) for row in rows]}, indent=2)
+
+
+def _remedy(row: Row) -> tuple[str, str]:
+    return row.problem, f"fix: {row.fix}" if row.fix else ""
 
 
 def _version_row(name: str, facts: Facts) -> Row:

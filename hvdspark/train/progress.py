@@ -21,6 +21,7 @@ from hvdspark.events import (
     FitFailed,
     FitListener,
     FitStarted,
+    GenerationStarted,
     Phase,
     PhaseStarted,
     StepsDone,
@@ -54,18 +55,40 @@ def wanted(environ: Mapping[str, str] = os.environ) -> bool:
 class ProgressBar(FitListener):
     """One bar for a fit: global batches over all epochs, with rows/s, loss and the validation metric.
 
-    It begins with the first batch: Spark draws its own for the jobs before.
+    It begins with the first batch. On a terminal Spark draws its own for the jobs before; as a notebook shows none of
+    these, and Spark may be told to draw none, there is a line every 30 seconds until then, and while ranks start again.
+
+    Attributes:
+        lines: what is said beside the bar.
+
+    Args:
+        clock: seconds.
     """
 
-    def __init__(self, enabled: bool, monitor: str) -> None:
+    def __init__(self, enabled: bool, monitor: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._enabled, self._monitor = enabled, monitor
         self._bar: Any = None
         self._steps = 0
         self._notes: dict[str, str] = {}
+        self._doing = ""
+        self.lines = Lines(lambda: self._doing, clock, self._say)
+
+    def on_fit_started(self, event: FitStarted) -> None:
+        if self._enabled:
+            self.lines.start()
+
+    def on_phase_started(self, event: PhaseStarted) -> None:
+        self._doing = _DOING[event.phase]
+
+    def on_generation_started(self, event: GenerationStarted) -> None:
+        if event.generation:
+            self._doing = f"ranks start, generation {event.generation}"
+            self._notes["generation"] = str(event.generation)
 
     def on_steps_done(self, event: StepsDone) -> None:
         if not self._enabled:
             return
+        self._doing = ""
         self._steps = event.steps
         self._notes["loss"] = f"{event.loss:.4f}"
         self._notes["rows/s"] = f"{event.rows_per_s:,.0f}"
@@ -78,6 +101,7 @@ class ProgressBar(FitListener):
             self._draw((event.epoch + 1) * self._steps, self._bar.total)
 
     def on_fit_ended(self, event: FitEnded) -> None:
+        self.lines.stop()
         if self._bar is None:
             return
         epochs = len(event.history)
@@ -89,8 +113,15 @@ class ProgressBar(FitListener):
         self._bar.close()
 
     def on_fit_failed(self, event: FitFailed) -> None:
+        self.lines.stop()
         if self._bar is not None:
             self._bar.close()
+
+    def _say(self, text: str) -> None:
+        if self._bar is None:
+            _say(text)
+        else:
+            self._bar.write(text, file=sys.stderr)  # above the bar
 
     def _draw(self, done: int, total: int) -> None:
         if self._bar is None:
@@ -114,55 +145,86 @@ class ProgressLines(FitListener):
     """
 
     def __init__(self, monitor: str, clock: Callable[[], float] = time.monotonic) -> None:
-        self._monitor, self._clock = monitor, clock
-        self._started = self._said = clock()
-        self._doing, self._metric = "", ""
-        self._lock, self._over = threading.Lock(), threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="hvdspark-progress", daemon=True)
+        self._monitor, self._doing, self._metric = monitor, "", ""
+        self._lines = Lines(lambda: f"{self._doing}{self._metric}", clock, self._say)
 
     def on_fit_started(self, event: FitStarted) -> None:
-        self._started = self._said = self._clock()
-        self._thread.start()
+        self._lines.start()
 
     def on_phase_started(self, event: PhaseStarted) -> None:
         self._doing = _DOING[event.phase]
+
+    def on_generation_started(self, event: GenerationStarted) -> None:
+        if event.generation:
+            self._doing = f"ranks start, generation {event.generation}"
 
     def on_steps_done(self, event: StepsDone) -> None:
         self._doing = (
             f"epoch {event.epoch + 1} of {event.epochs}, batch {event.step:,} of {event.steps:,}, "
             f"loss {event.loss:.4f}, {event.rows_per_s:,.0f} rows/s"
         )
-        self._say_if_due()
+        self._lines.say_if_due()
 
     def on_epoch_ended(self, event: EpochEnded) -> None:
         if event.row.get(self._monitor) is not None:
             self._metric = f", {self._monitor} {event.row[self._monitor]:.4f} after epoch {event.epoch + 1}"
 
     def on_fit_ended(self, event: FitEnded) -> None:
-        self._stop()
-        if self._said > self._started:
-            epochs, seconds = len(event.history), self._clock() - self._started
-            _say(f"hvdspark fit: {epochs} epochs in {seconds:.0f} s{self._metric}")
+        self._lines.stop()
+        if self._lines.said:
+            self._say(f"hvdspark fit: {len(event.history)} epochs in {self._lines.seconds():.0f} s{self._metric}")
 
     def on_fit_failed(self, event: FitFailed) -> None:
-        self._stop()
+        self._lines.stop()
 
-    def _stop(self) -> None:
+    def _say(self, text: str) -> None:
+        _say(text)
+
+
+class Lines:
+    """What a fit does, said every 30 seconds by a thread, and in time by whoever has news.
+
+    Args:
+        doing: what to say; "": nothing.
+        clock: seconds.
+        say: takes the line.
+    """
+
+    def __init__(self, doing: Callable[[], str], clock: Callable[[], float], say: Callable[[str], None]) -> None:
+        self._doing, self._clock, self._say = doing, clock, say
+        self._started = self._last = clock()
+        self.said = 0
+        self._lock, self._over = threading.Lock(), threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="hvdspark-progress", daemon=True)
+
+    def start(self) -> None:
+        self._started = self._last = self._clock()
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Returns when nothing more will be said by the thread."""
         self._over.set()
         if self._thread.is_alive():
             self._thread.join()
 
-    def _watch(self) -> None:
-        while not self._over.wait(max(0.0, self._said + _INTERVAL_S - self._clock())):
-            self._say_if_due()
+    def seconds(self) -> float:
+        """Since the start."""
+        return self._clock() - self._started
 
-    def _say_if_due(self) -> None:
+    def say_if_due(self) -> None:
         with self._lock:
             now = self._clock()
-            if now - self._said < _INTERVAL_S:
+            if now - self._last < _INTERVAL_S:
                 return
-            self._said = now
-        _say(f"hvdspark fit: {self._doing}{self._metric}, {now - self._started:.0f} s")
+            self._last = now
+            doing = self._doing()
+            self.said += bool(doing)
+        if doing:
+            self._say(f"hvdspark fit: {doing}, {now - self._started:.0f} s")
+
+    def _watch(self) -> None:
+        while not self._over.wait(max(0.0, self._last + _INTERVAL_S - self._clock())):
+            self.say_if_due()
 
 
 def _say(text: str) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from hvdspark import notebook
 from hvdspark.embedding.config import SparseOptimizer, TableConfig, check_unique_names
 from hvdspark.embedding.ids.hashing import BUCKETS, bucket_range
 from hvdspark.embedding.ids.keys import KeySpace
@@ -18,6 +19,7 @@ from hvdspark.errors import ConfigurationError
 
 # A replicated table is exchanged whole in every step: not worth it when a step asks for few of its rows.
 _ROWS_PER_ID = 4
+_PARTS = ("rows", "state", "exchange", "replicated", "total")
 _COUNTS = 4 + 4  # count and last step of a row
 _KEYS = 8 + 4 / 0.45  # key and cells of the hash index, at its average load
 _GROWTH = 1 + 1 / 16  # slabs of unbounded tables grow by 1/8: half of that is unused on average
@@ -159,6 +161,39 @@ class ShardingPlan:
         lines.append(f"fullest rank {bytes_peak:.2f} x the average, busiest rank {ids_peak:.2f} x")
         return "\n".join(lines)
 
+    def _repr_html_(self) -> str:
+        owned = sorted(self.tables, key=lambda planned: -table_bytes(planned, self.world_size))
+        sizes = [table_bytes(planned, self.world_size) for planned in owned]
+        tables = [
+            (
+                planned.table.name,
+                planned.rows,
+                planned.table.dim,
+                planned.table.dtype,
+                _where(planned, self.world_size),
+                round(planned.traffic.ids),
+                format_bytes(size),
+                f"{100 * size / (sum(sizes) or 1):.0f} %",
+            )
+            for planned, size in zip(owned, sizes, strict=True)
+        ]
+        ranks = [
+            (rank, *map(format_bytes, (part.rows, part.state, part.exchange, part.replicated, part.total)), round(ids))
+            for rank, (part, ids) in enumerate(zip(self.rank_bytes, self.rank_ids, strict=True))
+        ]
+        bytes_peak, ids_peak = self.balance
+        return notebook.block(
+            notebook.line(f"ShardingPlan: {len(self.tables)} tables on {self.world_size} ranks", strong=True),
+            notebook.table(
+                ("table", "rows", "dim", "dtype", "ranks", "ids/step", "memory", "share"),
+                tables,
+                right=("memory", "share"),
+            ),
+            notebook.line(f"{len(self.groups)} groups, {3 * len(self.groups)} collectives a step"),
+            notebook.table(("rank", *_PARTS, "ids/step"), ranks, right=_PARTS),
+            notebook.line(f"fullest rank {bytes_peak:.2f} x the average, busiest rank {ids_peak:.2f} x"),
+        )
+
     def check(self, budget_bytes: float, setting: str) -> None:
         """Refuse a plan that does not fit.
 
@@ -242,6 +277,16 @@ def table_bytes(planned: PlannedTable, world_size: int) -> float:
     if planned.table.placement == "replicated":
         return 4.0 * planned.rows * planned.table.dim * 4 * world_size
     return planned.rows * sum(planned.bytes_per_row())
+
+
+def _where(planned: PlannedTable, world_size: int) -> str:
+    """Which ranks hold a table, for people."""
+    if planned.table.placement == "replicated":
+        return "all, a copy each"
+    if planned.home_bucket < 0:
+        return "all, by row"
+    parts = (bucket_range(rank, world_size) for rank in range(world_size))
+    return str(next(rank for rank, (first, stop) in enumerate(parts) if first <= planned.home_bucket < stop))
 
 
 def format_bytes(count: float) -> str:

@@ -221,3 +221,13 @@ def test_json_says_the_same() -> None:
     data = json.loads(as_json(rows))
     assert data["healthy"] is False
     assert [Row(**item) for item in data["rows"]] == rows
+
+
+def test_a_notebook_shows_problem_and_fix() -> None:
+    rows = diagnose(with_versions(pyarrow="15.0.2"))
+    shown = rows._repr_html_()
+    broken = sum(row.status == "BROKEN" for row in rows)
+    assert f"{broken} of {len(rows)} broken: a fit would fail" in shown
+    assert "BROKEN" in shown
+    assert "fix: " in shown
+    assert "nothing is broken" in diagnose(GOOD)._repr_html_()

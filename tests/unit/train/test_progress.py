@@ -12,7 +12,16 @@ from dataclasses import replace
 
 import pytest
 
-from hvdspark.events import EpochEnded, FitEnded, FitEvent, FitFailed, FitStarted, PhaseStarted, StepsDone
+from hvdspark.events import (
+    EpochEnded,
+    FitEnded,
+    FitEvent,
+    FitFailed,
+    FitStarted,
+    GenerationStarted,
+    PhaseStarted,
+    StepsDone,
+)
 from hvdspark.train import progress as progress_module
 from hvdspark.train.progress import ProgressBar, ProgressLines, progress, wanted
 
@@ -150,6 +159,42 @@ def test_elsewhere_there_is_a_line_every_30_seconds(
         "hvdspark fit: 2 epochs in 95 s, val_auc 0.7500 after epoch 1",
     ]
     assert "2 epochs in 95 s" in caplog.text, "where the log takes INFO it is there, and only there"
+
+
+def test_lines_come_until_there_is_a_bar_and_while_ranks_start_again(capsys: pytest.CaptureFixture[str]) -> None:
+    """Of a fit that writes rows for a minute, on a clock that is set."""
+    now = 0.0
+    bar = ProgressBar(True, "val_auc", lambda: now)
+
+    def after(second: float) -> str:
+        nonlocal now
+        now = second
+        bar.lines.say_if_due()
+        return capsys.readouterr().err
+
+    bar.on_event(PhaseStarted("materialize"))
+    assert after(29.9) == ""
+    assert after(30) == "hvdspark fit: rows are written, 30 s\n"
+    assert after(59) == ""
+    bar.on_event(PhaseStarted("launch"))
+    bar.on_event(GenerationStarted(0, 2))
+    assert after(61) == "hvdspark fit: ranks start, 61 s\n"
+    bar.on_event(PROGRESS)
+    assert ", 200 s" not in after(200), "there is the bar"
+    bar.on_event(GenerationStarted(1, 2))
+    assert "hvdspark fit: ranks start, generation 1, 231 s\n" in after(231)
+    bar.on_event(replace(PROGRESS, step=4))
+    bar.on_event(ended(1))
+    assert "generation=1" in capsys.readouterr().err
+
+
+def test_a_bar_leaves_no_thread() -> None:
+    for last in (ended(2), FitFailed(ValueError())):
+        bar = ProgressBar(True, "val_auc")
+        bar.on_event(STARTED)
+        assert [thread for thread in threading.enumerate() if thread.name == "hvdspark-progress"]
+        bar.on_event(last)
+        assert not [thread for thread in threading.enumerate() if thread.name == "hvdspark-progress"]
 
 
 def test_a_short_fit_says_nothing_elsewhere(capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from hvdspark.embedding.config import SparseOptimizer, TableConfig
+from hvdspark.embedding.ids.hashing import bucket_range
 from hvdspark.embedding.plan.placement import group_tables, home_buckets, is_replicated
 from hvdspark.embedding.plan.sharding import Traffic, format_bytes, plan_sharding
 from hvdspark.embedding.rows.shard import TableShard
@@ -148,3 +149,16 @@ def test_format_bytes() -> None:
         "3.0 GiB",
         "2.0 TiB",
     ]
+
+
+def test_a_notebook_shows_who_holds_what() -> None:
+    plan = plan_sharding(TABLES, 4, traffic={"users": Traffic(100, rows=5000)})
+    shown = plan._repr_html_()
+    for part in ("7 tables on 4 ranks", "all, by row", "all, a copy each", "1,000,000", "4 groups, 12 collectives"):
+        assert part in shown
+    (whole,) = [line for line in shown.split("<tr") if ">whole<" in line]
+    ranges = [bucket_range(rank, 4) for rank in range(4)]
+    (owner,) = [rank for rank, (first, stop) in enumerate(ranges) if first <= plan.tables[4].home_bucket < stop]
+    assert f">{owner}<" in whole
+    sizes = [f">{format_bytes(part.total)}<" for part in plan.rank_bytes]
+    assert all(size in shown for size in sizes)

@@ -1,0 +1,89 @@
+"""What a summary shows: text, HTML of a notebook, axes of matplotlib."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from hvdspark.errors import ConfigurationError, DependencyError
+from hvdspark.estimators.summary import TrainingSummary
+from hvdspark.train.program import TrainResult
+
+HISTORY: tuple[dict[str, Any], ...] = tuple(
+    {
+        "epoch": epoch,
+        "train_loss": 0.9 - epoch / 4,
+        "val_loss": 0.8 - epoch / 8,
+        "val_auc": 0.7 + epoch / 16,
+        "learning_rate": 0.001,
+        "rows": 320_000,
+        "seconds": 12.5,
+        "rows_per_s": 25_600.0,
+        "loading_seconds": 1.0,
+    }
+    for epoch in range(3)
+)
+RESULT = TrainResult(
+    history=HISTORY,
+    best_epoch=2,
+    epochs_run=3,
+    stopped=None,
+    model_path="runs/r/model",
+    outputs=(),
+    precision="float32",
+    parameters=4,
+    seconds={"loading": 1.0, "forward_backward": 3.0},
+    warnings=("a label < 0",),
+)
+
+
+def test_text() -> None:
+    lines = repr(TrainingSummary(RESULT)).splitlines()
+    assert lines[0] == "TrainingSummary: 3 epochs, best 2, float32"
+    assert lines[1] == "  epoch 0: train_loss 0.90000, val_loss 0.80000, val_auc 0.70000"
+    assert lines[-1] == "  warning: a label < 0"
+    assert repr(TrainingSummary(replace(RESULT, stopped="patience"))).splitlines()[0].endswith("stopped by patience")
+
+
+def test_a_notebook_shows_curves_the_best_epoch_and_warnings() -> None:
+    shown = TrainingSummary(RESULT)._repr_html_()
+    assert shown.count("<svg") == 2, "losses, and metrics of the validation rows"
+    assert shown.count("font-weight:bold") == 1
+    for part in ("320,000", "25,600", "0.825", "forward_backward 75 %, loading 25 %", "a label &lt; 0"):
+        assert part in shown
+    assert "loading_seconds" not in shown
+
+
+def test_of_one_epoch_there_is_no_curve() -> None:
+    shown = TrainingSummary(replace(RESULT, history=HISTORY[:1], best_epoch=0))._repr_html_()
+    assert "<svg" not in shown
+    assert "<table" in shown
+
+
+def test_plot_gives_axes() -> None:
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    summary = TrainingSummary(RESULT)
+    try:
+        axes = summary.plot()
+        assert [line.get_label() for line in axes.lines] == ["train_loss", "val_loss", "val_auc", "best epoch"]
+        assert axes.get_xlabel() == "epoch"
+        assert [line.get_label() for line in summary.plot("rows_per_s").lines] == ["rows_per_s", "best epoch"]
+        with pytest.raises(ConfigurationError, match="val_acu") as caught:
+            summary.plot("val_acu")
+        assert "val_auc" in str(caught.value.hint)
+    finally:
+        plt.close("all")
+
+
+def test_where_matplotlib_is_missing_the_command_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
+    with pytest.raises(DependencyError) as caught:
+        TrainingSummary(RESULT).plot()
+    assert caught.value.hint == "pip install 'hvdspark[plot]'"
