@@ -3,13 +3,28 @@
 if __name__ != "hvdspark.estimators":
     raise ImportError("this package is hvdspark.estimators. Hint: from hvdspark.estimators import TorchEstimator")
 
+from hvdspark.estimators.classifier import TorchClassificationModel, TorchClassifier
 from hvdspark.estimators.ctr import CTRClassificationModel, CTRClassifier
+from hvdspark.estimators.regressor import TorchRegressionModel, TorchRegressor
 from hvdspark.estimators.summary import TrainingSummary
 from hvdspark.estimators.torch import TorchEstimator, TorchModel
 
-__all__ = ["CTRClassificationModel", "CTRClassifier", "TorchEstimator", "TorchModel", "TrainingSummary"]
+__all__ = [
+    "CTRClassificationModel",
+    "CTRClassifier",
+    "TorchClassificationModel",
+    "TorchClassifier",
+    "TorchEstimator",
+    "TorchModel",
+    "TorchRegressionModel",
+    "TorchRegressor",
+    "TrainingSummary",
+]
 
 # Spark ML writes the class path into every saved object: the public path is part of the format on disk, whatever file
 # a class lives in.
-for _public in (CTRClassifier, CTRClassificationModel, TorchEstimator, TorchModel):
+for _public in (
+    *(CTRClassifier, CTRClassificationModel, TorchEstimator, TorchModel),
+    *(TorchClassifier, TorchClassificationModel, TorchRegressor, TorchRegressionModel),
+):
     _public.__module__ = __name__

@@ -8,7 +8,7 @@ from pyspark.ml.functions import vector_to_array
 from pyspark.ml.linalg import VectorUDT
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
-from pyspark.sql.types import StructType
+from pyspark.sql.types import ArrayType, StructType
 
 from hvdspark.data.dataset.invalid import any_of, is_invalid
 from hvdspark.data.dataset.schema import SourceColumn, check_columns, quoted
@@ -54,6 +54,14 @@ def check_new_columns(schema: StructType, names: Sequence[str]) -> None:
                 where=where,
                 hint="drop it, or choose another name",
             )
+
+
+def check_one_number(schema: StructType, name: str, hint: str) -> None:
+    """SchemaError where a row has several labels; all else that is wrong with a label any estimator refuses."""
+    for field in schema.fields:
+        if field.name == name and isinstance(field.dataType, ArrayType | VectorUDT):
+            kind = field.dataType.simpleString()
+            raise SchemaError("a label must be one number", value=kind, where=f"column {name!r}", hint=hint)
 
 
 def scoring_input(

@@ -6,28 +6,24 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
-from pyspark.ml.functions import array_to_vector
-from pyspark.ml.linalg import VectorUDT
-from pyspark.sql import Column, DataFrame
-from pyspark.sql import functions as F
-from pyspark.sql.types import ArrayType, DoubleType, StructField, StructType
+from pyspark.sql import DataFrame
+from pyspark.sql.types import DoubleType
 
 from hvdspark.artifact.trust import Trust
-from hvdspark.errors import ConfigurationError, SchemaError
+from hvdspark.errors import ConfigurationError
 from hvdspark.estimators.asked import columns_of
 from hvdspark.estimators.base import TrainingEstimator
 from hvdspark.estimators.categories import category_key, check_categories, is_array
-from hvdspark.estimators.classes import second_class
-from hvdspark.estimators.columns import check_new_columns, scoring_input
+from hvdspark.estimators.classification import ClassificationModel
+from hvdspark.estimators.columns import check_one_number, scoring_input
 from hvdspark.estimators.continuous import check_numbers, number
 from hvdspark.estimators.ctr_params import CTRScoringParams, CTRTrainingParams
 from hvdspark.estimators.ctr_program import click_program
 from hvdspark.estimators.declare import accessors, model_accessors
 from hvdspark.estimators.fit import fit
 from hvdspark.estimators.keywords import keyword_only
-from hvdspark.estimators.model import FittedModel
 from hvdspark.estimators.persistence import Saved
-from hvdspark.estimators.scorer import SCORES, scorer
+from hvdspark.estimators.scorer import scorer
 from hvdspark.events import FitListener
 from hvdspark.models.click import ID_BITS
 from hvdspark.store import Store
@@ -65,6 +61,7 @@ class CTRClassifier(TrainingEstimator["CTRClassificationModel"], CTRScoringParam
         probabilityCol: str | None = None,
         rawPredictionCol: str | None = None,
         threshold: float | None = None,
+        thresholds: list[float] | None = None,
         weightCol: str | None = None,
         validationIndicatorCol: str | None = None,
         validationFraction: float | None = None,
@@ -112,14 +109,16 @@ class CTRClassifier(TrainingEstimator["CTRClassificationModel"], CTRScoringParam
         check_numbers(dataset.schema, numbers)
         check_categories(dataset.schema, categories)
         _check_roles(self, [*numbers, *categories])
-        _check_label(dataset.schema, value("labelCol"))
+        check_one_number(dataset.schema, value("labelCol"), "0, 1, or a share between them")
+        self.class_rule("bce_with_logits", 2)
         # Integers among the numbers become doubles here, where null can be kept as NaN.
         derived = {name: number(name) for name in numbers}
         derived |= {name: category_key(dataset, name, ID_BITS, value("handleInvalid")) for name in categories}
         pooled = [name for name in categories if is_array(dataset.schema, name)]
         features, labels = [*numbers, *categories], [value("labelCol")]
         columns = columns_of(self, dataset, features, labels, derived=derived, numbers=numbers)
-        fitted = fit(self, columns, partial(click_program, self, numbers, categories, pooled))
+        make = partial(click_program, self, numbers, categories, pooled)
+        fitted = fit(self, columns, lambda pace, rows: make(pace, None if rows is None else rows.moments))
         # Arrays that all had one length while training may have another one later: pooling takes any.
         specs = tuple(
             replace(spec, layout="ragged", width=None) if spec.name in pooled else spec for spec in fitted.features
@@ -139,7 +138,7 @@ class CTRClassifier(TrainingEstimator["CTRClassificationModel"], CTRScoringParam
 
 
 @model_accessors(CTRScoringParams)
-class CTRClassificationModel(FittedModel, CTRScoringParams, CTRTrainingParams):
+class CTRClassificationModel(ClassificationModel, CTRScoringParams, CTRTrainingParams):
     """A fitted click-through-rate model: a URI in the store and a small description. Scores DataFrames in place.
 
     `transform` starts no job, keeps every input column and adds `rawPrediction` (vector of -x and x, x the logit),
@@ -147,12 +146,6 @@ class CTRClassificationModel(FittedModel, CTRScoringParams, CTRTrainingParams):
     tables stay in the store: executors map what the rows ask for. A category never seen in training is the zero
     vector.
     """
-
-    def transformSchema(self, schema: StructType) -> StructType:
-        """Schema of `transform`'s result. Raises SchemaError where an output column exists already."""
-        types = zip(self._output_columns(), (VectorUDT(), VectorUDT(), DoubleType()), strict=True)
-        check_new_columns(schema, self._output_columns())
-        return StructType([*schema.fields, *(StructField(name, kind, True) for name, kind in types)])
 
     def _transform(self, dataset: DataFrame) -> DataFrame:
         self.transformSchema(dataset.schema)
@@ -166,24 +159,7 @@ class CTRClassificationModel(FittedModel, CTRScoringParams, CTRTrainingParams):
             name: category_key(dataset, name, ID_BITS, handle_invalid, trained.get(name, "")) for name in categories
         }
         rows, inputs = scoring_input(dataset, self._state.features, handle_invalid, derived)
-        score = scorer(self._state.scoring_spec(handle_invalid), [DoubleType()])(*inputs)
-        logit = F.col(SCORES)
-        probability = 1.0 / (1.0 + F.exp(-logit))
-        raw_column, probability_column, prediction_column = self._output_columns()
-        return (
-            rows.withColumn(SCORES, score)
-            .withColumns(
-                {
-                    raw_column: _pair(-logit, logit),
-                    probability_column: _pair(1.0 - probability, probability),
-                    prediction_column: second_class(probability, self.getOrDefault("threshold")),
-                }
-            )
-            .drop(SCORES)
-        )
-
-    def _output_columns(self) -> list[str]:
-        return [str(self.getOrDefault(name)) for name in ("rawPredictionCol", "probabilityCol", "predictionCol")]
+        return self._with_classes(rows, scorer(self._state.scoring_spec(handle_invalid), [DoubleType()])(*inputs))
 
 
 def _columns(params: CTRScoringParams) -> tuple[list[str], list[str]]:
@@ -209,17 +185,3 @@ def _check_roles(params: CTRClassifier, features: list[str]) -> None:
                 where=f"{param} and the feature columns",
                 hint="leave it out of continuousCols and categoricalCols",
             )
-
-
-def _check_label(schema: StructType, name: str) -> None:
-    """SchemaError where a row has several labels; all else that is wrong with a label any estimator refuses."""
-    for field in schema.fields:
-        if field.name == name and isinstance(field.dataType, ArrayType | VectorUDT):
-            kind = field.dataType.simpleString()
-            raise SchemaError(
-                "a label must be one number", value=kind, where=f"column {name!r}", hint="0, 1, or a share between them"
-            )
-
-
-def _pair(negative: Column, positive: Column) -> Column:
-    return array_to_vector(F.array(negative, positive))

@@ -7,10 +7,9 @@ from typing import Any
 from pyspark.ml.param import TypeConverters
 
 from hvdspark.embedding.config import DTYPES, OPTIMIZERS
-from hvdspark.estimators import defaults
+from hvdspark.estimators.class_params import ClassifierParams
 from hvdspark.estimators.declare import distinct_names, in_range, number, one_of, param, worded
-from hvdspark.estimators.defaults import Pace, set_value
-from hvdspark.estimators.params import ScoringParams, TrainingParams
+from hvdspark.estimators.paced import PacedParams
 from hvdspark.models import ARCHITECTURES
 from hvdspark.specs import Range
 
@@ -19,7 +18,7 @@ def _sizes(value: Any) -> list[int]:
     return [in_range("hiddenUnits", TypeConverters.toInt, Range(1))(size) for size in TypeConverters.toList(value)]
 
 
-class CTRScoringParams(ScoringParams):
+class CTRScoringParams(ClassifierParams):
     """Params of estimator and model."""
 
     continuousCols = param(
@@ -35,18 +34,14 @@ class CTRScoringParams(ScoringParams):
         distinct_names("categoricalCols", may_be_empty=True),
     )
     handleInvalid = worded(
-        ScoringParams.handleInvalid,
+        ClassifierParams.handleInvalid,
         "null, NaN or infinity (also beyond 3.4e38, the float32 range) in a feature: error, skip (drop the "
         "row) or keep (a continuous column: the mean; a categorical one: null is a category of its own, a null array "
         "an empty one), the same in fit and transform",
     )
 
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        self._setDefault(probabilityCol="probability", rawPredictionCol="rawPrediction")
 
-
-class CTRTrainingParams(TrainingParams):
+class CTRTrainingParams(PacedParams):
     """Params of the estimator only."""
 
     architecture = param(
@@ -97,25 +92,10 @@ class CTRTrainingParams(TrainingParams):
         one_of("embeddingDtype", *DTYPES),
     )
 
-    batchSize = worded(
-        TrainingParams.batchSize,
-        "rows of the global batch, over all ranks (at least 1). None: it follows from the number of training rows, 2.5 "
-        "times its root, from 32 to 8192",
-    )
-    epochs = worded(
-        TrainingParams.epochs,
-        "most passes over the training rows (at least 1). None: it follows from the number of training rows, as many "
-        "as make 300 steps, up to 20",
-    )
     learningRate = worded(
-        TrainingParams.learningRate,
+        PacedParams.learningRate,
         "learning rate of Adam, for the dense layers; never rescaled by numWorkers (above 0). Where it is not set, "
         "that of the first-order weights of numbers and of the bias is 10 times as high",
-    )
-    learningRateSchedule = worded(
-        TrainingParams.learningRateSchedule,
-        "how the learning rates change from step to step: constant, cosine, linear or step. None: they fall to 0 along "
-        "a cosine",
     )
 
     def __init__(self, *args: Any) -> None:
@@ -129,19 +109,5 @@ class CTRTrainingParams(TrainingParams):
             embeddingOptimizer="rowwise_adagrad",
             embeddingMinCount=1,
             embeddingDtype="float32",
-            # These follow from the training rows.
-            batchSize=None,
-            epochs=None,
-            learningRateSchedule=None,
-            embeddingLearningRate=None,
-        )
-
-    def pace(self, rows: int) -> Pace:
-        """How fast a fit goes through so many training rows."""
-        return defaults.pace(
-            rows,
-            batch_size=set_value(self, "batchSize"),
-            epochs=set_value(self, "epochs"),
-            schedule=set_value(self, "learningRateSchedule"),
-            accumulation=self.getOrDefault("gradientAccumulationSteps"),
+            embeddingLearningRate=None,  # follows from the training rows
         )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import uuid
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -39,9 +39,24 @@ from hvdspark.train.program import Program
 from hvdspark.train.progress import progress
 from hvdspark.train.rehearsal import try_out
 
+
+@dataclass(frozen=True)
+class WrittenRows:
+    """The rows of a fit, once they are in the store.
+
+    Attributes:
+        store, data: where they are.
+        moments: what the training rows are like; None where the program does not depend on it.
+    """
+
+    store: Store
+    data: DatasetSpec
+    moments: Moments | None
+
+
 # The program by how fast a fit goes through its rows and what these are like; before they are written, one that differs
 # in no shape.
-Make = Callable[[Pace, Moments | None], Program]
+Make = Callable[[Pace, WrittenRows | None], Program]
 
 
 def fit(estimator: TrainingEstimator[Any], columns: asked.Columns, make: Make) -> FittedModule:
@@ -74,7 +89,10 @@ def fit(estimator: TrainingEstimator[Any], columns: asked.Columns, make: Make) -
         data, moments = launch.interruptible(spark, write, launch.new_tag())
         told.emit(DatasetReady(data))
 
-        program = make(estimator.pace(data.train_rows), moments)
+        program = make(estimator.pace(data.train_rows), WrittenRows(store, data, moments))
+        if program.loss is not packed.program.loss:  # one that suits the rows and what the module makes of them
+            checked = check_program(program, **asked.checks(estimator, columns))
+            check_losses(estimator, checked.losses)
         spec = asked.train_spec(estimator, columns, data, checked.metrics, run_id, store.uri)
         tried = try_out(
             spec,

@@ -46,6 +46,12 @@ class FittedModel(Model, MLWritable, MLReadable[Any]):
         return self._fitted is not None
 
     @property
+    def numFeatures(self) -> int:
+        """Numbers in a row of all feature columns; -1 where arrays have different lengths."""
+        features = self._state.features
+        return -1 if any(spec.layout == "ragged" for spec in features) else sum(spec.width or 1 for spec in features)
+
+    @property
     def uri(self) -> str:
         """Directory of the weights and of sharded embedding tables."""
         return self._state.uri

@@ -11,10 +11,7 @@ from pyspark.ml.param.shared import (
     HasHandleInvalid,
     HasLabelCol,
     HasPredictionCol,
-    HasProbabilityCol,
-    HasRawPredictionCol,
     HasSeed,
-    HasThreshold,
     HasValidationIndicatorCol,
     HasWeightCol,
 )
@@ -72,15 +69,9 @@ def tracking_uri(value: Any) -> str:
     return uri
 
 
-class ScoringParams(HasPredictionCol, HasProbabilityCol, HasRawPredictionCol, HasThreshold, HasHandleInvalid):
+class ScoringParams(HasPredictionCol, HasHandleInvalid):
     """Params of every estimator and its model that say how rows are scored."""
 
-    threshold = number(
-        "threshold",
-        "rows whose probability of class 1.0 is above are of that class; {range}",
-        TypeConverters.toFloat,
-        Range(0, 1),
-    )
     handleInvalid = param(
         "handleInvalid",
         "null or NaN in a feature: error, skip (drop the row) or keep, the same in fit and transform",
@@ -89,7 +80,7 @@ class ScoringParams(HasPredictionCol, HasProbabilityCol, HasRawPredictionCol, Ha
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        self._setDefault(predictionCol="prediction", threshold=0.5, handleInvalid="error")
+        self._setDefault(predictionCol="prediction", handleInvalid="error")
 
 
 class TrainingParams(HasLabelCol, HasWeightCol, HasValidationIndicatorCol, HasSeed):

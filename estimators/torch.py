@@ -5,40 +5,27 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import safetensors.torch
 from pyspark.ml.functions import array_to_vector
 from pyspark.ml.linalg import VectorUDT
-from pyspark.sql import Column, DataFrame
+from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
-from pyspark.sql.types import ArrayType, DoubleType, StructField, StructType
+from pyspark.sql.types import DoubleType, StructField, StructType
 from torch import nn
 
-from hvdspark.artifact.directory import WEIGHTS
-from hvdspark.artifact.objects import weights_of
-from hvdspark.artifact.tensors import pack as pack_tensors
-from hvdspark.artifact.tensors import unpack as unpack_tensors
-from hvdspark.artifact.trust import Trust
-from hvdspark.embedding import dense_weights_alone
 from hvdspark.errors import ConfigurationError
-from hvdspark.estimators.asked import columns_of
-from hvdspark.estimators.base import TrainingEstimator
-from hvdspark.estimators.classes import as_classes, check_classifies, wants_classes
-from hvdspark.estimators.columns import check_new_columns, scoring_input
+from hvdspark.estimators.classes import as_classes, check_classifies, wants_classes, with_classes
+from hvdspark.estimators.columns import check_new_columns
 from hvdspark.estimators.declare import accessors, model_accessors
-from hvdspark.estimators.fit import fit
 from hvdspark.estimators.keywords import keyword_only
-from hvdspark.estimators.model import FittedModel
-from hvdspark.estimators.persistence import Saved, pack, unpack
-from hvdspark.estimators.scorer import SCORES, scorer
+from hvdspark.estimators.module import ModuleEstimator, ModuleModel
+from hvdspark.estimators.scorer import SCORES
 from hvdspark.estimators.torch_params import TorchScoringParams, TorchTrainingParams
 from hvdspark.events import FitListener
-from hvdspark.store import Store
 from hvdspark.train.callbacks import Callback
-from hvdspark.train.program import Program
 
 
 @accessors
-class TorchEstimator(TrainingEstimator["TorchModel"], TorchScoringParams, TorchTrainingParams):
+class TorchEstimator(ModuleEstimator["TorchModel"], TorchScoringParams, TorchTrainingParams):
     """Trains a `torch.nn.Module` on a DataFrame with Horovod, on `numWorkers` Spark tasks.
 
     The module is called with one tensor for each column of `featureCols`: [rows] for numbers, [rows, width] for
@@ -116,91 +103,30 @@ class TorchEstimator(TrainingEstimator["TorchModel"], TorchScoringParams, TorchT
         allowPickle: bool | None = None,
     ) -> None:
         super().__init__()
-        self._objects: dict[str, Any] = {"model": None, "loss": None, "optimizer": "adam", "callbacks": ()}
         self.setParams(**self._input_kwargs)  # type: ignore[attr-defined]
 
-    def setModel(self, value: nn.Module) -> TorchEstimator:
-        """Set the module to train; returns this object."""
-        return self._set_object("model", value)
-
-    def getModel(self) -> nn.Module | None:
-        """The module to train."""
-        module: nn.Module | None = self._objects["model"]
-        return module
-
-    def setLoss(self, value: Any) -> TorchEstimator:
-        """Set the loss; returns this object."""
-        return self._set_object("loss", value)
-
-    def getLoss(self) -> Any:
-        """The loss."""
-        return self._objects["loss"]
-
-    def setOptimizer(self, value: Any) -> TorchEstimator:
-        """Set the optimizer; returns this object."""
-        return self._set_object("optimizer", value)
-
-    def getOptimizer(self) -> Any:
-        """The optimizer."""
-        return self._objects["optimizer"]
-
-    def setCallbacks(self, value: Sequence[Callback]) -> TorchEstimator:
-        """Set the callbacks; returns this object."""
-        return self._set_object("callbacks", tuple(value))
-
-    def getCallbacks(self) -> Sequence[Callback]:
-        """The callbacks."""
-        callbacks: Sequence[Callback] = self._objects["callbacks"]
-        return callbacks
-
-    def _set_object(self, name: str, value: Any) -> TorchEstimator:
-        # A new dict: Params.copy is shallow, and a copy must not change its original.
-        self._objects = {**self._objects, name: value}
-        return self
-
-    def _train(self, dataset: DataFrame) -> TorchModel:
-        module, loss = self._objects["model"], self._objects["loss"]
-        if not isinstance(module, nn.Module):
-            hint = "give an instance, as model=Net()"
-            raise ConfigurationError("not a torch.nn.Module", value=type(module).__name__, where="model", hint=hint)
-        if loss is None:
-            raise ConfigurationError("not set", where="loss", hint='for example loss="bce_with_logits"')
-        program = Program(
-            module=module,
-            loss=loss,
-            optimizer=self._objects["optimizer"],
-            loss_weights=self.getOrDefault("lossWeights"),
-            callbacks=self._objects["callbacks"],
-        )
+    def _columns(self, dataset: DataFrame) -> tuple[list[str], list[str]]:
         if not self.isDefined("featureCols"):
             raise ConfigurationError("not set", where="featureCols", hint="name at least one input column")
         value = self.getOrDefault
-        labels = value("labelCols") if self.isDefined("labelCols") else [value("labelCol")]
-        columns = columns_of(self, dataset, value("featureCols"), labels)
-        model = TorchModel()
-        model._fitted = fit(self, columns, lambda pace, moments: program)
-        model._resetUid(self.uid)
-        return self._copyValues(model)
+        return value("featureCols"), value("labelCols") if self.isDefined("labelCols") else [value("labelCol")]
 
-    def _to_saved(self) -> Saved:
-        module, allow_pickle = self._objects["model"], self.getOrDefault("allowPickle")
-        if not isinstance(module, nn.Module):
-            state, files = pack(self._objects, {}, allow_pickle)
-            return Saved({"objects": state}, files, {})
-        state, files = pack(self._objects, weights_of(module), allow_pickle)
-        weights, aliases = pack_tensors(module.state_dict())
-        return Saved({"objects": state}, {**files, WEIGHTS: weights}, aliases)
+    def _loss_before(self) -> Any:
+        loss = self.getLoss()
+        if loss is None:
+            raise ConfigurationError("not set", where="loss", hint='for example loss="bce_with_logits"')
+        return loss
 
-    def _restore(self, saved: Saved, store: Store, trust: Trust) -> None:
-        self._objects = unpack(saved.state["objects"], saved.files, trust)
-        if WEIGHTS in saved.files:
-            tensors = unpack_tensors(safetensors.torch.load(saved.files[WEIGHTS]), saved.aliases)
-            with dense_weights_alone():
-                self._objects["model"].load_state_dict(tensors)
+    def _loss_weights(self) -> Sequence[float]:
+        weights: list[float] = self.getOrDefault("lossWeights")
+        return weights
+
+    def _new_model(self) -> TorchModel:
+        return TorchModel()
 
 
 @model_accessors(TorchScoringParams)
-class TorchModel(FittedModel, TorchScoringParams, TorchTrainingParams):
+class TorchModel(ModuleModel, TorchScoringParams, TorchTrainingParams):
     """A fitted module: a URI in the store and a small description. Scores DataFrames in place.
 
     `transform` starts no job, keeps every input column and adds `predictionCol`: a double for an output of [rows] or
@@ -223,25 +149,19 @@ class TorchModel(FittedModel, TorchScoringParams, TorchTrainingParams):
 
     def _transform(self, dataset: DataFrame) -> DataFrame:
         self.transformSchema(dataset.schema)
-        handle_invalid = self.getOrDefault("handleInvalid")
-        rows, inputs = scoring_input(dataset, self._state.features, handle_invalid, trained=self._state.types)
+        rows, scores = self._scored(dataset)
         outputs = self._state.outputs
-        types = [ArrayType(DoubleType()) if output.is_vector else DoubleType() for output in outputs]
-        scores = scorer(self._state.scoring_spec(handle_invalid), types)(*inputs)
         if wants_classes(self):
-            score = _nulls_as_nan(F.col(SCORES), handle_invalid) if outputs[0].is_vector else F.col(SCORES)
-            raw, probability, prediction = as_classes(self._state.result.loss, score, self.getOrDefault("threshold"))
-            named = {"rawPredictionCol": array_to_vector(raw), "probabilityCol": array_to_vector(probability)}
-            named["predictionCol"] = prediction
-            wanted = {self.getOrDefault(param): column for param, column in named.items() if self.getOrDefault(param)}
-            return rows.withColumn(SCORES, scores).withColumns(wanted).drop(SCORES)
+            score = self._filled(F.col(SCORES)) if outputs[0].is_vector else F.col(SCORES)
+            classes = as_classes(self._state.result.loss, score, self.getOrDefault("threshold"))
+            return with_classes(self, rows, scores, classes)
         if len(outputs) == 1:  # a plain column costs Spark less than a struct of one
             values = [scores]
         else:
             rows = rows.withColumn(SCORES, scores)
             values = [F.col(f"{SCORES}.output_{k}") for k in range(len(outputs))]
         columns = {
-            name: array_to_vector(_nulls_as_nan(value, handle_invalid)) if output.is_vector else value
+            name: array_to_vector(self._filled(value)) if output.is_vector else value
             for name, value, output in zip(self._output_columns(), values, outputs, strict=True)
         }
         return rows.withColumns(columns).drop(SCORES)
@@ -261,10 +181,3 @@ class TorchModel(FittedModel, TorchScoringParams, TorchTrainingParams):
                 f"the module returns {len(outputs)} outputs", value=names, where="outputCols", hint="name each of them"
             )
         return names
-
-
-def _nulls_as_nan(array: Column, handle_invalid: str) -> Column:
-    """An array of scores in which NaN, which inside arrays came back from Python as null, is NaN again."""
-    if handle_invalid != "keep":
-        return array
-    return F.transform(array, lambda score: F.coalesce(score, F.lit(float("nan"))))

@@ -53,7 +53,7 @@ class ColumnSpec:
         dtype: the tensor's dtype: "float32", "float64" or "int64". Integer ids are never a float on the way.
         layout: "scalar" -> tensor [rows]; "fixed" -> tensor [rows, width]; "ragged" -> values and offsets.
         width: elements per row of a "fixed" column, else None.
-        minimum: the smallest value of a label, where that is known; what was found, not a part of the layout.
+        minimum, maximum: of a label, where they are known; what was found, not a part of the layout.
     """
 
     name: str
@@ -61,6 +61,7 @@ class ColumnSpec:
     layout: str
     width: int | None = None
     minimum: float | None = field(default=None, compare=False)
+    maximum: float | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)

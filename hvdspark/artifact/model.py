@@ -2,7 +2,9 @@
 
 >>> from hvdspark.artifact import TrainedModel
 >>> model = TrainedModel.read("s3://bucket/models/clicks")  # what `model.save(path)` wrote
->>> (logits,) = model.predict({"price": [9.9, 120.0], "user": [7, 8], "page": ["home", "cart"]})
+>>> rows = {"price": [9.9, 120.0], "user": [7, 8], "page": ["home", "cart"]}
+>>> (logits,) = model.predict(rows)
+>>> model.classify(rows).probability  # [rows, classes]
 """
 
 from __future__ import annotations
@@ -15,13 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from hvdspark.artifact.classes import Classes, ClassRule
 from hvdspark.artifact.directory import Artifact, verify_file
 from hvdspark.artifact.forward import predictions
 from hvdspark.artifact.inputs import Inputs, Values
 from hvdspark.artifact.objects import TENSORS, unpack
 from hvdspark.artifact.tables import load_model
 from hvdspark.artifact.trust import Trust
-from hvdspark.errors import PersistenceError
+from hvdspark.errors import ConfigurationError, PersistenceError
 from hvdspark.specs import ColumnSpec
 from hvdspark.store import MANIFEST, Store
 
@@ -39,10 +42,12 @@ class TrainedModel:
     Attributes:
         module: in evaluation mode; sharded embedding tables are looked up in their files.
         inputs: what its arguments are made of.
+        rule: how classes are read off what it returns; None where it is no classifier.
     """
 
     module: nn.Module
     inputs: Inputs
+    rule: ClassRule | None = None
 
     @classmethod
     def read(cls, path: str, trust: Trust = _NOTHING) -> TrainedModel:
@@ -77,7 +82,8 @@ class TrainedModel:
             verify_file(store, f"{DATA}/{TENSORS}", known[TENSORS])
             files[TENSORS] = artifact.read(TENSORS)
         module: nn.Module = unpack(state["objects"], files, trust)["module"]
-        return cls(load_model(store, DATA, module, artifact.fingerprint), inputs_of(state))
+        module = load_model(store, DATA, module, artifact.fingerprint)
+        return cls(module, inputs_of(state), ClassRule.of_state(state))
 
     def predict(self, columns: Mapping[str, Values], *, keep: bool = False) -> list[NDArray[np.float64]]:
         """What the module returns for some rows: float64 [rows], or [rows, k], for each of its outputs.
@@ -95,6 +101,22 @@ class TrainedModel:
         tensors = self.inputs.tensors(columns, keep=keep)
         names = [column.name for column in self.inputs.features]
         return predictions(self.module, tensors, names, len(columns[names[0]]))
+
+    def classify(self, columns: Mapping[str, Values], *, keep: bool = False) -> Classes:
+        """What a classifier says of some rows: what `transform` adds for each row, with the model's own thresholds.
+
+        Args:
+            columns, keep: as of `predict`.
+
+        Raises:
+            ConfigurationError: the model is no classifier.
+            DataError: as `predict`.
+        """
+        if self.rule is None:
+            raise ConfigurationError(
+                "the model was not trained to tell classes apart", hint="predict gives what its module returns"
+            )
+        return self.rule.classes(self.predict(columns, keep=keep)[0])
 
 
 def state_of(objects: Mapping[str, Any], inputs: Inputs) -> dict[str, Any]:

@@ -8,10 +8,10 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
+from hvdspark.artifact.classes import BINARY
 from hvdspark.artifact.forward import as_prediction
 from hvdspark.collectives import Collective
 from hvdspark.train.loss import RowLoss
-from hvdspark.train.torch_loss import BINARY
 
 # A loss that is higher by less may be a constant's, and chance.
 _ABOVE = 1.02

@@ -70,7 +70,17 @@ def check_program(
     chosen = loss.suitable_metrics() if metrics is None else tuple(metrics)
     keys = validation_keys(chosen, labels, has_validation, loss, program.probabilities)
     resolve_monitor(monitor, patience, ("train_loss", *keys), has_validation)
-    return Checked(tuple(loss.name(position) or "" for position in range(len(labels))), chosen)
+    return Checked(loss_names(program, labels), chosen)
+
+
+def loss_names(program: Program, labels: Sequence[str]) -> tuple[str, ...]:
+    """Name of each label's loss; "" where it has none of those known.
+
+    Raises:
+        ConfigurationError: as `RowLoss`.
+    """
+    loss = RowLoss(program.loss, labels, program.loss_weights, "cpu")
+    return tuple(loss.name(position) or "" for position in range(len(labels)))
 
 
 def check_spec(spec: TrainSpec) -> None:

@@ -15,11 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hvdspark.artifact.classes import BINARY, CLASS_INDEX
 from hvdspark.collectives import Collective
 from hvdspark.collectives.agreement import ranks_where
 from hvdspark.errors import ConfigurationError
 from hvdspark.train.loss_term import Part, Term, per_row, same_layout
-from hvdspark.train.torch_loss import BINARY, CLASS_INDEX, LABELS, NOTHING
+from hvdspark.train.torch_loss import LABELS, NOTHING
 
 _PROBABILITIES: dict[str, Callable[[Tensor], Tensor]] = {
     "bce_with_logits": torch.sigmoid,

@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from hvdspark.artifact.classes import BINARY
 from hvdspark.errors import ConfigurationError, DataError
-from hvdspark.train.torch_loss import BINARY, LABELS, ROWS, Parsed, parse, row_weights, without_ignored
+from hvdspark.train.torch_loss import LABELS, ROWS, Parsed, parse, row_weights, without_ignored
 
 
 class Part(NamedTuple):

@@ -27,7 +27,7 @@ from hvdspark.artifact.tables import take_over
 from hvdspark.data.feed.loader import Batch, Ragged
 from hvdspark.data.feed.sample import first_rows
 from hvdspark.errors import ConfigurationError, HvdSparkError
-from hvdspark.specs import TrainSpec
+from hvdspark.specs import DatasetSpec, TrainSpec
 from hvdspark.store import Store
 from hvdspark.train.chosen_metrics import Probabilities, fresh_metric
 from hvdspark.train.diagnosis import Watch, is_about_the_driver, what_failed
@@ -110,6 +110,27 @@ def try_out(
         spec = without_metrics(spec, tried.unsuited, asked_for=metrics_asked_for)
         about_saving = warnings_about_saving(spec, module, tried.module, batch) if saving else []
         return dataclasses.replace(tried, spec=spec, warnings=(*tried.warnings, *about_saving))
+
+
+def first_outputs(store: Store, data: DatasetSpec, features: Sequence[str], module: nn.Module) -> Outputs | None:
+    """What a copy of a module returns in evaluation for the first training rows, with gradients; None where it cannot
+    be called here for want of something that ranks have.
+
+    Raises:
+        ConfigurationError: the module cannot be called with these columns.
+    """
+    spec = TrainSpec("", store.uri, data, tuple(features), ())
+    with _generators_left_alone():
+        batch = first_rows(store, data, list(dict.fromkeys(features)), ROWS)
+        try:
+            packed = materialised(spec, pack(Program(module, None)), batch)
+            copy = packed.copy().module
+            take_over(packed.program.module, copy)
+            return _call(copy.eval(), spec, batch)
+        except Exception as error:
+            if not is_about_the_driver(error):
+                raise
+            return None
 
 
 def materialised(spec: TrainSpec, packed: Packed[Program], batch: Batch) -> Packed[Program]:

@@ -22,10 +22,6 @@ from torch.nn import _reduction as _Reduction
 from hvdspark.errors import ConfigurationError
 
 ROWS, LABELS, NOTHING = "rows", "labels", "nothing"
-# Of labels between 0 and 1 and outputs of one number, for the second of two classes.
-BINARY = ("bce_with_logits", "bce")
-# Of one output for each class.
-CLASS_INDEX = ("cross_entropy", "nll")
 
 
 @dataclass(frozen=True)

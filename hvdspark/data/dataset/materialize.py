@@ -196,20 +196,20 @@ def _check(selection: Selection, used: Evidence, store: Store, path: str) -> tup
         if not column.is_array:
             for part in column.by_role():
                 check_column(part, found, keep, count)
-            specs.append(_with_minimum(column, column.spec(None), found))
+            specs.append(_with_bounds(column, column.spec(None), found))
             continue
         number, length = next(lengths)
         for part in column.by_role():
             check_array(part, found, length, keep, count, f"{_LENGTH}{number}")
         spec = column.spec((int(length.minimum or 0), int(length.maximum or 0)))
-        specs.append(_with_minimum(column, spec, found))
+        specs.append(_with_bounds(column, spec, found))
     return tuple(specs)
 
 
-def _with_minimum(column: SourceColumn, spec: ColumnSpec, found: ColumnEvidence) -> ColumnSpec:
-    if "label" not in (column.role, *column.also) or found.unordered or found.minimum is None:
+def _with_bounds(column: SourceColumn, spec: ColumnSpec, found: ColumnEvidence) -> ColumnSpec:
+    if "label" not in (column.role, *column.also) or found.unordered or found.minimum is None or found.maximum is None:
         return spec
-    return dataclasses.replace(spec, minimum=float(found.minimum))
+    return dataclasses.replace(spec, minimum=float(found.minimum), maximum=float(found.maximum))
 
 
 def _parallelism(df: DataFrame) -> int:

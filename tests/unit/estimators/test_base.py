@@ -10,13 +10,13 @@ import pytest
 from torch import nn
 
 from hvdspark.errors import ConfigurationError, UnknownParamError
-from hvdspark.estimators import CTRClassifier, TorchEstimator
+from hvdspark.estimators import CTRClassifier, TorchClassifier, TorchEstimator, TorchRegressor
 from hvdspark.estimators.params import SPEC_PARAMS
 from hvdspark.events import FitListener
 from hvdspark.specs import TrainSpec
 
 
-@pytest.mark.parametrize("kind", [TorchEstimator, CTRClassifier])
+@pytest.mark.parametrize("kind", [TorchEstimator, TorchClassifier, TorchRegressor, CTRClassifier])
 def test_listeners_are_no_param_and_survive_copy(kind: type[Any]) -> None:
     listener = FitListener()
     estimator = kind(listeners=[listener], epochs=3)
@@ -46,7 +46,7 @@ def test_objects_are_set_by_name() -> None:
     assert (estimator.getEpochs(), estimator.getBatchSize()) == (2, 4096)  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("kind", [TorchEstimator, CTRClassifier])
+@pytest.mark.parametrize("kind", [TorchEstimator, TorchClassifier, TorchRegressor, CTRClassifier])
 def test_the_constructor_names_every_param_and_repeats_no_default(kind: type[Any]) -> None:
     named = inspect.signature(kind.__init__).parameters
     params = {param.name for param in kind().params}

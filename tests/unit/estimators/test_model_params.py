@@ -5,9 +5,22 @@ from __future__ import annotations
 import pytest
 from pyspark.ml.base import Model
 
-from hvdspark.estimators import CTRClassificationModel, CTRClassifier, TorchEstimator, TorchModel
+from hvdspark.estimators import (
+    CTRClassificationModel,
+    CTRClassifier,
+    TorchClassificationModel,
+    TorchClassifier,
+    TorchEstimator,
+    TorchModel,
+    TorchRegressionModel,
+    TorchRegressor,
+)
 from hvdspark.estimators.ctr_params import CTRScoringParams
-from hvdspark.estimators.torch_params import TorchScoringParams
+from hvdspark.estimators.params import TrainingParams
+from hvdspark.estimators.torch_params import ClassifierScoringParams, RegressorScoringParams, TorchScoringParams
+
+# To the model it is a number that was found, as on the models of Spark ML.
+FOUND = {"numClasses"}
 
 
 @pytest.mark.parametrize(
@@ -15,13 +28,13 @@ from hvdspark.estimators.torch_params import TorchScoringParams
     [
         (TorchEstimator(), TorchModel(), TorchScoringParams),
         (CTRClassifier(), CTRClassificationModel(), CTRScoringParams),
+        (TorchClassifier(), TorchClassificationModel(), ClassifierScoringParams),
+        (TorchRegressor(), TorchRegressionModel(), RegressorScoringParams),
     ],
-    ids=["torch", "ctr"],
+    ids=["torch", "ctr", "classifier", "regressor"],
 )
-def test_a_model_has_every_param_of_its_estimator(
-    estimator: TorchEstimator | CTRClassifier, model: Model, scoring: type
-) -> None:
-    assert {param.name for param in model.params} == {param.name for param in estimator.params}
+def test_a_model_has_every_param_of_its_estimator(estimator: TrainingParams, model: Model, scoring: type) -> None:
+    assert {param.name for param in model.params} == {param.name for param in estimator.params} - FOUND
     estimator._set(learningRate=0.25, epochs=7)
     fitted = estimator._copyValues(model)
     assert (fitted.getOrDefault("learningRate"), fitted.copy().getOrDefault("epochs")) == (0.25, 7)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 
 import pytest
-from pyspark.ml.param import Param, shared
+from pyspark.ml.param import Param, Params, shared
 
 from hvdspark.errors import ConfigurationError
-from hvdspark.estimators import CTRClassifier, TorchEstimator
+from hvdspark.estimators import CTRClassifier, TorchClassifier, TorchEstimator, TorchRegressor
 
-ESTIMATORS = (CTRClassifier(), TorchEstimator())
+ESTIMATORS = (CTRClassifier(), TorchClassifier(), TorchRegressor(), TorchEstimator())
 PARAMS = [pytest.param(est, one, id=f"{type(est).__name__}.{one.name}") for est in ESTIMATORS for one in est.params]
 # Words by which a number can be understood, and those that say where it must lie.
 UNITS = "rows|ranks|epochs|passes|seconds|batches|columns|rate|norm|share|fraction|probability|how often|sizes|factor"
@@ -33,7 +33,7 @@ def accepts(param: Param[object], value: object) -> bool:
 
 
 @pytest.mark.parametrize(("estimator", "param"), PARAMS)
-def test_a_param_says_what_it_is(estimator: CTRClassifier | TorchEstimator, param: Param[object]) -> None:
+def test_a_param_says_what_it_is(estimator: Params, param: Param[object]) -> None:
     said = estimator.explainParam(param)
     assert said.startswith(f"{param.name}: {param.doc}")
     assert len(param.doc.split()) > 2 or spark_ml(param)
@@ -49,7 +49,7 @@ def test_a_param_says_what_it_is(estimator: CTRClassifier | TorchEstimator, para
 
 
 @pytest.mark.parametrize(("estimator", "param"), PARAMS)
-def test_a_choice_names_all_that_can_be_chosen(estimator: CTRClassifier | TorchEstimator, param: Param[object]) -> None:
+def test_a_choice_names_all_that_can_be_chosen(estimator: Params, param: Param[object]) -> None:
     try:
         param.typeConverter("zzzz")
     except ConfigurationError as error:
