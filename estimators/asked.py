@@ -75,6 +75,7 @@ def columns_of(
         seed=params.getOrDefault("seed"),
         handle_invalid=params.getOrDefault("handleInvalid"),
         fixed=vectors,
+        sparse=vectors,
         wide=numbers or (),
     )
     if (leaks := sorted({*features} & {*labels})) and {*features} != {*labels}:

@@ -11,11 +11,14 @@ from pyspark.sql import functions as F
 from pyspark.sql.types import ArrayType, StructType
 
 from hvdspark.data.dataset.invalid import any_of, is_invalid
-from hvdspark.data.dataset.schema import SourceColumn, check_columns, quoted
+from hvdspark.data.dataset.schema import POSITIONS, WIDTH, SourceColumn, check_columns, quoted
 from hvdspark.embedding.ids.categories import element_of
 from hvdspark.errors import SchemaError
 from hvdspark.estimators.trained import as_integer, check_still_numbers
 from hvdspark.specs import ColumnSpec
+
+# Sparse vectors of so many values are made dense in the plan: they are small, and dense rows are read fastest.
+_NARROW = 4096
 
 
 def column(name: str) -> Column:
@@ -24,12 +27,19 @@ def column(name: str) -> Column:
 
 
 def vectors_as_arrays(dataset: DataFrame, names: Sequence[str]) -> tuple[DataFrame, tuple[str, ...]]:
-    """`dataset` with its ML vectors (dense or sparse) as array<float>, and the names of those columns."""
+    """`dataset` with its ML vectors (dense or sparse) as array<float>, and the names of those columns.
+
+    Of a wide sparse vector the array has what is not 0, or one 0. Beside each of these columns stand two more: where
+    the values belong (array<int>; null where all values are there), and how many the vector has.
+    """
     wanted = set(names)
     vectors = [
         field.name for field in dataset.schema.fields if field.name in wanted and isinstance(field.dataType, VectorUDT)
     ]
-    converted = {name: _vector_to_array(column(name), "float32") for name in vectors}
+    converted: dict[str, Column] = {}
+    for name in vectors:
+        size, positions, values = _parts(column(name))
+        converted |= {name: values, f"{POSITIONS}{name}": positions, f"{WIDTH}{name}": size}
     return (dataset.withColumns(converted) if converted else dataset), tuple(vectors)
 
 
@@ -100,6 +110,12 @@ def scoring_input(
         raw = derived.get(spec.name, column(spec.name))
         as_trained = SourceColumn(spec.name, "feature", spec.dtype, source.is_array)
         # As float32 a vector would lose integers.
+        if spec.layout == "sparse" and spec.name in vectors:
+            size, positions, stored = _parts(raw)
+            columns.append(F.struct(size.alias("size"), positions.alias("indices"), stored.alias("values")))
+            if handle_invalid == "skip":
+                invalid.append(is_invalid(stored, spec.dtype, True))
+            continue
         value = (
             _vector_to_array(raw, "float64" if spec.dtype == "int64" else "float32") if spec.name in vectors else raw
         )
@@ -133,6 +149,22 @@ def _as_integers(name: str, value: Column, type_name: str, trained: str) -> Colu
 
 def _derived_type(type_name: str, dtype: str) -> str:
     return SourceColumn("", "feature", dtype, type_name.startswith("array<")).spark_type
+
+
+def _parts(vector: Column) -> tuple[Column, Column, Column]:
+    """(size, positions of the values or null where all are there, values) of a vector: int, array<int>, array<float>.
+
+    A sparse vector of at most _NARROW values has all of them, and one without entries a single 0.
+    """
+    inside = F.unwrap_udt(vector)
+    sparse = inside["size"] > _NARROW  # dense vectors have no size there
+    empty = F.size(inside["indices"]) == 0
+    first, zero = F.array(F.lit(0)), F.array(F.lit(0.0).cast("float"))
+    positions = F.when(sparse, F.when(empty, first).otherwise(inside["indices"]))
+    stored = F.when(empty, zero).otherwise(inside["values"].cast("array<float>"))
+    values = F.when(sparse, stored).otherwise(_vector_to_array(vector, "float32"))
+    size = F.when(vector.isNotNull(), F.coalesce(inside["size"], F.size(inside["values"])))
+    return size, positions, values
 
 
 def _vector_to_array(vector: Column, dtype: str) -> Column:

@@ -21,7 +21,7 @@ def scorer(spec: ScoringSpec, types: Sequence[DataType]) -> Callable[..., Column
 
     def batches_of(batches: Iterator[Any]) -> Iterator[list[pd.Series]]:
         # pyspark hands a single column over without its tuple, whatever the type hint says.
-        return score(spec, ((batch,) if isinstance(batch, pd.Series) else batch for batch in batches))
+        return score(spec, ((batch,) if isinstance(batch, pd.Series | pd.DataFrame) else batch for batch in batches))
 
     def one_output(batches: Iterator[tuple[pd.Series, ...]]) -> Iterator[pd.Series]:
         for outputs in batches_of(batches):

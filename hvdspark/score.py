@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from hvdspark.artifact.forward import predictions
-from hvdspark.artifact.inputs import Values, to_tensor
+from hvdspark.artifact.inputs import Entries, Values, to_tensor
 from hvdspark.artifact.tables import load_model
 from hvdspark.specs import ColumnSpec
 from hvdspark.store import Store
@@ -76,8 +76,11 @@ def score(spec: ScoringSpec, batches: Iterator[tuple[pd.Series, ...]]) -> Iterat
         yield [_to_series(values) for values in predictions(module, columns, names, len(batch[0]))]
 
 
-def values_of(column: ColumnSpec, series: pd.Series) -> Values:
-    """A column of a batch as numpy has it: numbers [rows], or a list of one 1-d array for each row."""
+def values_of(column: ColumnSpec, series: pd.Series | pd.DataFrame) -> Values:
+    """A column of a batch as numpy has it: numbers [rows], or a list of one 1-d array, or `Entries`, for each row."""
+    if isinstance(series, pd.DataFrame):  # of vectors, some of which are sparse
+        parts = (series[name] for name in ("size", "indices", "values"))
+        return [Entries(*row) for row in zip(*parts, strict=True)]
     values: Values = series.to_numpy() if column.layout == "scalar" else series.tolist()
     return values
 

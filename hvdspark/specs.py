@@ -51,8 +51,9 @@ class ColumnSpec:
     Attributes:
         name: column name in the files (and in the DataFrame).
         dtype: the tensor's dtype: "float32", "float64" or "int64". Integer ids are never a float on the way.
-        layout: "scalar" -> tensor [rows]; "fixed" -> tensor [rows, width]; "ragged" -> values and offsets.
-        width: elements per row of a "fixed" column, else None.
+        layout: "scalar" -> tensor [rows]; "fixed" -> tensor [rows, width]; "ragged" -> values and offsets; "sparse" ->
+            the same tensor as "fixed", in files and on the way to the module only what is not 0.
+        width: elements per row of a "fixed" or "sparse" column, else None.
         minimum, maximum: of a label, where they are known; what was found, not a part of the layout.
     """
 

@@ -7,6 +7,7 @@ is normalised to named tensors here, so that no other file asks what the module 
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -16,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from hvdspark.data.feed.batch import Batch, Ragged
+from hvdspark.data.feed.batch import Batch, Column, Ragged, Sparse, rows_of
 from hvdspark.errors import ConfigurationError, HvdSparkError
 
 Input: TypeAlias = Tensor | Ragged
@@ -57,9 +58,14 @@ class Outputs:
         )
 
 
-def inputs_of(columns: Mapping[str, Input], features: Sequence[str], device: str) -> list[Input]:
+# Of the dense rows that scoring makes at a time of vectors of which few values are not 0.
+_DENSE_BYTES = 64 << 20
+
+
+def inputs_of(columns: Mapping[str, Column], features: Sequence[str], device: str) -> list[Input]:
     """The module's arguments, on its device: [rows], [rows, width] or Ragged for each feature, in order."""
-    return [columns[name].to(device) for name in features]
+    moved = [columns[name].to(device) for name in features]
+    return [column.dense() if isinstance(column, Sparse) else column for column in moved]
 
 
 def on_device(batch: Batch, device: str) -> Batch:
@@ -125,7 +131,7 @@ def as_prediction(output: Tensor) -> Tensor:
 
 
 def predictions(
-    module: nn.Module, columns: Mapping[str, Input], features: Sequence[str], rows: int
+    module: nn.Module, columns: Mapping[str, Column], features: Sequence[str], rows: int
 ) -> list[NDArray[np.float64]]:
     """What prediction columns hold, for each output: float64 [rows], or [rows, k] of more than one number in a row.
 
@@ -135,10 +141,19 @@ def predictions(
 
     Raises: as `forward`.
     """
-    with torch.inference_mode():
-        outputs = forward(module, inputs_of(columns, features, "cpu"), rows, features).tensors
-        values = [as_prediction(output).double().numpy() for output in outputs]
-    return [found if found.ndim == 1 else found.reshape(len(found), -1) for found in values]
+    width = sum(column.width for name in features if isinstance(column := columns[name], Sparse))
+    at_a_time = max(1, _DENSE_BYTES // (4 * width)) if width else max(rows, 1)
+    parts = []
+    for first in range(0, max(rows, 1), at_a_time):
+        last = min(first + at_a_time, rows)
+        some = columns if last - first == rows else {name: rows_of(columns[name], first, last) for name in features}
+        with torch.inference_mode():
+            outputs = forward(module, inputs_of(some, features, "cpu"), last - first, features).tensors
+            values = [as_prediction(output).double().numpy() for output in outputs]
+        parts.append(
+            [found if found.ndim == 1 else found.reshape(len(found), math.prod(found.shape[1:])) for found in values]
+        )
+    return parts[0] if len(parts) == 1 else [np.concatenate(found) for found in zip(*parts, strict=True)]
 
 
 @contextlib.contextmanager

@@ -10,21 +10,36 @@ import decimal
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hvdspark.artifact.forward import Input
-from hvdspark.data.feed.batch import Ragged
+from hvdspark.data.feed.batch import Column, Ragged, Sparse
+from hvdspark.data.readers.protocol import pack_entries
 from hvdspark.embedding.arrays import Int64Array
 from hvdspark.embedding.ids.categories import category_ids
 from hvdspark.errors import DataError
 from hvdspark.specs import ColumnSpec
 
 Values = NDArray[Any] | Sequence[Any]
+
+
+class Entries(NamedTuple):
+    """A vector by what of it is not 0, with the names that Spark ML's SparseVector has.
+
+    Attributes:
+        size: its length.
+        indices: where the values belong; None where all are there.
+        values: 1-d; None where there is no vector.
+    """
+
+    size: int | None
+    indices: NDArray[np.int32] | None
+    values: NDArray[Any] | None
+
 
 # The smallest double that becomes infinite as a float32.
 BEYOND_FLOAT32 = 2.0**128 - 2.0**103
@@ -49,7 +64,7 @@ class Inputs:
     categories: tuple[str, ...] = ()
     id_bits: int = 0
 
-    def tensors(self, columns: Mapping[str, Values], *, keep: bool = False) -> dict[str, Input]:
+    def tensors(self, columns: Mapping[str, Values], *, keep: bool = False) -> dict[str, Column]:
         """The module's arguments by name, of rows that come as `score` describes them.
 
         Args:
@@ -64,7 +79,7 @@ class Inputs:
         _check_rows({column.name: columns[column.name] for column in self.features})
         return {column.name: self._tensor(column, columns[column.name], keep) for column in self.features}
 
-    def _tensor(self, column: ColumnSpec, values: Values, keep: bool) -> Input:
+    def _tensor(self, column: ColumnSpec, values: Values, keep: bool) -> Column:
         if column.name in self.numbers:
             return to_tensor(column, numbers(values, column.name), keep)
         if column.name not in self.categories:
@@ -125,11 +140,12 @@ def _not_a_number(name: str) -> DataError:
     return DataError("a continuous column must hold one number in each row", where=f"column {name!r}")
 
 
-def to_tensor(column: ColumnSpec, values: Values, keep: bool = False) -> Input:
+def to_tensor(column: ColumnSpec, values: Values, keep: bool = False) -> Column:
     """A column as the module takes it; the same dtypes and shapes as the training loader's.
 
     Args:
-        values: numbers, or one 1-d array for each row.
+        values: numbers, or one 1-d array for each row; of a sparse column also one vector with `size`, `indices` and
+            `values`, as Spark ML's have them.
         keep: whether null and NaN of float columns become NaN; else they raise.
 
     Raises:
@@ -138,19 +154,46 @@ def to_tensor(column: ColumnSpec, values: Values, keep: bool = False) -> Input:
     if column.layout == "scalar":
         return _from_numpy(_checked(column, np.asarray(values), keep))  # [rows]
     arrays = values if isinstance(values, list) else list(values)
+    if column.layout == "sparse":
+        return _sparse(column, arrays, keep)
     flat, offsets = _flattened(column, arrays, keep)
     checked = _checked(column, flat, keep)
     if column.layout == "ragged":
         return Ragged(_from_numpy(checked), torch.from_numpy(offsets))
     lengths = np.diff(offsets)
     if (lengths != column.width).any():
-        raise DataError(
-            f"the model was trained with arrays of length {column.width}",
-            value=int(lengths[lengths != column.width][0]),
-            where=column.name,
-            hint="every row must have that length",
-        )
+        raise _other_length(column, int(lengths[lengths != column.width][0]))
     return _from_numpy(checked).reshape(len(arrays), column.width or 0)  # [rows, width]
+
+
+def _sparse(column: ColumnSpec, rows: Sequence[Any], keep: bool) -> Sparse:
+    """Vectors, each a 1-d array of all values, or with `size`, `indices` and `values` of what is not 0."""
+    entries = [row if isinstance(row, Entries) else _entries(row) for row in rows]
+    flat, offsets = _flattened(column, [values for _, _, values in entries], keep)
+    checked = _checked(column, flat, keep)
+    width = column.width or 0
+    if wrong := [size for size, _, _ in entries if size != width]:
+        raise _other_length(column, wrong[0])
+    positions = [np.arange(width) if where is None else where for _, where, _ in entries]
+    packed = pack_entries(np.concatenate(positions) if positions else np.empty(0, np.int64), checked)
+    return Sparse(Ragged(torch.from_numpy(packed), torch.from_numpy(offsets)), width)
+
+
+def _entries(row: Any) -> Entries:
+    """Of an array of all values, or one of Spark ML's vectors."""
+    if hasattr(row, "indices"):
+        return Entries(int(row.size), row.indices, row.values)
+    values = row.toArray() if hasattr(row, "toArray") else row
+    return Entries(len(values) if hasattr(values, "__len__") else None, None, values)
+
+
+def _other_length(column: ColumnSpec, length: int | None) -> DataError:
+    return DataError(
+        f"the model was trained with arrays of length {column.width}",
+        value=length,
+        where=column.name,
+        hint="every row must have that length",
+    )
 
 
 def _flattened(column: ColumnSpec, rows: Sequence[Any], keep: bool) -> tuple[NDArray[Any], Int64Array]:

@@ -24,7 +24,7 @@ from torch.nn.parameter import is_lazy as is_uninitialised
 from hvdspark.artifact.forward import Outputs, OutputSpec, forward, inputs_of
 from hvdspark.artifact.objects import weights_of
 from hvdspark.artifact.tables import take_over
-from hvdspark.data.feed.loader import Batch, Ragged
+from hvdspark.data.feed.batch import Batch, rows_of
 from hvdspark.data.feed.sample import first_rows
 from hvdspark.errors import ConfigurationError, HvdSparkError
 from hvdspark.specs import DatasetSpec, TrainSpec
@@ -228,12 +228,7 @@ def _warnings_about_rows(module: nn.Module, spec: TrainSpec, batch: Batch, score
 
 
 def _first_of(batch: Batch, rows: int) -> Batch:
-    columns = {
-        name: Ragged(column.values[: int(column.offsets[rows])], column.offsets[: rows + 1])
-        if isinstance(column, Ragged)
-        else column[:rows]
-        for name, column in batch.columns.items()
-    }
+    columns = {name: rows_of(column, 0, rows) for name, column in batch.columns.items()}
     return dataclasses.replace(batch, columns=columns, rows=rows)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from hvdspark.artifact.forward import Outputs, evaluation, forward, inputs_of, on_device
 from hvdspark.collectives import DistributedOptimizer
-from hvdspark.data.feed.batch import Batch, Ragged
+from hvdspark.data.feed.batch import Batch, Column, Ragged, Sparse
 from hvdspark.errors import ConfigurationError, DataError
 from hvdspark.train.batch_norm import SharedStatistics
 from hvdspark.train.calibration import Calibration
@@ -257,10 +257,12 @@ class GradientStep:
 
 def _stand_in(batch: Batch, device: str) -> Batch:
     """Two rows of zeros with the columns of a batch without rows."""
-    columns: dict[str, Tensor | Ragged] = {}
+    columns: dict[str, Column] = {}
     for name, column in batch.columns.items():
-        if isinstance(column, Ragged):
-            columns[name] = Ragged(column.values.new_zeros(2, device=device), torch.arange(3, device=device))
+        if isinstance(column, Ragged | Sparse):
+            values = column.entries.values if isinstance(column, Sparse) else column.values
+            rows = Ragged(values.new_zeros(2, device=device), torch.arange(3, device=device))
+            columns[name] = Sparse(rows, column.width) if isinstance(column, Sparse) else rows
         else:
             columns[name] = column.new_zeros(2, *column.shape[1:], device=device)
     return replace(batch, columns=columns, rows=2)

@@ -10,14 +10,14 @@ import pytest
 import torch
 
 from hvdspark.artifact import inputs
-from hvdspark.artifact.inputs import Input
 from hvdspark.data import Ragged
+from hvdspark.data.feed.batch import Column
 from hvdspark.errors import DataError
 from hvdspark.score import values_of
 from hvdspark.specs import ColumnSpec
 
 
-def to_tensor(column: ColumnSpec, series: pd.Series, keep: bool = False) -> Input:
+def to_tensor(column: ColumnSpec, series: pd.Series, keep: bool = False) -> Column:
     return inputs.to_tensor(column, values_of(column, series), keep)
 
 

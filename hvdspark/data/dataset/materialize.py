@@ -29,7 +29,7 @@ from hvdspark.data.dataset import cache
 from hvdspark.data.dataset.checks import check_array, check_column, check_sizes
 from hvdspark.data.dataset.footers import ColumnEvidence, Evidence, count_where, read_footers
 from hvdspark.data.dataset.invalid import any_of, is_invalid
-from hvdspark.data.dataset.schema import RESERVED_PREFIX, SourceColumn, quoted
+from hvdspark.data.dataset.schema import POSITIONS, RESERVED_PREFIX, WIDTH, SourceColumn, quoted
 from hvdspark.data.dataset.selection import Selection
 from hvdspark.data.dataset.unchanged import Unproven, evidence
 from hvdspark.data.dataset.written import CountedRows
@@ -103,6 +103,7 @@ def _prepare(df: DataFrame, selection: Selection) -> DataFrame:
 
     values: dict[str, Column] = {}
     lengths: list[Column] = []
+    positions: list[Column] = []
     for column in selection.columns:
         source = F.col(quoted(column.name))
         value = source.cast(column.spark_type)
@@ -112,8 +113,11 @@ def _prepare(df: DataFrame, selection: Selection) -> DataFrame:
         values[column.name] = value
         if column.is_array:
             length = F.when(source.isNotNull(), F.size(source))
+            if column.may_be_sparse:
+                length = F.col(quoted(f"{WIDTH}{column.name}"))
+                positions.append(F.col(quoted(f"{POSITIONS}{column.name}")))
             lengths.append(length.alias(f"{_LENGTH}{len(lengths)}"))
-    selected = [value.alias(name) for name, value in values.items()] + lengths
+    selected = [value.alias(name) for name, value in values.items()] + lengths + positions
     split = _split(selection, values)
     return df.select(*selected) if split is None else df.select(*selected, split.alias(_SPLIT))
 
@@ -191,7 +195,9 @@ def _check(selection: Selection, used: Evidence, store: Store, path: str) -> tup
         return count_where(store, path, files, name, condition)
 
     specs = []
-    lengths = iter(enumerate(used.columns[len(columns) :]))  # one for each array column, after all columns
+    # After all columns one for the lengths of each array column, and then those of positions.
+    beside = iter(used.columns[len(columns) + sum(column.is_array for column in columns) :])
+    lengths = iter(enumerate(used.columns[len(columns) :]))
     for column, found in zip(columns, used.columns, strict=False):
         if not column.is_array:
             for part in column.by_role():
@@ -201,7 +207,8 @@ def _check(selection: Selection, used: Evidence, store: Store, path: str) -> tup
         number, length = next(lengths)
         for part in column.by_role():
             check_array(part, found, length, keep, count, f"{_LENGTH}{number}")
-        spec = column.spec((int(length.minimum or 0), int(length.maximum or 0)))
+        sparse = column.may_be_sparse and next(beside).minimum is not None
+        spec = column.spec((int(length.minimum or 0), int(length.maximum or 0)), sparse)
         specs.append(_with_bounds(column, spec, found))
     return tuple(specs)
 

@@ -24,6 +24,9 @@ from hvdspark.specs import ColumnSpec
 
 # Columns that materialize adds to the files.
 RESERVED_PREFIX = "hvdspark_"
+# Beside a column of vectors, in the DataFrame and in the files: where its values belong, in rows of which not all are
+# kept, and beside it in the DataFrame: how long its vectors are.
+POSITIONS, WIDTH = f"{RESERVED_PREFIX}positions_", f"{RESERVED_PREFIX}width_"
 
 _DTYPES = {
     **dict.fromkeys(("boolean", "float", "double", "decimal"), "float32"),
@@ -58,6 +61,7 @@ class SourceColumn:
         is_array: whether each row holds an array.
         must_be_fixed: all rows must have the same length (once a Spark vector).
         also: its other roles, such as the label of an autoencoder.
+        may_be_sparse: whether the columns POSITIONS and WIDTH of this name stand beside it.
     """
 
     name: str
@@ -66,6 +70,7 @@ class SourceColumn:
     is_array: bool
     must_be_fixed: bool = False
     also: tuple[str, ...] = ()
+    may_be_sparse: bool = False
 
     @property
     def spark_type(self) -> str:
@@ -82,10 +87,16 @@ class SourceColumn:
         for role in (self.role, *self.also):
             yield dataclasses.replace(self, role=role, also=())
 
-    def spec(self, lengths: tuple[int, int] | None) -> ColumnSpec:
-        """The column's spec, once the shortest and longest array in its rows are known."""
+    def spec(self, lengths: tuple[int, int] | None, sparse: bool = False) -> ColumnSpec:
+        """The column's spec, once the shortest and longest array in its rows are known.
+
+        Args:
+            sparse: whether there are rows of which not all values are kept.
+        """
         if not self.is_array:
             return ColumnSpec(self.name, self.dtype, "scalar")
+        if sparse and lengths is not None:
+            return ColumnSpec(self.name, self.dtype, "sparse", lengths[0])
         if lengths is not None and lengths[0] == lengths[1] > 0:
             return ColumnSpec(self.name, self.dtype, "fixed", lengths[0])
         return ColumnSpec(self.name, self.dtype, "ragged")
@@ -100,6 +111,7 @@ def check_columns(
     fixed: Collection[str] = (),
     group: str | None = None,
     wide: Collection[str] = (),
+    sparse: Collection[str] = (),
 ) -> tuple[SourceColumn, ...]:
     """Check the wanted columns against a schema.
 
@@ -112,6 +124,7 @@ def check_columns(
         group: column of any type that has equal values (no map, no variant); they are held out together. Not part of
             the result.
         wide: columns of numbers that are float64 instead of float32.
+        sparse: array columns that have others beside them, see `SourceColumn`.
 
     Raises:
         ConfigurationError: no feature is asked for, a column is asked for twice in one role, or it also says which rows
@@ -144,7 +157,9 @@ def check_columns(
         if name in columns:
             columns[name] = dataclasses.replace(columns[name], also=(*columns[name].also, role))
         else:
-            columns[name] = SourceColumn(name, role, dtype, element is not None, name in fixed)
+            columns[name] = SourceColumn(
+                name, role, dtype, element is not None, name in fixed, may_be_sparse=name in sparse
+            )
     if validation is not None and (found := _type_of(validation, types, "validation_column")) != "boolean":
         raise SchemaError(
             "the validation column must be boolean",
@@ -197,7 +212,7 @@ def _type_of(name: str, types: list[tuple[str, str]], where: str) -> str:
     if found:
         what = "column name is ambiguous" if len(found) > 1 else f"column names must not start with {RESERVED_PREFIX}"
         raise SchemaError(what, value=name, where=where, hint="rename the column in the DataFrame")
-    names = [other for other, _ in types]
+    names = [other for other, _ in types if not other.startswith(RESERVED_PREFIX)]
     close = [other for other in names if other.lower() == name.lower()] or difflib.get_close_matches(name, names, n=3)
     if close:
         hint = f"did you mean {' or '.join(map(repr, close))}?"

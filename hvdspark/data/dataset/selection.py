@@ -48,6 +48,7 @@ def select(
     handle_invalid: str,
     fixed: Collection[str] = (),
     wide: Collection[str] = (),
+    sparse: Collection[str] = (),
 ) -> Selection:
     """Check what is wanted of a DataFrame against its schema.
 
@@ -58,6 +59,7 @@ def select(
         validation, group, seed, handle_invalid: see `Selection`.
         fixed: array columns whose arrays must all have one length.
         wide: columns of numbers that are written as float64 instead of float32.
+        sparse: of `fixed` those whose rows may hold a part of their values; see `schema.SourceColumn`.
 
     Raises:
         ConfigurationError, SchemaError: it cannot be done.
@@ -76,5 +78,5 @@ def select(
             hint="set validation_share; with validation_column the column says itself where a row goes",
         )
     indicator = validation if isinstance(validation, str) else None
-    columns = check_columns(schema, features, labels, weight, indicator, fixed, group, wide)
+    columns = check_columns(schema, features, labels, weight, indicator, fixed, group, wide, sparse)
     return Selection(columns, validation, group, seed, handle_invalid)

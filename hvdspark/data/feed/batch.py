@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -51,6 +51,52 @@ class Ragged:
 
 
 @dataclass(frozen=True)
+class Sparse:
+    """A column of vectors of which few values are not 0. It is made dense where the module is called, and not before.
+
+    Attributes:
+        entries: of each row what is kept, as `readers.protocol.pack_entries` packs it.
+        width: elements of each vector.
+    """
+
+    entries: Ragged
+    width: int
+
+    def dense(self) -> Tensor:
+        """[rows, width] float32, where the column is."""
+        packed, offsets = self.entries.values, self.entries.offsets
+        rows = len(offsets) - 1
+        dense = torch.zeros(rows * self.width, dtype=torch.float32, device=packed.device)
+        if len(packed):
+            # On every machine that torch runs on, the lower half of an integer comes first.
+            values, positions = packed.view(torch.float32)[0::2], packed.view(torch.int32)[1::2]
+            starts = torch.arange(rows, device=packed.device) * self.width
+            # What comes of it is known, so that a GPU need not be waited for.
+            row = starts.repeat_interleave(offsets.diff(), output_size=len(packed))
+            dense[row + positions] = values
+        return dense.view(rows, self.width)
+
+    def to(self, device: str | torch.device) -> Sparse:
+        """The column on another device, asynchronously if it is pinned."""
+        return Sparse(self.entries.to(device), self.width)
+
+
+Column: TypeAlias = Tensor | Ragged | Sparse
+
+
+def rows_of(column: Column, first: int, last: int) -> Column:
+    """Rows [first, last) of a column."""
+    if isinstance(column, Sparse):
+        return Sparse(_rows_of_ragged(column.entries, first, last), column.width)
+    return _rows_of_ragged(column, first, last) if isinstance(column, Ragged) else column[first:last]
+
+
+def _rows_of_ragged(column: Ragged, first: int, last: int) -> Ragged:
+    offsets = column.offsets[first : last + 1]
+    return Ragged(column.values[int(offsets[0]) : int(offsets[-1])], offsets - offsets[0])
+
+
+@dataclass(frozen=True)
 class Layout:
     """Which columns share a block of memory.
 
@@ -60,12 +106,14 @@ class Layout:
     Attributes:
         scalars: for each scalar block its dtype and the names of its columns.
         fixed: name, dtype and width of each fixed column; their blocks follow the scalar blocks.
-        ragged: name and dtype of each ragged column.
+        ragged: name and dtype of each ragged column, and of the entries of each sparse one.
+        sparse: name and width of each sparse column.
     """
 
     scalars: tuple[tuple[np.dtype[Any], tuple[str, ...]], ...]
     fixed: tuple[tuple[str, np.dtype[Any], int], ...]
     ragged: tuple[tuple[str, np.dtype[Any]], ...]
+    sparse: tuple[tuple[str, int], ...] = ()
 
     @classmethod
     def of(cls, columns: Sequence[ColumnSpec]) -> Layout:
@@ -78,7 +126,12 @@ class Layout:
             tuple(
                 (column.name, _NUMPY[column.dtype], column.width or 0) for column in columns if column.layout == "fixed"
             ),
-            tuple((column.name, _NUMPY[column.dtype]) for column in columns if column.layout == "ragged"),
+            tuple(
+                (column.name, _NUMPY["int64" if column.layout == "sparse" else column.dtype])
+                for column in columns
+                if column.layout in ("ragged", "sparse")
+            ),
+            tuple((column.name, column.width or 0) for column in columns if column.layout == "sparse"),
         )
 
     @property
@@ -114,18 +167,22 @@ class Batch:
     """Rows of one rank at one step.
 
     Attributes:
-        columns: by name: [rows] for a scalar column, [rows, width] for a fixed one, else Ragged. All contiguous.
+        columns: by name: [rows] for a scalar column, [rows, width] for a fixed one, else Ragged or Sparse. All
+            contiguous.
         rows: number of rows, may be 0.
     """
 
-    columns: dict[str, Tensor | Ragged]
+    columns: dict[str, Column]
     rows: int
     _layout: Layout = dataclasses.field(repr=False)
     _blocks: tuple[Tensor, ...] = dataclasses.field(repr=False)
 
     @classmethod
     def of_blocks(cls, layout: Layout, blocks: Sequence[Tensor], ragged: Mapping[str, Ragged], rows: int) -> Batch:
-        return cls({**layout.views(blocks), **ragged}, rows, layout, tuple(blocks))
+        """Args: ragged: by name, of sparse columns their entries."""
+        columns: dict[str, Column] = {**layout.views(blocks), **ragged}
+        columns |= {name: Sparse(ragged[name], width) for name, width in layout.sparse if name in ragged}
+        return cls(columns, rows, layout, tuple(blocks))
 
     @classmethod
     def joined(cls, layout: Layout, parts: Sequence[Batch]) -> Batch:
@@ -139,7 +196,7 @@ class Batch:
         ]
         ragged = {}
         for name, dtype in layout.ragged:
-            columns = [column for part in parts if isinstance(column := part.columns[name], Ragged)]
+            columns = [column for part in parts for other, column in part._ragged() if other == name]
             ragged[name] = Ragged.joined([(column.values.numpy(), column.offsets.numpy()) for column in columns], dtype)
         return cls.of_blocks(layout, blocks, ragged, sum(part.rows for part in parts))
 
@@ -157,4 +214,7 @@ class Batch:
         return Batch.of_blocks(self._layout, blocks, ragged, self.rows)
 
     def _ragged(self) -> list[tuple[str, Ragged]]:
-        return [(name, column) for name, column in self.columns.items() if isinstance(column, Ragged)]
+        entries = [
+            (name, column.entries if isinstance(column, Sparse) else column) for name, column in self.columns.items()
+        ]
+        return [(name, column) for name, column in entries if isinstance(column, Ragged)]

@@ -26,7 +26,7 @@ from petastorm.workers_pool.worker_base import WorkerBase
 
 from hvdspark.data.dataset.footers import read_footer
 from hvdspark.data.readers.protocol import Piece, Sink
-from hvdspark.data.readers.slices import columns_of, errors_named, read_slices
+from hvdspark.data.readers.slices import columns_of, errors_named, names_in_files, read_slices
 from hvdspark.errors import DataError, HvdSparkError, StoreError
 from hvdspark.specs import ColumnSpec, RowGroup
 from hvdspark.store import Store
@@ -159,7 +159,7 @@ class _RowGroupWorker(WorkerBase):
         try:
             with errors_named(self._store, path):
                 if opened.slices is None:
-                    names = [column.name for column in self._columns]
+                    names = names_in_files(self._columns)
                     opened.slices = read_slices(self._store, path, opened.group, self._footer(path), names)
                 self._deliver(opened, read.pieces)
             result: Sequence[Piece] | HvdSparkError = read.pieces

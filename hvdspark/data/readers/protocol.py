@@ -50,13 +50,21 @@ class RaggedRows:
         return RaggedRows(self.values[source], offsets)
 
 
+def pack_entries(positions: NDArray[Any], values: NDArray[np.float32]) -> NDArray[np.int64]:
+    """[n] int64 of what is kept of sparse vectors: the position in the upper 32 bits, the float32 in the lower ones.
+
+    So that it travels as one ragged column, whatever is done to its rows.
+    """
+    return (positions.astype(np.int64) << 32) | values.view(np.uint32)
+
+
 @dataclass(frozen=True)
 class Columns:
     """Some rows, column by column.
 
     Attributes:
         dense: by name, [rows] for a scalar column, [rows, width] for a fixed one; dtypes are those of the specs.
-        ragged: by name.
+        ragged: by name; of sparse columns `pack_entries`.
     """
 
     dense: Mapping[str, NDArray[Any]]

@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from hvdspark.data.dataset.footers import decoded_bytes
-from hvdspark.data.readers.protocol import Columns, RaggedRows
+from hvdspark.data.dataset.schema import POSITIONS
+from hvdspark.data.readers.protocol import Columns, RaggedRows, pack_entries
 from hvdspark.errors import DataError, HvdSparkError, StoreError
 from hvdspark.specs import ColumnSpec, RowGroup
 from hvdspark.store import Store
@@ -83,12 +84,34 @@ def columns_of(batch: pa.RecordBatch, columns: Sequence[ColumnSpec]) -> Columns:
             dense[column.name] = values_of(array, column)
             continue
         values = values_of(array.flatten(), column)
-        if column.layout == "fixed":
+        if column.layout == "sparse":
+            ragged[column.name] = _entries(array, values, batch.column(f"{POSITIONS}{column.name}"))
+        elif column.layout == "fixed":
             dense[column.name] = values.reshape(batch.num_rows, column.width or 0)
         else:
             offsets = array.offsets.to_numpy().astype(np.int64)
             ragged[column.name] = RaggedRows(values, offsets - offsets[0])  # flatten() starts at the first row
     return Columns(dense, ragged)
+
+
+def names_in_files(columns: Sequence[ColumnSpec]) -> list[str]:
+    """The columns of the files that hold these columns."""
+    names = [column.name for column in columns]
+    return names + [f"{POSITIONS}{column.name}" for column in columns if column.layout == "sparse"]
+
+
+def _entries(array: pa.ListArray, values: NDArray[np.float32], positions: pa.ListArray) -> RaggedRows:
+    """Rows of a sparse column; a row without positions holds all its values, in order."""
+    offsets = array.offsets.to_numpy().astype(np.int64)
+    offsets -= offsets[0]
+    where = positions.flatten().to_numpy()
+    if positions.null_count:
+        lengths = np.diff(offsets)
+        kept = np.repeat(positions.is_valid().to_numpy(zero_copy_only=False), lengths)
+        all_of_them = np.arange(len(values)) - np.repeat(offsets[:-1], lengths)
+        all_of_them[kept] = where
+        where = all_of_them
+    return RaggedRows(pack_entries(where, values), offsets)
 
 
 @contextlib.contextmanager
