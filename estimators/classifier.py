@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from pyspark.ml.linalg import DenseVector, Vectors
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 from torch import nn
@@ -141,6 +142,22 @@ class TorchClassificationModel(ClassificationModel, ModuleModel, ClassifierScori
     two classes -x and x, x the logit of the second one), `probability` (vector) and `prediction` (double: the most
     probable class, by `threshold` or `thresholds`). A column whose Param is "" is left out.
     """
+
+    def predict(self, value: Any) -> float:
+        """The class of one row, on this machine.
+
+        Args:
+            value: of the only feature column: a vector, a list of numbers, or a number.
+        """
+        return float(self._rule().classes(self._scores_of(value)).prediction[0])
+
+    def predictProbability(self, value: Any) -> DenseVector:
+        """The probability of each class for one row; `value` as of `predict`."""
+        return Vectors.dense(self._rule().classes(self._scores_of(value)).probability[0])
+
+    def predictRaw(self, value: Any) -> DenseVector:
+        """The raw prediction for one row; `value` as of `predict`."""
+        return Vectors.dense(self._rule().classes(self._scores_of(value)).raw[0])
 
     def _transform(self, dataset: DataFrame) -> DataFrame:
         self.transformSchema(dataset.schema)

@@ -7,13 +7,17 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
+import numpy as np
 import safetensors.torch
+from numpy.typing import NDArray
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.types import ArrayType, DoubleType
 from torch import nn
 
 from hvdspark.artifact.directory import WEIGHTS
+from hvdspark.artifact.forward import predictions
+from hvdspark.artifact.inputs import to_tensor
 from hvdspark.artifact.objects import weights_of
 from hvdspark.artifact.tensors import pack as pack_tensors
 from hvdspark.artifact.tensors import unpack as unpack_tensors
@@ -28,6 +32,7 @@ from hvdspark.estimators.model import FittedModel
 from hvdspark.estimators.persistence import Saved, pack, unpack
 from hvdspark.estimators.scorer import scorer
 from hvdspark.estimators.torch_params import ModuleScoringParams
+from hvdspark.score import load_module
 from hvdspark.store import Store
 from hvdspark.train.callbacks import Callback
 from hvdspark.train.program import Program
@@ -152,6 +157,26 @@ class ModuleModel(FittedModel, ModuleScoringParams):
         rows, inputs = scoring_input(dataset, self._state.features, handle_invalid, trained=self._state.types)
         types = [ArrayType(DoubleType()) if output.is_vector else DoubleType() for output in self._state.outputs]
         return rows, scorer(self._state.scoring_spec(handle_invalid), types)(*inputs)
+
+    def _scores_of(self, value: Any) -> NDArray[np.float64]:
+        """What the module returns for one row, [1] or [1, k], on this machine.
+
+        Args:
+            value: of the only feature column: a vector, a list of numbers, or a number.
+
+        Raises:
+            ConfigurationError: the model takes several columns.
+            DataError: the value is none that it was trained on.
+        """
+        spec, *others = self._state.features
+        if others:
+            raise ConfigurationError(
+                "the model takes several columns", value=[spec.name], hint="transform a DataFrame that has all of them"
+            )
+        handle_invalid = self.getOrDefault("handleInvalid")
+        row = value.toArray() if spec.layout != "sparse" and hasattr(value, "toArray") else value
+        columns = {spec.name: to_tensor(spec, [row], handle_invalid == "keep")}
+        return predictions(load_module(self._state.scoring_spec(handle_invalid)), columns, [spec.name], 1)[0]
 
     def _filled(self, array: Column) -> Column:
         """An array of scores in which NaN, which inside arrays came back from Python as null, is NaN again."""

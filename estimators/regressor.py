@@ -131,6 +131,14 @@ class TorchRegressionModel(ModuleModel, RegressorScoringParams, PacedParams):
         check_new_columns(schema, [name])
         return StructType([*schema.fields, StructField(name, DoubleType(), True)])
 
+    def predict(self, value: Any) -> float:
+        """The prediction for one row, on this machine.
+
+        Args:
+            value: of the only feature column: a vector, a list of numbers, or a number.
+        """
+        return float(self._scores_of(value)[0])
+
     def _transform(self, dataset: DataFrame) -> DataFrame:
         self.transformSchema(dataset.schema)
         rows, scores = self._scored(dataset)

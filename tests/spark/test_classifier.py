@@ -10,7 +10,11 @@ import numpy as np
 import pytest
 import torch
 from pyspark.ml import Pipeline, PipelineModel
-from pyspark.ml.classification import LogisticRegression, LogisticRegressionModel
+from pyspark.ml.classification import (
+    LogisticRegression,
+    LogisticRegressionModel,
+    MultilayerPerceptronClassifier,
+)
 from pyspark.ml.evaluation import BinaryClassificationEvaluator, MulticlassClassificationEvaluator
 from pyspark.ml.feature import StandardScaler, StringIndexer, VectorAssembler
 from pyspark.ml.functions import array_to_vector, vector_to_array
@@ -167,6 +171,10 @@ def test_columns_and_thresholds_are_those_of_logistic_regression(
     theirs = LogisticRegressionModel.load(f"{store_uri}/theirs")
     ours = as_ours(theirs, width, store_uri, data)
     assert (ours.numClasses, ours.numFeatures) == (theirs.numClasses, theirs.numFeatures)
+    row = data.head()["features"]
+    assert ours.predict(row) == theirs.predict(row)
+    for name in ("predictRaw", "predictProbability"):
+        np.testing.assert_allclose(getattr(ours, name)(row), getattr(theirs, name)(row), atol=1e-5)
     if label == "label":
         thresholds: list[list[float]] = [[], [0.2, 0.5, 0.3], [1.0, 0.0, 1.0], [0.9, 0.9, 0.01]]
     else:
@@ -256,6 +264,19 @@ def test_digits_in_a_pipeline_under_cross_validation(spark: SparkSession, store_
     found = search.fit(train)
     assert min(found.avgMetrics) > 0.9, "half of the rows"
     assert evaluator.evaluate(found.transform(test)) > 0.95
+
+
+@pytest.mark.slow
+def test_digits_beside_sparks_own_perceptron(spark: SparkSession, store_uri: str) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(64, 64), nn.Sigmoid(), nn.Linear(64, 10))
+    train, test = digits(spark).randomSplit([0.7, 0.3], seed=2)
+    scale = StandardScaler(inputCol="features", outputCol="scaled").fit(train)
+    ours = TorchClassifier(model=net, featuresCol="scaled", storeUri=store_uri, learningRate=1e-2, epochs=30)
+    theirs = MultilayerPerceptronClassifier(featuresCol="scaled", layers=[64, 64, 10], seed=1)
+    evaluate = MulticlassClassificationEvaluator(metricName="accuracy").evaluate
+    accuracies = [evaluate(one.fit(scale.transform(train)).transform(scale.transform(test))) for one in (ours, theirs)]
+    assert accuracies[0] > max(0.95, accuracies[1] - 0.01), accuracies
 
 
 def test_vectors_that_an_assembler_made_of_columns(spark: SparkSession, store_uri: str) -> None:

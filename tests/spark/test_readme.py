@@ -31,10 +31,11 @@ def test_code_blocks_run_one_after_the_other(
     for number, block in enumerate(python_blocks()):
         exec(compile(block, f"README.md block {number}", "exec"), names)
         outputs.append(capsys.readouterr().out.strip())
-    clicks, torch_estimator, collection, run = outputs
+    clicks, torch_estimator, classifier, collection, run = outputs
     assert float(clicks.split()[-1]) > 0.9, "test AUC"
     # It is given two of the four columns that the label depends on.
     assert float(re.findall(r"val_auc (\S+)", torch_estimator)[-1].rstrip(",")) > 0.8
     assert "|prediction" in torch_estimator.replace(" ", "")
+    assert float(classifier) > 0.7, "accuracy"
     assert collection == ""
     assert run == "[(0, 2), (1, 2)]"

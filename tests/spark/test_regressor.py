@@ -40,6 +40,9 @@ def test_a_module_alone_makes_a_regressor(spark: SparkSession, store_uri: str, t
     PipelineModel([model]).save(str(tmp_path / "p"))
     loaded = PipelineModel.load(str(tmp_path / "p"))
     assert (column(loaded.transform(data), "prediction") == column(scored, "prediction")).all()
+    row = data.orderBy("id").first()
+    assert row is not None
+    assert model.predict(row["features"]) == pytest.approx(column(scored, "prediction")[0], abs=1e-6)
     assert model.numFeatures == loaded.stages[0].numFeatures == 3
 
 
