@@ -29,6 +29,7 @@ __all__ = [
     "GenerationStarted",
     "PhaseStarted",
     "RankLost",
+    "SlotsAwaited",
     "StepsDone",
     "Straggler",
     "TablesPlan",
@@ -111,6 +112,25 @@ class DatasetReady(FitEvent):
     """
 
     dataset: DatasetSpec
+
+
+@dataclass(frozen=True)
+class SlotsAwaited(FitEvent):
+    """The ranks wait for task slots that other fits of this process have; told after a second, then every 30 seconds.
+
+    Attributes:
+        slots: that the ranks need at once.
+        free: that no fit or program of this process has.
+        total: slots of the application.
+        ahead: fits and programs that run, or wait and came before.
+        waited_s: seconds so far.
+    """
+
+    slots: int
+    free: int
+    total: int
+    ahead: int
+    waited_s: float
 
 
 @dataclass(frozen=True)
@@ -276,6 +296,9 @@ class FitListener:
 
     def on_dataset_ready(self, event: DatasetReady) -> None:
         """The rows lie in the store."""
+
+    def on_slots_awaited(self, event: SlotsAwaited) -> None:
+        """The ranks wait for slots that other fits have."""
 
     def on_generation_started(self, event: GenerationStarted) -> None:
         """The ranks are launched, or launched again."""

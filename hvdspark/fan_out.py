@@ -22,6 +22,7 @@ from hvdspark.events import (
     FitStarted,
     GenerationStarted,
     RankLost,
+    SlotsAwaited,
     StepsDone,
     Straggler,
     Warned,
@@ -95,6 +96,7 @@ def event_of(report: Report) -> FitEvent | None:
         "progress": epoch, epochs, step, steps, rows, rows_per_s, loss and, optionally, seconds (by phase).
         "epoch": the row of the history.
         "checkpoint": epoch, path.
+        "waiting": slots, free, total, ahead, waited_s.
         "generation": generation, world_size.
         "straggler": epoch, late (the rank), seconds, others.
         "rank_lost": generation, lost (rank or None), host, kind, cause.
@@ -112,6 +114,9 @@ def event_of(report: Report) -> FitEvent | None:
         return EpochEnded(row["epoch"], row)
     if kind == "checkpoint":
         return CheckpointCommitted(report["epoch"], report["path"])
+    if kind == "waiting":
+        names = ("slots", "free", "total", "ahead", "waited_s")
+        return SlotsAwaited(**{name: report[name] for name in names})
     if kind == "generation":
         return GenerationStarted(report["generation"], report["world_size"])
     if kind == "straggler":

@@ -6,10 +6,12 @@ supervisor's.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -20,6 +22,7 @@ from hvdspark.launch import session
 from hvdspark.launch.addresses import host_of
 from hvdspark.launch.interrupt import cancel, interruptible, new_tag
 from hvdspark.launch.job_errors import explain
+from hvdspark.launch.line import Line, Waiting
 from hvdspark.launch.memory import check_address_space
 from hvdspark.launch.outcomes import Outcome
 from hvdspark.launch.protocol import DriverAddress, LaunchSpec, Located, Program
@@ -35,6 +38,10 @@ _ARROW_SCHEMA = pa.schema(
 )
 # Spark Connect caps a message at 4 MiB (TorchDistributor sends 4 KiB rows for the same reason).
 _CHUNK_BYTES = 1 << 20
+# What was checked before such a wait may have changed: executors come and go.
+_OUTDATED_S = 10.0
+# Of applications, by their id.
+_lines: dict[str, Line] = {}
 
 
 class BarrierLauncher:
@@ -55,8 +62,27 @@ class BarrierLauncher:
         if not session.is_local(self._spark):
             check_workers(self._spark, world_size, start_timeout_s)
 
+    @contextlib.contextmanager
+    def turn(self, world_size: int, on_wait: Callable[[Waiting], None]) -> Iterator[None]:
+        if session.is_connect(self._spark):  # it does not say how many slots there are
+            yield
+            return
+        line = _lines.setdefault(self._spark.sparkContext.applicationId, Line())
+        came_s = time.monotonic()
+        with line.turn(world_size, self._slots, on_wait):
+            if time.monotonic() - came_s > _OUTDATED_S:
+                self.wait_for_slots(world_size, session.EXECUTORS_REGISTER_S)
+            yield
+
     def wait_for_slots(self, world_size: int, wait_s: float) -> None:
         session.wait_for_slots(self._spark, world_size, wait_s)
+
+    def _slots(self) -> int | None:
+        """Slots of the session; None where it cannot say, as when it has ended: then the job says so."""
+        try:
+            return session.total_slots(self._spark)
+        except Exception:  # of py4j, by what is left of the session
+            return None
 
     def driver_address(self) -> DriverAddress | None:
         return session.driver_address(self._spark)

@@ -6,10 +6,12 @@ A launcher only decides where ranks run. How a rank is started, watched and ende
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from hvdspark.launch.line import Waiting
 from hvdspark.launch.outcomes import Outcome
 
 Program = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
@@ -71,6 +73,11 @@ class Launcher(Protocol):
 
         Raises:
             ConfigurationError, ClusterError, DependencyError, NotEnoughSlotsError, StartTimeoutError.
+        """
+
+    def turn(self, world_size: int, on_wait: Callable[[Waiting], None]) -> contextlib.AbstractContextManager[None]:
+        """A context that is entered when `world_size` ranks fit beside those that this process runs already, and in
+        which these have their slots. `on_wait` is told, in the same thread, while it has to wait.
         """
 
     def wait_for_slots(self, world_size: int, wait_s: float) -> None:

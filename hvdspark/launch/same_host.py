@@ -14,13 +14,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from hvdspark.errors import ClusterError, HvdSparkError, RankFailedError
 from hvdspark.launch import frames
 from hvdspark.launch.addresses import LOOPBACK
 from hvdspark.launch.child import describe_signal
 from hvdspark.launch.keeper import outcome_of, task_frame
+from hvdspark.launch.line import Waiting
 from hvdspark.launch.outcomes import Outcome
 from hvdspark.launch.protocol import DriverAddress, LaunchSpec, Located, Program
 from hvdspark.launch.session import check_world_size
@@ -40,6 +41,9 @@ class SameHostLauncher:
     def check(self, world_size: int, device: str, start_timeout_s: float) -> None:
         """Raises ConfigurationError where `world_size` is no number of ranks."""
         check_world_size(world_size)
+
+    def turn(self, world_size: int, on_wait: Callable[[Waiting], None]) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
 
     def wait_for_slots(self, world_size: int, wait_s: float) -> None:
         """There is nothing to wait for: a host has no slots."""

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 # Executors of a cluster register one after the other when an application starts.
-_EXECUTORS_REGISTER_S = 30.0
+EXECUTORS_REGISTER_S = 30.0
 IGNORE_SSL = "spark.hvdspark.ignoreSsl"
 # Settings by which an application asks for encrypted connections between its hosts.
 _ENCRYPTION = (
@@ -112,7 +112,7 @@ def check_session(spark: SparkSession, num_workers: int, device: str) -> None:
         )
     if is_local(spark):
         check_worker_python(spark.sparkContext.pythonExec)
-    wait_for_slots(spark, num_workers, 0.0 if is_local(spark) else _EXECUTORS_REGISTER_S)
+    wait_for_slots(spark, num_workers, 0.0 if is_local(spark) else EXECUTORS_REGISTER_S)
 
 
 @functools.lru_cache

@@ -10,6 +10,8 @@ import logging
 import secrets
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from hvdspark.checks import number
@@ -18,6 +20,7 @@ from hvdspark.launch import session
 from hvdspark.launch.devices import check_device
 from hvdspark.launch.environment import check_environment
 from hvdspark.launch.generation import Event, run_generation
+from hvdspark.launch.line import Waiting
 from hvdspark.launch.protocol import Launcher, LaunchSpec
 from hvdspark.store import Store
 
@@ -120,19 +123,28 @@ def supervise(
     environment = check_environment(env or {})
     report = on_event or (lambda event: None)
     launcher.check(num_workers, device, start_timeout_s)
-    program = launcher.pickled((fn, tuple(args), dict(kwargs or {})))
+    first = LaunchSpec(
+        program=launcher.pickled((fn, tuple(args), dict(kwargs or {}))),
+        world_size=num_workers,
+        secret="",  # each generation has its own
+        generation=0,
+        device=device,
+        store_uri=store_uri,
+        channel=None,
+        environment=environment,
+        start_timeout_s=start_timeout_s,
+    )
+    # All generations keep the slots: a gang that is started again is in the middle of its work.
+    with launcher.turn(num_workers, partial(_waits, report)):
+        return _generations(launcher, first, max_restarts, report)
+
+
+def _generations(
+    launcher: Launcher, first: LaunchSpec, max_restarts: int, report: Callable[[Event], None]
+) -> list[Any]:
+    """What the program returned on each rank, in the first generation that ended well."""
     for generation in range(max_restarts + 1):
-        spec = LaunchSpec(
-            program=program,
-            world_size=num_workers,
-            secret=secrets.token_hex(16),
-            generation=generation,
-            device=device,
-            store_uri=store_uri,
-            channel=None,
-            environment=environment,
-            start_timeout_s=start_timeout_s,
-        )
+        spec = replace(first, generation=generation, secret=secrets.token_hex(16))
         _tell(report, {"event": "generation", "generation": generation, "world_size": spec.world_size})
         try:
             return run_generation(launcher, spec, report)
@@ -144,8 +156,16 @@ def supervise(
             if generation == max_restarts:
                 raise
             logger.warning("generation %d failed, starting again: %s", generation, error.cause)
-            launcher.wait_for_slots(spec.world_size, start_timeout_s)
+            launcher.wait_for_slots(spec.world_size, spec.start_timeout_s)
     raise AssertionError("unreachable: the last generation returns or raises")
+
+
+def _waits(report: Callable[[Event], None], place: Waiting) -> None:
+    """Say that ranks wait for slots, loudly the first time."""
+    level = logging.INFO if place.again else logging.WARNING
+    text = "%d ranks wait for as many task slots: %d of %d are free, ahead of them %d fits or programs; %.0f s so far"
+    logger.log(level, text, place.slots, place.free, place.total, place.ahead, place.waited_s)
+    _tell(report, {"event": "waiting", **asdict(place)})
 
 
 def _tell(on_event: Callable[[Event], None], event: Event) -> None:

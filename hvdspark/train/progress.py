@@ -24,6 +24,7 @@ from hvdspark.events import (
     GenerationStarted,
     Phase,
     PhaseStarted,
+    SlotsAwaited,
     StepsDone,
 )
 
@@ -154,9 +155,12 @@ class ProgressLines(FitListener):
     def on_phase_started(self, event: PhaseStarted) -> None:
         self._doing = _DOING[event.phase]
 
+    def on_slots_awaited(self, event: SlotsAwaited) -> None:
+        self._doing = f"waits for {event.slots} task slots, {event.free} of {event.total} are free"
+
     def on_generation_started(self, event: GenerationStarted) -> None:
-        if event.generation:
-            self._doing = f"ranks start, generation {event.generation}"
+        again = f", generation {event.generation}" if event.generation else ""
+        self._doing = _DOING["launch"] + again
 
     def on_steps_done(self, event: StepsDone) -> None:
         self._doing = (

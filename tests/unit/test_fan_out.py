@@ -20,6 +20,7 @@ from hvdspark.events import (
     FitStarted,
     GenerationStarted,
     RankLost,
+    SlotsAwaited,
     StepsDone,
     Straggler,
     Warned,
@@ -50,6 +51,10 @@ PROGRESS = {"epoch": 0, "epochs": 2, "step": 3, "steps": 4, "rows": 24, "rows_pe
         ),
         ({"event": "epoch", "rank": 0, "epoch": 1, "val_auc": 0.7}, EpochEnded(1, {"epoch": 1, "val_auc": 0.7})),
         ({"event": "checkpoint", "epoch": 2, "path": "runs/r/c"}, CheckpointCommitted(2, "runs/r/c")),
+        (
+            {"event": "waiting", "slots": 2, "free": 1, "total": 4, "ahead": 2, "waited_s": 1.5, "again": False},
+            SlotsAwaited(2, 1, 4, 2, 1.5),
+        ),
         ({"event": "generation", "generation": 1, "world_size": 3}, GenerationStarted(1, 3)),
         ({"event": "straggler", "epoch": 1, "late": 2, "seconds": 3.0, "others": 1.0}, Straggler(1, 2, 3.0, 1.0)),
         (

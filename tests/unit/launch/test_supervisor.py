@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import math
+import queue
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +17,8 @@ import pytest
 from hvdspark.errors import ConfigurationError, HvdSparkError, RankFailedError, StoreError
 from hvdspark.events import GenerationStarted, RankLost
 from hvdspark.fan_out import event_of
-from hvdspark.launch import supervisor
+from hvdspark.launch import line, supervisor
+from hvdspark.launch.line import Line, Waiting
 from hvdspark.launch.protocol import Launcher, LaunchSpec
 from hvdspark.launch.same_host import SameHostLauncher
 
@@ -44,6 +50,55 @@ def test_restarts_are_bounded(monkeypatch: pytest.MonkeyPatch, kind: str, genera
     assert [event for event in events if isinstance(event, RankLost)] == [
         RankLost(number, 1, "h", kind, "gone") for number in range(lost)
     ]
+
+
+class OneSlot(SameHostLauncher):
+    """Has slots for one rank."""
+
+    def __init__(self) -> None:
+        self.line = Line()
+
+    def turn(self, world_size: int, on_wait: Callable[[Waiting], None]) -> contextlib.AbstractContextManager[None]:
+        return self.line.turn(world_size, lambda: 1, on_wait)
+
+
+def test_who_finds_no_slots_waits_says_so_and_starts_no_generation(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(line, "_SAY_AFTER_S", 0.05)
+    monkeypatch.setattr(line, "_SAY_EVERY_S", 0.05)
+    began, may_end = threading.Event(), threading.Event()
+    order: list[str] = []
+    told: queue.Queue[dict[str, Any]] = queue.Queue()
+
+    def generation(launcher: Launcher, spec: LaunchSpec, *others: Any) -> list[Any]:
+        order.append(f"{threading.current_thread().name} {spec.generation}")
+        if len(order) == 1:
+            began.set()
+            assert may_end.wait(20)
+            raise RankFailedError(0, "h", "killed", kind="signal")
+        return [order]
+
+    monkeypatch.setattr(supervisor, "run_generation", generation)
+    launcher = OneSlot()
+
+    def launch(on_event: Callable[[dict[str, Any]], None]) -> None:
+        supervisor.supervise(launcher, time.time, num_workers=1, max_restarts=1, on_event=on_event)
+
+    threads = [threading.Thread(target=launch, args=(told.put if k else print,), name="ab"[k]) for k in range(2)]
+    threads[0].start()
+    assert began.wait(20)
+    threads[1].start()
+    with caplog.at_level(logging.INFO, "hvdspark"):
+        first, again = told.get(timeout=20), told.get(timeout=20)
+    may_end.set()
+    for thread in threads:
+        thread.join(20)
+    assert (first["event"], first["slots"], first["free"], first["total"], first["ahead"]) == ("waiting", 1, 0, 1, 1)
+    assert again["waited_s"] > first["waited_s"]
+    levels = [record.levelno for record in caplog.records if "wait for as many task slots: 0 of 1" in record.message]
+    assert levels[:2] == [logging.WARNING, logging.INFO], "loudly once"
+    assert order == ["a 0", "a 1", "b 0"], "who is started again keeps the slots"
 
 
 @pytest.mark.parametrize(
