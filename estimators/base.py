@@ -11,6 +11,7 @@ from pyspark.ml.base import Estimator
 from pyspark.ml.util import MLReadable, MLReader, MLWritable, MLWriter
 from pyspark.sql import DataFrame
 
+from hvdspark.data.dataset.candidates import Candidates
 from hvdspark.errors import ConfigurationError
 from hvdspark.estimators.declare import setter_name
 from hvdspark.estimators.keywords import keyword_only
@@ -33,6 +34,9 @@ class TrainingEstimator(Estimator[M], TrainingParams, MLWritable, MLReadable[Any
 
     _listeners: tuple[FitListener, ...] = ()
     _caller = Caller()
+    # Of what search this is a candidate, and its copies would be.
+    _candidates: Candidates | None = None
+    _of_copies: Candidates | None = None
 
     @keyword_only
     def setParams(self: E, **kwargs: Any) -> E:
@@ -68,17 +72,36 @@ class TrainingEstimator(Estimator[M], TrainingParams, MLWritable, MLReadable[Any
         """Who will call `fit`, as far as MLflow's runs go."""
         return self._caller
 
+    @property
+    def candidates(self) -> Candidates | None:
+        """The fits that this one shares rows with, where it is one of a search."""
+        return self._candidates
+
     def copy(self: E, extra: ParamMap | None = None) -> E:
-        """A copy with other Params. It knows MLflow's run that is active here: tuning fits copies in other threads."""
-        copied = super().copy(extra)
+        """This estimator again, with other Params; it shares the objects (module, loss, listeners) with this one.
+
+        A copy knows MLflow's run that is active here: tuning fits copies in other threads. Whoever tries Params, alone
+        or in a Pipeline, makes a copy and of that a copy for each try (`fitMultiple` of pyspark). So the first copy
+        lives as long as the search does, and datasets are kept for its copies.
+        """
+        copied: E = super().copy(extra)
         copied._caller = replace(self._caller, active=active_run() or self._caller.active)
+        if self._candidates is None or not self._candidates.one_state:
+            copied._candidates = self._of_copies
+            copied._of_copies = Candidates(one_state=False)
         return copied
 
     def fitMultiple(self, dataset: DataFrame, paramMaps: Sequence[ParamMap]) -> Iterator[tuple[int, M]]:
-        """Models by the place of their Params, which differ from this estimator's. In any order, one for each call."""
+        """A model for each of some param maps, as (index, model), one with each `next`, from any thread.
+
+        The rows are written once for all maps that ask for the same columns and rows, also where nobody can prove that
+        they do not change meanwhile.
+        """
         candidate = self.copy()
         candidate._caller = replace(candidate._caller, candidate=True)
-        return super(TrainingEstimator, candidate).fitMultiple(dataset, paramMaps)
+        candidate._candidates = Candidates(one_state=True)
+        models: Iterator[tuple[int, M]] = super(TrainingEstimator, candidate).fitMultiple(dataset, paramMaps)
+        return models
 
     def _fit(self, dataset: DataFrame) -> M:
         with names_of_params():

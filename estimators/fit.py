@@ -15,6 +15,7 @@ from typing import Any
 from pyspark.sql import SparkSession
 
 from hvdspark import launch, tracking, versions
+from hvdspark.data.dataset.candidates import Candidates
 from hvdspark.data.dataset.materialize import materialize
 from hvdspark.data.readers.moments import Moments, training_moments
 from hvdspark.estimators import asked
@@ -85,7 +86,7 @@ def fit(estimator: TrainingEstimator[Any], columns: asked.Columns, make: Make) -
     told = FanOut(run_id, [*shown, *estimator.getListeners(), *tracked])
     with told.fit(asked.started(estimator, columns, plan)), names_of_params(), contextlib.ExitStack() as stack:
         told.emit(PhaseStarted("materialize"))
-        write = partial(_write, stack, spark, store, columns, gang.num_workers)
+        write = partial(_write, stack, spark, store, columns, gang.num_workers, estimator.candidates)
         data, moments = launch.interruptible(spark, write, launch.new_tag())
         told.emit(DatasetReady(data))
 
@@ -120,10 +121,16 @@ def fit(estimator: TrainingEstimator[Any], columns: asked.Columns, make: Make) -
 
 
 def _write(
-    stack: contextlib.ExitStack, spark: SparkSession, store: Store, columns: asked.Columns, num_workers: int
+    stack: contextlib.ExitStack,
+    spark: SparkSession,
+    store: Store,
+    columns: asked.Columns,
+    num_workers: int,
+    candidates: Candidates | None,
 ) -> tuple[DatasetSpec, Moments | None]:
     """The dataset, held by the stack, and what its training rows are like where the program depends on it."""
-    written = materialize(columns.rows, columns.selection, store, num_workers=num_workers, owner=columns.given)
+    given, rows, wanted = columns.given, columns.rows, columns.selection
+    written = materialize(rows, wanted, store, num_workers=num_workers, owner=given, candidates=candidates)
     data = stack.enter_context(written)
     if columns.numbers is None:
         return data, None

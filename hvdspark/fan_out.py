@@ -115,8 +115,7 @@ def event_of(report: Report) -> FitEvent | None:
     if kind == "checkpoint":
         return CheckpointCommitted(report["epoch"], report["path"])
     if kind == "waiting":
-        names = ("slots", "free", "total", "ahead", "waited_s")
-        return SlotsAwaited(**{name: report[name] for name in names})
+        return SlotsAwaited(**{name: report[name] for name in ("slots", "free", "total", "ahead", "waited_s")})
     if kind == "generation":
         return GenerationStarted(report["generation"], report["world_size"])
     if kind == "straggler":

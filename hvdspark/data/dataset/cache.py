@@ -136,14 +136,18 @@ def kept_with(store: Store, path: str, key: Hashable, compute: Callable[[], T]) 
         return found
 
 
-def hold_while_alive(entry: Entry, owner: object) -> None:
-    """Keep the dataset as long as `owner` is alive."""
+def hold_while_alive(entry: Entry, owner: object, *, newest_only: bool = False) -> None:
+    """Keep the dataset as long as `owner` is alive; with `newest_only` no longer than until it has another one."""
     token = ("owner", id(owner))
     with _lock:
-        if token in entry.holders or entry not in _entries:
-            return
-        entry.holders.add(token)
-    weakref.finalize(owner, release, entry, token).atexit = False
+        before = [other for other in _entries if token in other.holders and other is not entry] if newest_only else []
+        held = token in entry.holders or entry not in _entries
+        if not held:
+            entry.holders.add(token)
+    if not held:
+        weakref.finalize(owner, release, entry, token).atexit = False
+    for other in before:
+        release(other, token)
 
 
 def release(entry: Entry, holder: Hashable) -> None:

@@ -26,9 +26,11 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from hvdspark.data.dataset import cache
+from hvdspark.data.dataset.candidates import Candidates
 from hvdspark.data.dataset.checks import check_array, check_column, check_sizes
 from hvdspark.data.dataset.footers import ColumnEvidence, Evidence, count_where, read_footers
 from hvdspark.data.dataset.invalid import any_of, is_invalid
+from hvdspark.data.dataset.plans import same_plan
 from hvdspark.data.dataset.schema import POSITIONS, RESERVED_PREFIX, WIDTH, SourceColumn, quoted
 from hvdspark.data.dataset.selection import Selection
 from hvdspark.data.dataset.unchanged import Unproven, evidence
@@ -57,7 +59,13 @@ _MAX_FILES = 200
 
 @contextlib.contextmanager
 def materialize(
-    df: DataFrame, selection: Selection, store: Store, *, num_workers: int, owner: object | None = None
+    df: DataFrame,
+    selection: Selection,
+    store: Store,
+    *,
+    num_workers: int,
+    owner: object | None = None,
+    candidates: Candidates | None = None,
 ) -> Iterator[DatasetSpec]:
     """Write the wanted columns of a DataFrame as a dataset of the store, for as long as the context lasts.
 
@@ -68,6 +76,7 @@ def materialize(
         num_workers: ranks that will read.
         owner: the dataset also outlives the context while this object is alive, so that the next call finds it; `df`
             itself by default. Give the user's DataFrame when `df` was derived from it.
+        candidates: which others will want the dataset, too.
 
     Raises:
         StoreError: the store cannot be written; before any work.
@@ -77,19 +86,22 @@ def materialize(
     proof = evidence(df)
     if isinstance(proof, Unproven):
         logger.info("the rows are written, whether or not they were before: %s", proof.reason)
+    one_state = candidates is not None and candidates.one_state
     # What cannot be proven unchanged equals nothing, not even itself a moment later. Where a seed draws rows it is a
     # part of the plan, and the plans are compared; where it draws none, it makes no other dataset.
-    proven = object() if isinstance(proof, Unproven) else proof
-    key = (store, dataclasses.replace(selection, seed=0), proven)
+    unproven = candidates.id if candidates is not None and one_state else object()
+    key = (store, dataclasses.replace(selection, seed=0), unproven if isinstance(proof, Unproven) else proof)
 
     def write(path: str) -> DatasetSpec:
         return _write(prepared, selection, store, path, num_workers)
 
     holder = object()
-    entry = cache.obtain(store, key, prepared, lambda other: _same_plan(prepared, other), holder, write)
+    entry = cache.obtain(store, key, prepared, lambda other: same_plan(prepared, other), holder, write)
     try:
         if not isinstance(proof, Unproven):
             cache.hold_while_alive(entry, df if owner is None else owner)
+        if candidates is not None and (one_state or not isinstance(proof, Unproven)):
+            cache.hold_while_alive(entry, candidates, newest_only=not one_state)
         assert entry.spec is not None
         with cache.renewed(store, entry.path):
             yield entry.spec
@@ -225,10 +237,3 @@ def _parallelism(df: DataFrame) -> int:
         return int(df.sparkSession.sparkContext.defaultParallelism)
     except Exception:  # pyspark raises different classes in different versions
         return 0
-
-
-def _same_plan(prepared: DataFrame, other: DataFrame) -> bool:
-    try:
-        return bool(prepared.sameSemantics(other))
-    except Exception:  # one of them belongs to a session that was stopped, or to Connect
-        return False

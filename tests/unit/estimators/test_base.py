@@ -7,6 +7,7 @@ import inspect
 from typing import Any
 
 import pytest
+from pyspark.ml import Pipeline
 from torch import nn
 
 from hvdspark.errors import ConfigurationError, UnknownParamError
@@ -37,6 +38,35 @@ def test_listeners_are_no_param_and_survive_copy(kind: type[Any]) -> None:
 def test_what_is_no_listener_is_refused_when_it_is_given(stranger: Any) -> None:
     with pytest.raises(ConfigurationError, match=f"{type(stranger).__name__}.*in listeners.*Hint: give instances"):
         TorchEstimator(listeners=[FitListener(), stranger])
+
+
+@pytest.mark.parametrize("kind", [TorchEstimator, CTRClassifier])
+def test_candidates_are_copies_of_a_copy_and_those_of_one_call_of_fit_multiple(kind: type[Any]) -> None:
+    estimator = kind()
+    alone = estimator.copy({estimator.epochs: 2})
+    assert estimator.candidates is alone.candidates is None, "nothing is kept for a fit with other Params"
+    pipeline = Pipeline(stages=[estimator]).copy()
+    tried = [pipeline.copy({estimator.epochs: epochs}).getStages()[0] for epochs in (1, 2)]
+    assert [one.getEpochs() for one in tried] == [1, 2]
+    assert tried[0].candidates is tried[1].candidates
+    assert not tried[0].candidates.one_state, "whoever copies twice may come back when the rows are others"
+    assert pipeline.copy().copy().getStages()[0].candidates is not tried[0].candidates
+
+    fitted = []
+
+    class Noting(kind):  # type: ignore[misc]
+        def _train(self, dataset: Any) -> Any:
+            fitted.append((self.getEpochs(), self.candidates))
+            return self
+
+    estimator = Noting()
+    for search in (1, 2):
+        maps = [{estimator.epochs: epochs} for epochs in (search, 5)]
+        assert [model.getEpochs() for model in estimator.fit(None, maps)] == [search, 5]
+    assert [epochs for epochs, _ in fitted] == [1, 5, 2, 5]
+    ids = [candidates.id for _, candidates in fitted if candidates.one_state]
+    assert ids[0] == ids[1] != ids[2] == ids[3]
+    assert estimator.candidates is None
 
 
 def test_objects_are_set_by_name() -> None:

@@ -76,6 +76,18 @@ def test_what_is_computed_from_a_dataset_is_kept_as_long_as_it_lives(store: Stor
     assert [found(entry.path, "a"), found(entry.path, "a")] == [4, 5], "nobody holds it"
 
 
+def test_an_owner_may_hold_no_more_than_the_newest(store: Store) -> None:
+    owner = Owner()
+    first, second = obtain(store, 1), obtain(store, 2, plan="other")
+    for entry, holder in ((first, 1), (second, 2), (second, 2)):
+        cache.hold_while_alive(entry, owner, newest_only=True)
+        cache.release(entry, holder)
+    assert store.list("datasets") == [second.path.split("/")[1]]
+    del owner
+    gc.collect()
+    assert store.list("datasets") == []
+
+
 def test_held_while_its_owner_lives(store: Store) -> None:
     owner = Owner()
     entry = obtain(store, 1)
