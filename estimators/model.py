@@ -2,18 +2,38 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
+from dataclasses import dataclass
 from typing import Any
 
 from pyspark.ml.base import Model
+from pyspark.ml.linalg import VectorUDT
 from pyspark.ml.util import MLReadable, MLReader, MLWritable, MLWriter
+from pyspark.sql.types import StructType
 from torch import nn
 
+from hvdspark.artifact.classes import ClassRule
+from hvdspark.artifact.inputs import Inputs
+from hvdspark.artifact.scored import CLASS, OUTPUT, PROBABILITY, RAW, ScoredColumn, Scoring
 from hvdspark.artifact.trust import Trust
 from hvdspark.errors import ConfigurationError
 from hvdspark.estimators.fitted import FittedModule
 from hvdspark.estimators.persistence import HvdSparkReader, HvdSparkWriter, Saved
 from hvdspark.estimators.summary import TrainingSummary
 from hvdspark.store import Store
+
+
+@dataclass(frozen=True)
+class Portable:
+    """A fitted model as those see it who know no Spark ML class.
+
+    Attributes:
+        inputs: what it takes.
+        scoring: what it adds.
+    """
+
+    inputs: Inputs
+    scoring: Scoring
 
 
 class FittedModel(Model, MLWritable, MLReadable[Any]):
@@ -79,6 +99,25 @@ class FittedModel(Model, MLWritable, MLReadable[Any]):
                 "this model was not fitted", hint=f"an estimator's fit or {type(self).__name__}.load makes one"
             )
         return self._fitted
+
+    def portable(self) -> Portable:
+        """What this model takes and adds, as plain data for where there is no Spark."""
+        rule = self._rule()
+        of_classes = {"rawPredictionCol": RAW, "probabilityCol": PROBABILITY, "predictionCol": CLASS}
+        kinds = {self.getOrDefault(name): what for name, what in of_classes.items()} if rule is not None else {}
+        columns = tuple(
+            ScoredColumn(field.name, kinds.get(field.name, OUTPUT), isinstance(field.dataType, VectorUDT))
+            for field in self.transformSchema(StructType([])).fields
+        )
+        return Portable(self._state.inputs, Scoring(columns, self.getOrDefault("handleInvalid"), rule))
+
+    def _rule(self) -> ClassRule | None:
+        """How classes are read off scores; None where the columns are what the module returns."""
+        return None
+
+    @abstractmethod
+    def transformSchema(self, schema: StructType) -> StructType:
+        """Schema of `transform`'s result. Raises SchemaError where an output column exists already."""
 
     def _to_saved(self) -> Saved:
         return self._state.to_saved(self.getOrDefault("allowPickle"))

@@ -10,15 +10,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any, Protocol
 
+import pyspark
+from pyspark.ml.param import Params
 from pyspark.ml.util import DefaultParamsReader, DefaultParamsWriter, MLReader, MLWriter
 from pyspark.sql import SparkSession
 from torch import Tensor
 
 from hvdspark.artifact import objects as described
-from hvdspark.artifact.directory import Artifact, ArtifactWriter
+from hvdspark.artifact.directory import TABLES_AT, Artifact, ArtifactWriter, verify_file
 from hvdspark.artifact.model import DATA
+from hvdspark.artifact.tables import table_files
 from hvdspark.artifact.trust import TRUSTED_PACKAGES, Trust
 from hvdspark.errors import PersistenceError
 from hvdspark.estimators.paths import check_same_place, spark_store
@@ -116,15 +120,49 @@ class HvdSparkReader(MLReader[Any]):
             raise PersistenceError("another class was saved here", value=metadata["class"], where=path)
         artifact = Artifact.open(store, DATA)
         artifact.verify()
-        verify_tables(self.sparkSession, store, DATA, artifact.tables)
+        verify_tables(self.sparkSession, *artifact.tables_at, artifact.tables)
         manifest = artifact.manifest
         files = {name: artifact.read(name) for name in manifest["files"]}
         instance = self._cls()
         instance._resetUid(metadata["uid"])
         DefaultParamsReader.getAndSetParams(instance, metadata)
-        saved = Saved(manifest["state"], files, manifest["aliases"], artifact.tables, (store.uri, DATA))
+        place, directory = artifact.tables_at
+        saved = Saved(manifest["state"], files, manifest["aliases"], artifact.tables, (place.uri, directory))
         instance._restore(saved, store, trust_of(self.sparkSession))
         return instance
+
+
+def saved_of(instance: Persistent) -> Saved:
+    """What is written of an object. Raises PersistenceError where it cannot be described."""
+    return instance._to_saved()
+
+
+def write_alone(instance: Params, saved: Saved, store: Store, *, tables: bool) -> None:
+    """Write what `save` writes, by this process alone: no executor has to reach the place, no session has to be there.
+
+    Args:
+        saved: of the instance.
+        tables: whether the files of sharded tables are copied; else it is said where they are.
+
+    Raises:
+        CheckpointError: a file of a table is missing or damaged.
+        StoreError: a file cannot be written.
+    """
+    session: Any = SimpleNamespace(version=pyspark.__version__)  # of which this asks the version alone
+    metadata = DefaultParamsWriter._get_metadata_to_save(instance, session)
+    store.write_text("metadata/part-00000", f"{metadata}\n")
+    writer = ArtifactWriter(store, DATA)
+    for name, content in saved.files.items():
+        writer.file(name, content)
+    source, directory = Store(saved.tables_at[0] or store.uri, MODELS_PLACE), saved.tables_at[1]
+    entries = {"state": saved.state, "aliases": saved.aliases}
+    if tables:
+        for entry in table_files(saved.tables):
+            store.copy_from(source, f"{directory}/{entry['path']}", f"{DATA}/{entry['path']}")
+            verify_file(store, f"{DATA}/{entry['path']}", entry)
+    elif saved.tables:
+        entries[TABLES_AT] = {"store": source.uri, "directory": directory}
+    writer.commit(entries, saved.tables)
 
 
 def pack(

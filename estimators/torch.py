@@ -12,6 +12,7 @@ from pyspark.sql import functions as F
 from pyspark.sql.types import DoubleType, StructField, StructType
 from torch import nn
 
+from hvdspark.artifact.classes import ClassRule
 from hvdspark.errors import ConfigurationError
 from hvdspark.estimators.classes import as_classes, check_classifies, wants_classes, with_classes
 from hvdspark.estimators.columns import check_new_columns
@@ -165,6 +166,10 @@ class TorchModel(ModuleModel, TorchScoringParams, TorchTrainingParams):
             for name, value, output in zip(self._output_columns(), values, outputs, strict=True)
         }
         return rows.withColumns(columns).drop(SCORES)
+
+    def _rule(self) -> ClassRule | None:
+        threshold = self.getOrDefault("threshold")
+        return ClassRule(self._state.result.loss, threshold, as_returned=True) if wants_classes(self) else None
 
     def _output_columns(self) -> list[str]:
         outputs = self._state.outputs

@@ -57,11 +57,14 @@ class ClassRule:
         threshold: of two classes, above which probability of the second one a row is of it.
         thresholds: of more than two, what the probability of each is divided by before the largest one is chosen; empty
             where that is 1.
+        as_returned: whether two numbers of a module are what they are of three: raw as they are, and of the largest one
+            the class. Else they are one logit.
     """
 
     loss: str
     threshold: float = 0.5
     thresholds: tuple[float, ...] = ()
+    as_returned: bool = False
 
     @classmethod
     def of_state(cls, state: Mapping[str, Any]) -> ClassRule | None:
@@ -79,7 +82,9 @@ class ClassRule:
     def classes(self, score: Floats) -> Classes:
         """Classes of what the module returned: float64 [rows], or [rows, classes]."""
         loss = self.loss
-        if score.ndim == 2 and score.shape[1] == 2:  # under a loss of class indices these are one logit
+        if (
+            not self.as_returned and score.ndim == 2 and score.shape[1] == 2
+        ):  # under a loss of class indices these are one logit
             with np.errstate(invalid="ignore"):
                 loss, score = "bce_with_logits", score[:, 1] - score[:, 0]
         if score.ndim == 1:

@@ -26,6 +26,7 @@ from hvdspark.store import Store
 
 WEIGHTS = "weights.safetensors"
 TABLES = "tables"
+TABLES_AT = "tables_at"  # of a manifest: where the files of tables are that were not copied
 FORMAT = 1
 _MAPPINGS = ("files", "aliases", "state")  # of a manifest
 
@@ -101,6 +102,12 @@ class Artifact:
         """Of each embedding collection the description of its tables, and their files."""
         found: list[dict[str, Any]] = self.manifest.get(TABLES, [])
         return found
+
+    @property
+    def tables_at(self) -> tuple[Store, str]:
+        """Store and directory that the files of tables are in: another one, where these were referenced, not copied."""
+        place = self.manifest.get(TABLES_AT)
+        return (self.store, self.directory) if place is None else (Store(place["store"], TABLES_AT), place["directory"])
 
     def verify(self) -> None:
         """Read every file of the manifest once, but for those of tables, which are verified when they are read.

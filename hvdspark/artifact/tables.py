@@ -90,8 +90,8 @@ def read_tables(artifact: Artifact, module: nn.Module) -> None:
     Raises:
         CheckpointError: files are missing or damaged, or they are not of these tables.
     """
-    for place, collection, saved in _matched(artifact, module):
-        collection.read_rows(artifact.store, place, saved["description"], saved["files"])
+    for store, place, collection, saved in _matched(artifact, module):
+        collection.read_rows(store, place, saved["description"], saved["files"])
 
 
 def freeze_tables(artifact: Artifact, module: nn.Module) -> None:
@@ -102,9 +102,9 @@ def freeze_tables(artifact: Artifact, module: nn.Module) -> None:
     Raises:
         CheckpointError: the files are not of these tables.
     """
-    for number, (place, collection, saved) in enumerate(_matched(artifact, module)):
+    for number, (store, place, collection, saved) in enumerate(_matched(artifact, module)):
         key = f"{artifact.fingerprint}/{number}"
-        collection.freeze(artifact.store, place, saved["description"], saved["files"], key)
+        collection.freeze(store, place, saved["description"], saved["files"], key)
 
 
 def table_files(tables: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -117,9 +117,12 @@ def table_files(tables: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def _matched(artifact: Artifact, module: nn.Module) -> list[tuple[str, ShardedEmbeddingCollection, dict[str, Any]]]:
-    """For each collection its directory, itself, and what the manifest says of it."""
+def _matched(
+    artifact: Artifact, module: nn.Module
+) -> list[tuple[Store, str, ShardedEmbeddingCollection, dict[str, Any]]]:
+    """For each collection its store and directory, itself, and what the manifest says of it."""
     collections, saved = collections_of(module), artifact.tables
+    store, directory = artifact.tables_at
     if len(collections) != len(saved):
         raise CheckpointError(
             "the module has another number of embedding collections",
@@ -128,7 +131,7 @@ def _matched(artifact: Artifact, module: nn.Module) -> list[tuple[str, ShardedEm
             hint="the tables are of another module",
         )
     return [
-        (f"{artifact.directory}/{TABLES}/{number}", collection, known)
+        (store, f"{directory}/{TABLES}/{number}", collection, known)
         for number, (collection, known) in enumerate(zip(collections, saved, strict=True))
     ]
 

@@ -43,6 +43,9 @@ _PURE = {
     "torch": ("torch", "torch._C"),
     "math": ("math",),
 }
+# Kinds of description that are an import path.
+_NAMING = ("module", "object", "import", "partial", "enum", "named_tuple")
+_KNOWN = {*sys.stdlib_module_names, "torch", "numpy", _OURS}
 _FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType)
 
 
@@ -106,6 +109,17 @@ class Trust:
     def may_construct(self, cls: type) -> bool:
         """Whether the constructor of a class that was found may be called with plain data."""
         return self.everything or _is_in(cls.__module__, (*_LAYERS, _OURS, *self.packages))
+
+
+def packages_named(description: Any) -> set[str]:
+    """Packages whose code a description (or several of them) names, but for Python's, torch's, numpy's and our own."""
+    if isinstance(description, list):
+        return {package for item in description for package in packages_named(item)}
+    if not isinstance(description, dict):
+        return set()
+    named = packages_named(list(description.values()))
+    paths = [path for kind in _NAMING if isinstance(path := description.get(kind), str)]
+    return named | {path.partition(":")[0].partition(".")[0] for path in paths} - _KNOWN
 
 
 def path_of(value: Any, where: str) -> str:

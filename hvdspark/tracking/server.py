@@ -93,7 +93,7 @@ class MlflowRun:
         from mlflow.exceptions import MlflowException
 
         if isinstance(error, MlflowException):
-            code = int(error.get_http_status_code())  # type: ignore[no-untyped-call]
+            code = int(error.get_http_status_code())
             return code >= 500 or code in (_TIMEOUT, _TOO_MANY)
         return isinstance(error, OSError)
 

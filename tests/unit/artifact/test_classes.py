@@ -36,6 +36,7 @@ CASES: list[Any] = [
     (ClassRule("cross_entropy", thresholds=(0.1, 0.8, 0.1)), [1.0, 2.0, 1.5], [1.0, 2.0, 1.5], None, 2.0),
     (ClassRule("cross_entropy", thresholds=(0.0, 1.0, 1.0)), [-9.0, 2.0, 1.5], [-9.0, 2.0, 1.5], None, 0.0),
     (ClassRule("cross_entropy", thresholds=(0.0, 1.0, 1.0)), [-9e9, 2.0, 1.5], [-9e9, 2.0, 1.5], None, 1.0),
+    (ClassRule("cross_entropy", 0.8, as_returned=True), [2.0, 3.0], [2.0, 3.0], None, 1.0),
     (ClassRule("nll"), np.log([0.2, 0.5, 0.3]), np.log([0.2, 0.5, 0.3]), [0.2, 0.5, 0.3], 1.0),
 ]
 

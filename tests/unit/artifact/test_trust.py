@@ -15,7 +15,7 @@ from torch import nn
 
 from hvdspark.artifact.describe import Describer
 from hvdspark.artifact.objects import rebuild
-from hvdspark.artifact.trust import Trust, path_of
+from hvdspark.artifact.trust import Trust, packages_named, path_of
 from hvdspark.errors import PersistenceError
 from tests.unit.train import ordinary
 
@@ -148,3 +148,10 @@ def test_no_constructor_of_a_users_class_is_called(monkeypatch: pytest.MonkeyPat
     description = describer.describe(ordinary.Scaled(2.0), "model")
     monkeypatch.setattr(ordinary.Scaled, "__init__", lambda *_: pytest.fail("called"))
     assert rebuild(description, describer.tensors).scale == 2.0
+
+
+def test_packages_that_are_named() -> None:
+    layers = [["0", module_state("torch.nn:Linear")], ["1", module_state("nets.deep:Net", hooks=[hook("tools:log")])]]
+    described = module_state("hvdspark.models.click:ClickModel", modules=layers, attributes=[["f", "text:of:user"]])
+    described["attributes"].append(["g", {"partial": "math:exp", "args": [{"enum": "kinds:Kind"}], "kwargs": {}}])
+    assert packages_named({"module": described}) == {"nets", "tools", "kinds"}

@@ -6,15 +6,13 @@ The environment is a virtual one that the test makes, with links to what is inst
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
-import re
 import subprocess
-import venv
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.environments import environment
 
 ROOT = Path(__file__).resolve().parents[3]
 FOLDER = ROOT / "tests" / "fixtures" / "models-0.1.0"
@@ -37,32 +35,10 @@ print(json.dumps(found))
 """
 
 
-def distributions(names: Iterator[str] | tuple[str, ...]) -> dict[str, importlib.metadata.Distribution]:
-    """Packages by name, and all that they need here."""
-    found: dict[str, importlib.metadata.Distribution] = {}
-    waiting = list(names)
-    while waiting:
-        name = waiting.pop().lower()
-        if name in found:
-            continue
-        try:
-            found[name] = importlib.metadata.distribution(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue  # needed on another platform
-        needed = [line for line in found[name].requires or [] if "extra ==" not in line]
-        waiting += [match[0] for line in needed if (match := re.match(r"[A-Za-z0-9._-]+", line))]
-    return found
-
-
 @pytest.fixture
 def python(tmp_path: Path) -> Path:
     """The interpreter of an environment that has these packages and hvdspark."""
-    venv.create(tmp_path / "venv", symlinks=True, with_pip=False)
-    (site,) = (tmp_path / "venv").glob("lib/python*/site-packages")
-    for distribution in distributions(WANTED).values():
-        for top in {file.parts[0] for file in distribution.files or [] if file.parts[0] not in ("..", "__pycache__")}:
-            if not (site / top).exists():
-                (site / top).symlink_to(Path(str(distribution.locate_file(top))))
+    site = environment(tmp_path / "venv", WANTED)
     (site / "hvdspark").symlink_to(ROOT / "hvdspark")
     return tmp_path / "venv" / "bin" / "python"
 
