@@ -8,7 +8,7 @@ from pyspark.ml.param import TypeConverters
 
 from hvdspark.embedding.config import DTYPES, OPTIMIZERS
 from hvdspark.estimators.class_params import ClassifierParams
-from hvdspark.estimators.declare import distinct_names, in_range, number, one_of, param, worded
+from hvdspark.estimators.declare import by_name, distinct_names, in_range, number, one_of, param, worded
 from hvdspark.estimators.paced import PacedParams
 from hvdspark.models import ARCHITECTURES
 from hvdspark.specs import Range
@@ -16,6 +16,9 @@ from hvdspark.specs import Range
 
 def _sizes(value: Any) -> list[int]:
     return [in_range("hiddenUnits", TypeConverters.toInt, Range(1))(size) for size in TypeConverters.toList(value)]
+
+
+_COUNTS = Range(1)
 
 
 class CTRScoringParams(ClassifierParams):
@@ -91,6 +94,29 @@ class CTRTrainingParams(PacedParams):
         f"of stored embeddings: {', '.join(DTYPES)}; arithmetic is float32",
         one_of("embeddingDtype", *DTYPES),
     )
+    sharedTables = param(
+        "sharedTables",
+        'tables that several of categoricalCols share, by a name of your own: {"place": ["home", "away"]} gives a '
+        "category one embedding and one first-order weight in all of them; every other column has a table of its own",
+        by_name(distinct_names("sharedTables"), "lists of columns"),
+    )
+    embeddingDims = param(
+        "embeddingDims",
+        'columns of an embedding where they are not embeddingDim, by column (or by shared table): {"user": 32}, each '
+        "at least 1. Architectures that multiply embeddings (fm, deepfm, dlrm) take one for all",
+        by_name(in_range("embeddingDims", TypeConverters.toInt, _COUNTS), "whole numbers"),
+    )
+    embeddingOptimizers = param(
+        "embeddingOptimizers",
+        'optimizers where they are not embeddingOptimizer, by column (or by shared table): {"user": "adam"}',
+        by_name(one_of("embeddingOptimizers", *OPTIMIZERS), "names"),
+    )
+    embeddingMinCounts = param(
+        "embeddingMinCounts",
+        'how often a category must occur where it is not embeddingMinCount, by column (or by shared table): {"user": '
+        "5}, each at least 1",
+        by_name(in_range("embeddingMinCounts", TypeConverters.toInt, _COUNTS), "whole numbers"),
+    )
 
     learningRate = worded(
         PacedParams.learningRate,
@@ -109,5 +135,9 @@ class CTRTrainingParams(PacedParams):
             embeddingOptimizer="rowwise_adagrad",
             embeddingMinCount=1,
             embeddingDtype="float32",
+            sharedTables={},
+            embeddingDims={},
+            embeddingOptimizers={},
+            embeddingMinCounts={},
             embeddingLearningRate=None,  # follows from the training rows
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,8 +12,11 @@ import torch
 from torch import nn
 
 from hvdspark.data.readers.moments import Moments
-from hvdspark.estimators.defaults import DensePace, Pace, dense_pace, embedding_pace, set_value
+from hvdspark.embedding.config import SparseOptimizer
+from hvdspark.errors import ConfigurationError
+from hvdspark.estimators.defaults import DensePace, EmbeddingPace, Pace, dense_pace, embedding_pace, set_value
 from hvdspark.models.click import ClickModel
+from hvdspark.models.click_tables import TableSettings, tables_of
 from hvdspark.train.optimizer import named
 from hvdspark.train.program import Program
 
@@ -36,7 +39,8 @@ def click_program(
     value = params.getOrDefault
     rate, weight = (0.5, math.inf) if rows is None else (positive_rate(rows), rows.label[1])
     own = set_value(params, "embeddingLearningRate")
-    tables = embedding_pace(value("embeddingOptimizer"), pace, rate, weight, learning_rate=own)
+    pace_of = functools.partial(embedding_pace, pace=pace, rate=rate, rows=weight, learning_rate=own)
+    tables = pace_of(value("embeddingOptimizer"))
     module = ClickModel(
         value("architecture"),
         len(numbers),
@@ -57,6 +61,8 @@ def click_program(
         weight_learning_rate=tables.weights,
         weight_initial_accumulator=tables.weight_accumulator,
         one_table=True,
+        shared_tables=value("sharedTables"),
+        of_tables=_of_tables(params, categories, pace_of),
     )
     if rows is not None:
         with torch.no_grad():
@@ -68,6 +74,40 @@ def click_program(
     # A last pass over few rows costs little, and what Adam makes of a bias is off by what few positive rows are.
     few = rows is not None and pace.epochs > 1
     return Program(module, "bce_with_logits", optimizer, output_bias=module.bias if few else None)
+
+
+def _of_tables(
+    params: Any, categories: Sequence[str], pace_of: Callable[[str], EmbeddingPace]
+) -> dict[str, TableSettings]:
+    """What tables have otherwise than the others. ConfigurationError for a table that there is not.
+
+    Args:
+        pace_of: learning rates of an optimizer.
+    """
+    table_of = tables_of(categories, params.getOrDefault("sharedTables"))
+    tables = set(table_of.values())
+    maps = {name: params.getOrDefault(name) for name in ("embeddingDims", "embeddingOptimizers", "embeddingMinCounts")}
+    for name, given in maps.items():
+        for key in given:
+            if key not in tables:
+                hint = (
+                    f"it shares table {table_of[key]!r}: name that"
+                    if key in table_of
+                    else f"known are {sorted(tables)}"
+                )
+                raise ConfigurationError(
+                    "no column of categories with a table of its own", value=key, where=name, hint=hint
+                )
+    dims, optimizers, counts = maps.values()
+    found = {}
+    for table in sorted({name for given in maps.values() for name in given}):
+        of_vectors = of_weights = None
+        if table in optimizers:
+            name, rates = optimizers[table], pace_of(optimizers[table])
+            of_vectors = SparseOptimizer(name, rates.vectors, initial_accumulator=rates.vector_accumulator)
+            of_weights = SparseOptimizer(name, rates.weights, initial_accumulator=rates.weight_accumulator)
+        found[table] = TableSettings(dims.get(table), counts.get(table), of_vectors, of_weights)
+    return found
 
 
 def positive_rate(rows: Moments) -> float:

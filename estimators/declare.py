@@ -95,9 +95,19 @@ def distinct_names(name: str, *, may_be_empty: bool = False) -> Converter:
 
 
 def numbers_by_name(value: Any) -> dict[str, float]:
-    if not isinstance(value, dict):
-        raise TypeError(f"Could not convert {value!r} to a dict of numbers")
-    return {TypeConverters.toString(key): float(TypeConverters.toFloat(item)) for key, item in value.items()}
+    numbers: dict[str, float] = by_name(lambda item: float(TypeConverters.toFloat(item)), "numbers")(value)
+    return numbers
+
+
+def by_name(convert: Converter, what: str) -> Converter:
+    """Of a dict by names; `what` its values are, for the error."""
+
+    def check(value: Any) -> dict[str, Any]:
+        if not isinstance(value, dict):
+            raise TypeError(f"Could not convert {value!r} to a dict of {what}")
+        return {TypeConverters.toString(key): convert(item) for key, item in value.items()}
+
+    return check
 
 
 def param(name: str, doc: str, convert: Converter) -> Any:

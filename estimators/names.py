@@ -18,6 +18,7 @@ _PARAMS = {
     "group_column": "validationGroupCol",
     "handle_invalid": "handleInvalid",
     "loss_weights": "lossWeights",
+    "shared_tables": "sharedTables",
     "num_workers": "numWorkers",
     "start_timeout_s": "startTimeout",
     "max_restarts": "maxRestarts",

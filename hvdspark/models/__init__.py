@@ -26,7 +26,13 @@ ARCHITECTURES: dict[str, type[Architecture]] = {
 
 
 def make_model(
-    architecture: str, *, numbers: int, fields: int, dim: int, hidden: Sequence[int], dropout: float = 0.0
+    architecture: str,
+    *,
+    numbers: int,
+    fields: int,
+    dim: int | Sequence[int],
+    hidden: Sequence[int],
+    dropout: float = 0.0,
 ) -> Architecture:
     """An architecture by its name, with fresh weights from torch's generator.
 

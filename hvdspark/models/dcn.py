@@ -25,12 +25,13 @@ class DCNv2(Architecture):
     """
 
     uses_weights: ClassVar[bool] = False
+    puts_side_by_side: ClassVar[bool] = True
 
     def __init__(
         self,
         numbers: int,
         fields: int,
-        dim: int,
+        dim: int | Sequence[int],
         hidden: Sequence[int],
         dropout: float = 0.0,
         cross_layers: int = 3,
@@ -38,13 +39,13 @@ class DCNv2(Architecture):
         super().__init__(numbers, fields, dim)
         whole("cross_layers", cross_layers, "DCNv2", least=1)
         self.hidden, self.dropout, self.cross_layers = tuple(hidden), dropout, cross_layers
-        width = fields * dim + numbers
+        width = self.vector_width + numbers
         self.cross = nn.ModuleList(linear(width, width) for _ in range(cross_layers))
         self.deep = hidden_layers(width, self.hidden, dropout)
         self.output = linear(width + [width, *self.hidden][-1], 1)
 
     def forward(self, numbers: Tensor, vectors: Tensor, weights: Tensor) -> Tensor:
-        start = torch.cat([vectors.flatten(1), numbers], dim=1)  # [rows, F * D + N]
+        start = torch.cat([vectors.flatten(1), numbers], dim=1)  # [rows, vector_width + N]
         crossed = start
         for layer in self.cross:
             crossed = torch.addcmul(crossed, start, layer(crossed))

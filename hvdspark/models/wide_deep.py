@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -22,14 +23,18 @@ class WideAndDeep(Architecture):
         hidden, dropout: units of the MLP's hidden layers, and the share of them that a training step leaves out.
     """
 
-    def __init__(self, numbers: int, fields: int, dim: int, hidden: Sequence[int], dropout: float = 0.0) -> None:
+    puts_side_by_side: ClassVar[bool] = True
+
+    def __init__(
+        self, numbers: int, fields: int, dim: int | Sequence[int], hidden: Sequence[int], dropout: float = 0.0
+    ) -> None:
         super().__init__(numbers, fields, dim)
         self.hidden, self.dropout = tuple(hidden), dropout
         self.wide = LogisticRegression(numbers, fields)
-        self.deep = mlp(fields * dim + numbers, self.hidden, dropout)
+        self.deep = mlp(self.vector_width + numbers, self.hidden, dropout)
 
     def forward(self, numbers: Tensor, vectors: Tensor, weights: Tensor) -> Tensor:
-        features = torch.cat([vectors.flatten(1), numbers], dim=1)  # [rows, F * D + N]
+        features = torch.cat([vectors.flatten(1), numbers], dim=1)  # [rows, vector_width + N]
         return self.wide(numbers, vectors, weights) + self.deep(features).squeeze(1)
 
     def summands(self) -> Sequence[nn.Module]:
