@@ -6,10 +6,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
-from pyspark.sql import DataFrame
+import numpy as np
+from numpy.typing import NDArray
+from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.types import DoubleType
 
 from hvdspark.artifact.trust import Trust
+from hvdspark.embedding.ids.categories import Values
 from hvdspark.errors import ConfigurationError
 from hvdspark.estimators.asked import columns_of
 from hvdspark.estimators.base import TrainingEstimator
@@ -20,6 +23,7 @@ from hvdspark.estimators.continuous import check_numbers, number
 from hvdspark.estimators.ctr_params import CTRScoringParams, CTRTrainingParams
 from hvdspark.estimators.ctr_program import click_program
 from hvdspark.estimators.declare import accessors, model_accessors
+from hvdspark.estimators.embeddings import embeddings, vectors
 from hvdspark.estimators.fit import fit
 from hvdspark.estimators.keywords import keyword_only
 from hvdspark.estimators.persistence import Saved
@@ -150,6 +154,38 @@ class CTRClassificationModel(ClassificationModel, CTRScoringParams, CTRTrainingP
     tables stay in the store: executors map what the rows ask for. A category never seen in training is the zero
     vector.
     """
+
+    def embeddings(self, column: str, categories: DataFrame | None = None) -> DataFrame:
+        """All trained embeddings of a column, one row for each category that training has met. Starts no job.
+
+        Columns: `category` (null where `categories` does not have it), `key` (bigint, what the category is hashed to),
+        `vector` (array<float>), `weight` (float, its first-order weight; null in models of two tables, which early
+        versions saved) and `count` (int, batches of training that met it; null in models saved without). Spark's tasks
+        read them from the files of the model. Columns that share a table have the same embeddings.
+
+        Args:
+            column: one of categoricalCols.
+            categories: a DataFrame with a column of that name, whose values are the categories to be named; also
+                arrays of them. A key cannot be turned back into its category. Null is named by nobody.
+
+        Raises:
+            ConfigurationError: not a column of categories.
+            SchemaError: `categories` has no such column, or it is not of the type of training.
+        """
+        return embeddings(SparkSession.active(), self._state, column, categories)
+
+    def vectors(self, column: str, values: Values) -> NDArray[np.float32]:
+        """The embeddings of some categories, without Spark: float32 [n, embeddingDim]. Reads nothing else.
+
+        Args:
+            column: one of categoricalCols.
+            values: categories as the user has them: strings, integers or booleans. One never met is zeros.
+
+        Raises:
+            ConfigurationError: not a column of categories.
+            DataError: a value that can be no category of this column.
+        """
+        return vectors(self._state, column, values)
 
     def _transform(self, dataset: DataFrame) -> DataFrame:
         self.transformSchema(dataset.schema)

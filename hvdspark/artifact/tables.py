@@ -117,12 +117,17 @@ def table_files(tables: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
+def table_place(artifact: Artifact, number: int) -> tuple[Store, str]:
+    """The store and the directory in it of one of `artifact.tables`."""
+    store, directory = artifact.tables_at
+    return store, f"{directory}/{TABLES}/{number}"
+
+
 def _matched(
     artifact: Artifact, module: nn.Module
 ) -> list[tuple[Store, str, ShardedEmbeddingCollection, dict[str, Any]]]:
     """For each collection its store and directory, itself, and what the manifest says of it."""
     collections, saved = collections_of(module), artifact.tables
-    store, directory = artifact.tables_at
     if len(collections) != len(saved):
         raise CheckpointError(
             "the module has another number of embedding collections",
@@ -131,7 +136,7 @@ def _matched(
             hint="the tables are of another module",
         )
     return [
-        (store, f"{directory}/{TABLES}/{number}", collection, known)
+        (*table_place(artifact, number), collection, known)
         for number, (collection, known) in enumerate(zip(collections, saved, strict=True))
     ]
 
@@ -144,7 +149,10 @@ def _gathered(
     for rank in range(size):
         store.delete(_part(directory, rank))
     return [
-        {"description": collection.description(), "files": [file for part in parts for file in part[number]]}
+        {
+            "description": collection.description(),
+            "files": [file for part in parts for file in part[number]],
+        }
         for number, collection in enumerate(collections)
     ]
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from hvdspark.collectives import Collective, current_collective
 from hvdspark.embedding.config import DTYPES
@@ -16,6 +17,7 @@ from hvdspark.embedding.files.frozen import FrozenGroup
 from hvdspark.embedding.files.host_copies import locate_files
 from hvdspark.embedding.files.shards import read_shards, write_shards
 from hvdspark.embedding.graphs import memory_that_lasts
+from hvdspark.embedding.ids.distinct import unique
 from hvdspark.embedding.ids.keys import KeySpace
 from hvdspark.embedding.plan.groups import TableGroups
 from hvdspark.embedding.rows.protocol import RowStore
@@ -147,6 +149,28 @@ class ShardedRows(UpdatedRows):
             FrozenExchange(FrozenGroup(group, homes, self.seed, entries, locate))
             for group, homes in zip(self.groups, self._plan.homes, strict=True)
         ]
+
+    def rows_of(self, table: str, ids: Tensor) -> Tensor:
+        """Rows of a sharded table of a fitted model, without a forward pass. Not collective.
+
+        Args:
+            table: its name.
+            ids: int64 [n], valid, in any order and number.
+
+        Returns: float32 [n, dim]; of ids never met as in a forward pass.
+
+        Raises:
+            CheckpointError: a file is missing or damaged.
+            ConfigurationError: there is no such table, or the rows are not those of a fitted model.
+        """
+        for exchange, group in zip(self._frozen or (), self.groups, strict=False):
+            names = [config.name for config in group]
+            if table in names:
+                distinct = unique(exchange.key_space.fuse(names.index(table), ids))
+                return exchange.look_up(distinct, train=False).rows[distinct.inverse]
+        raise ConfigurationError(
+            "not a sharded table of a fitted model", value=table, where="ShardedEmbeddingCollection.rows_of"
+        )
 
     def _drop_rows(self) -> None:
         """Their memory goes before others come, and what waits for them."""

@@ -43,7 +43,7 @@ class FileEntry:
         group: number of the exchange group.
         first, stop: buckets [first, stop).
         rows: rows of each table of the group, by name.
-        state: whether optimizer state, counts and waiting ids are there, too.
+        state: whether optimizer state, last steps and waiting ids are there, too.
         sha256, bytes: of the file; "" and 0 without one.
     """
 
@@ -71,7 +71,7 @@ def write_shards(store: Store, directory: str, shards: Sequence[RowStore], *, st
 
     Args:
         shards: of the groups, in order.
-        state: also what training needs to go on: optimizer state, counts, last steps, ids that wait for admission.
+        state: also what training needs to go on: optimizer state, last steps, ids that wait for admission.
 
     Raises:
         StoreError: a file cannot be written.
@@ -134,7 +134,7 @@ def read_shards(
                 where=directory,
                 hint="load a checkpoint",
             )
-        tensors = _by_table(_read_file(store, directory, file))
+        tensors = _by_table(read_file(store, directory, file))
         for shard, place, name in takers:
             found = tensors.get(name, {})
             for tensor, value in (absent or {}).get(name, {}).items():
@@ -225,7 +225,8 @@ def _write_part(
     return FileEntry(path, group, part.first, part.stop, rows, state, **known)
 
 
-def _read_file(store: Store, directory: str, file: FileEntry) -> dict[str, Tensor]:
+def read_file(store: Store, directory: str, file: FileEntry) -> dict[str, Tensor]:
+    """The tensors of a file that there is, in memory, by `tensor_name`. Raises CheckpointError where it is damaged."""
     data, size = bytearray(file.bytes), 0
     for chunk in verified_chunks(store, directory, file):
         data[size : size + len(chunk)] = chunk

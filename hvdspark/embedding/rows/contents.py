@@ -45,16 +45,17 @@ class HostPart:
     def columns(self, table: int, *, state: bool) -> list[Column]:
         """See `protocol.Part.columns`."""
         memory, slots = self.memory, self.slots[table]
+        counts = _slab_column("counts", memory.counts, slots)
         rows = _slab_column("rows", memory.rows, slots)
         if not state:
-            return [_column("ids", self.ids[table]), rows]
-        keys, counts, ages = memory.waiting.entries(self.waiting[table])
+            return [_column("ids", self.ids[table]), counts, rows]
+        keys, occurrences, ages = memory.waiting.entries(self.waiting[table])
         return [
             _column("ids", self.ids[table]),
             _column("waiting_ids", memory.key_space.ids_of(keys)),
-            _column("waiting_counts", counts),
+            _column("waiting_counts", occurrences),
             _column("waiting_ages", ages),
-            _slab_column("counts", memory.counts, slots),
+            counts,
             _slab_column("last_step", memory.last_step, slots),
             *(_slab_column(f"state.{name}", slab, slots) for name, slab in memory.state.items()),
             rows,

@@ -40,8 +40,8 @@ class Part(Protocol):
     def columns(self, table: int, *, state: bool) -> list[Column]:
         """The tensors of one table.
 
-        "ids" int64 [n], ascending, and "rows" [n, D] in the table's dtype. With `state` also "counts" int32 [n] (steps
-        that met the id), "last_step" int32 [n] (of the last update; before the first one, the latest step when the id
+        "ids" int64 [n], ascending, "counts" int32 [n] (steps that met the id) and "rows" [n, D] in the table's dtype.
+        With `state` also "last_step" int32 [n] (of the last update; before the first one, the latest step when the id
         was first met), "state.<name>" float32 [n, ...] for each of the optimizer's states, and for ids that wait for
         admission "waiting_ids" int64 [m], ascending, "waiting_counts" int32 [m] and "waiting_ages" int32 [m] (passes of
         `evict` since the last sighting).

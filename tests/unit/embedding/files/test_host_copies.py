@@ -255,7 +255,9 @@ def test_room_is_looked_for_before_a_file_is_copied(
     copy = HostCopy(store, "tables", "f")
     usage = shutil.disk_usage(temporary)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=files[0].bytes - 1))
-    with pytest.raises(StoreError, match=r"no room on this host.*it has \d+ B, \d+ B are free.*Hint: TMPDIR"):
+    with pytest.raises(
+        StoreError, match=r"no room on this host.*it has [\d.]+ K?i?B, [\d.]+ K?i?B are free.*Hint: TMPDIR"
+    ):
         copy.path(files[0])
     assert opened == []
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=files[0].bytes))

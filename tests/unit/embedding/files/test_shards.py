@@ -110,11 +110,11 @@ def test_the_files_are_safetensors(tmp_path: Path) -> None:
             assert sorted(ids[table.name]) == group.export(place)["ids"].tolist()
 
 
-def test_for_scoring_there_are_ids_and_rows_alone(tmp_path: Path) -> None:
+def test_for_scoring_there_are_ids_counts_and_rows_alone(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     entries = save(store, trained(2), state=False)
     tensors = safetensors.torch.load_file(tmp_path / "tables" / entries[0]["path"])
-    assert {name.rpartition("/")[2] for name in tensors} == {"ids", "rows"}
+    assert {name.rpartition("/")[2] for name in tensors} == {"ids", "counts", "rows"}
     with pytest.raises(CheckpointError, match=r"written for scoring.*Hint: load a checkpoint"):
         load(store, entries, 2)
 

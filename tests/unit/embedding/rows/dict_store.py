@@ -220,7 +220,8 @@ class DictPart:
         ids, waiting = torch.tensor(self._ids_of(table, list(self.store.rows)), dtype=torch.int64), None
         rows = [self.store.rows[key] for key in self.store.key_space.fuse(table, ids).tolist()]
         values = torch.stack([row.values for row in rows]) if rows else torch.zeros(0, self.store.dim)
-        found = {"ids": ids, "rows": values.to(self.store.dtype)}
+        counts = torch.tensor([row.count for row in rows], dtype=torch.int32)
+        found = {"ids": ids, "counts": counts, "rows": values.to(self.store.dtype)}
         if state:
             waiting = torch.tensor(self._ids_of(table, list(self.store.waiting)), dtype=torch.int64)
             entries = [self.store.waiting[key] for key in self.store.key_space.fuse(table, waiting).tolist()]
@@ -229,7 +230,6 @@ class DictPart:
                 "waiting_ids": waiting,
                 "waiting_counts": torch.tensor([entry.count for entry in entries], dtype=torch.int32),
                 "waiting_ages": torch.tensor([entry.age for entry in entries], dtype=torch.int32),
-                "counts": torch.tensor([row.count for row in rows], dtype=torch.int32),
                 "last_step": torch.tensor([row.last_step for row in rows], dtype=torch.int32),
             }
             for name, shape in shapes.items():

@@ -71,10 +71,12 @@ def test_something_of_every_kind_was_looked_at() -> None:
     assert len(SHARD.export(1)["waiting_ids"]) > 100
 
 
-def test_without_state_there_are_ids_and_rows() -> None:
+def test_without_state_there_are_ids_counts_and_rows() -> None:
     (part,) = SHARD.parts([(0, BUCKETS)])
-    assert [column.name for column in part.columns(0, state=False)] == ["ids", "rows"]
-    assert torch.equal(torch.cat(list(part.columns(3, state=False)[1].blocks())), SHARD.export(3)["rows"])
+    assert [column.name for column in part.columns(0, state=False)] == ["ids", "counts", "rows"]
+    _, counts, rows = (torch.cat(list(column.blocks())) for column in part.columns(3, state=False))
+    assert torch.equal(counts, SHARD.export(3)["counts"])
+    assert torch.equal(rows, SHARD.export(3)["rows"])
 
 
 def test_a_rank_exports_no_bucket_of_others() -> None:
