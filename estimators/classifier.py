@@ -87,6 +87,7 @@ class TorchClassifier(ModuleEstimator["TorchClassificationModel"], ClassifierSco
         learningRateScheduleArgs: dict[str, float] | None = None,
         storeUri: str | None = None,
         trackingUri: str | None = None,
+        warmStartFrom: Any = None,
         seed: int | None = None,
         shuffle: bool | None = None,
         shuffleRows: int | None = None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -91,6 +92,7 @@ class CTRClassifier(TrainingEstimator["CTRClassificationModel"], CTRScoringParam
         learningRateScheduleArgs: dict[str, float] | None = None,
         storeUri: str | None = None,
         trackingUri: str | None = None,
+        warmStartFrom: Any = None,
         seed: int | None = None,
         shuffle: bool | None = None,
         shuffleRows: int | None = None,

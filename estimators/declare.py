@@ -99,6 +99,11 @@ def numbers_by_name(value: Any) -> dict[str, float]:
     return numbers
 
 
+def model_uri(value: Any) -> str:
+    """Of a fitted model the directory that it is in; what is no such model is its URI."""
+    return str(TypeConverters.toString(getattr(value, "uri", value)))
+
+
 def by_name(convert: Converter, what: str) -> Converter:
     """Of a dict by names; `what` its values are, for the error."""
 

@@ -28,6 +28,7 @@ from hvdspark.estimators.fitted import FittedModule
 from hvdspark.estimators.names import names_of_params
 from hvdspark.estimators.paths import spark_store
 from hvdspark.estimators.trained import types_of
+from hvdspark.estimators.warm_start import begin, trained_before
 from hvdspark.events import DatasetReady, FitEnded, PhaseStarted
 from hvdspark.fan_out import FanOut
 from hvdspark.specs import DatasetSpec
@@ -81,6 +82,7 @@ def fit(estimator: TrainingEstimator[Any], columns: asked.Columns, make: Make) -
     plan = plan_tables(packed.program.module, gang.num_workers, estimator.pace(MANY_ROWS).batch_size, budget)
     check_place(store)
     store.check_writable()
+    source = trained_before(spark, set_value(estimator, "warmStartFrom"))
 
     shown = [progress(asked.monitor(estimator, columns)), MemoryReport()]
     told = FanOut(run_id, [*shown, *estimator.getListeners(), *tracked])
@@ -102,18 +104,25 @@ def fit(estimator: TrainingEstimator[Any], columns: asked.Columns, make: Make) -
             saving=not estimator.getOrDefault("allowPickle"),
             metrics_asked_for=estimator.isDefined("metrics"),
         )
-        warnings = told.warn([*lost_in_double(columns.given.schema, columns.numbers or (), moments), *tried.warnings])
+        begins = begin(source, tried.spec, tried.packed.program.module)
+        lost = lost_in_double(columns.given.schema, columns.numbers or (), moments)
+        warnings = told.warn([*lost, *tried.warnings, *begins.warnings])
         check_outputs(estimator, checked.losses, tried.outputs)
 
         told.emit(PhaseStarted("launch"))
-        result = train_on_ranks(spark, tried.spec, tried.packed, gang, told.report)
+        result = train_on_ranks(spark, begins.spec, tried.packed, gang, told.report)
         warnings += told.warn([*few_steps(result.epochs_run * spec.updates_per_epoch), *result.warnings])
         fitted = FittedModule(
             store_uri=store.uri,
             model_path=result.model_path,
             skeleton=tried.module,
             features=tuple(data.column(name) for name in columns.features),
-            result=replace(result, warnings=warnings, loss=checked.losses[0] if len(checked.losses) == 1 else ""),
+            result=replace(
+                result,
+                warnings=warnings,
+                loss=checked.losses[0] if len(checked.losses) == 1 else "",
+                warm_start=begins.said,
+            ),
             types=types_of(columns.given.schema, columns.features),
         )
     told.emit(FitEnded(fitted.uri, result.history, result.best_epoch, result.stopped, warnings))

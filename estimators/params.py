@@ -18,7 +18,7 @@ from pyspark.ml.param.shared import (
 
 from hvdspark.data.dataset.selection import HANDLE_INVALID
 from hvdspark.errors import ConfigurationError
-from hvdspark.estimators.declare import number, numbers_by_name, of_spec, one_of, param
+from hvdspark.estimators.declare import model_uri, number, numbers_by_name, of_spec, one_of, param
 from hvdspark.estimators.default_store import default_uri
 from hvdspark.estimators.defaults import Pace
 from hvdspark.launch import check_environment, run
@@ -140,6 +140,13 @@ class TrainingParams(HasLabelCol, HasWeightCol, HasValidationIndicatorCol, HasSe
         "scheme is on the file system of fs.defaultFS; where it is not set, hvdspark in this user's directory for data "
         "($XDG_DATA_HOME, or ~/.local/share)",
         TypeConverters.toString,
+    )
+    warmStartFrom = param(
+        "warmStartFrom",
+        "trained model to begin with: a fitted model, or the URI of one (its uri, or where it was saved). Weights and "
+        "embeddings of the same name and shape are taken over, all else begins anew, as the optimizers do; where it is "
+        "not set, everything begins anew",
+        model_uri,
     )
     shuffle = of_spec("shuffle", "shuffle", "whether rows are reshuffled in every epoch", TypeConverters.toBoolean)
     shuffleRows = of_spec(

@@ -78,6 +78,7 @@ class TorchRegressor(ModuleEstimator["TorchRegressionModel"], RegressorScoringPa
         learningRateScheduleArgs: dict[str, float] | None = None,
         storeUri: str | None = None,
         trackingUri: str | None = None,
+        warmStartFrom: Any = None,
         seed: int | None = None,
         shuffle: bool | None = None,
         shuffleRows: int | None = None,

@@ -28,6 +28,8 @@ class TrainingSummary:
         stopped: why training ended before the last epoch: "patience", "callback" or None.
         warnings: sentences the user should read.
         seconds: wall seconds by phase of the fit on rank 0.
+        warmStart: where the fit began with a trained model (warmStartFrom), a dict: its "source"; what was "kept" of
+            it; what is "fresh", by name with the reason; what was "dropped". Else None.
     """
 
     def __init__(self, result: TrainResult) -> None:
@@ -37,6 +39,7 @@ class TrainingSummary:
         self.stopped = result.stopped
         self.warnings = list(result.warnings)
         self.seconds = result.seconds
+        self.warmStart = result.warm_start
 
     def to_pandas(self) -> pd.DataFrame:
         """The history as a DataFrame, one row for each epoch."""

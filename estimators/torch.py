@@ -86,6 +86,7 @@ class TorchEstimator(ModuleEstimator["TorchModel"], TorchScoringParams, TorchTra
         learningRateScheduleArgs: dict[str, float] | None = None,
         storeUri: str | None = None,
         trackingUri: str | None = None,
+        warmStartFrom: Any = None,
         seed: int | None = None,
         shuffle: bool | None = None,
         shuffleRows: int | None = None,

@@ -202,6 +202,36 @@ def _limits(range: Range | None = None, choices: tuple[str, ...] = ()) -> dict[s
 
 
 @dataclass(frozen=True)
+class RowsTaken:
+    """Tables of one collection with which a run begins.
+
+    Attributes:
+        source: number of the collection that they are in among those of the trained model.
+        tables: their names.
+    """
+
+    source: int
+    tables: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class WarmStart:
+    """What a run begins with that a trained model has.
+
+    Attributes:
+        store_uri, directory, fingerprint: of the model's weights.
+        weights: names of dense tensors, in both state dicts.
+        rows: of each collection of sharded tables of the module; with no tables where there is nothing to take.
+    """
+
+    store_uri: str
+    directory: str
+    fingerprint: str
+    weights: tuple[str, ...]
+    rows: tuple[RowsTaken, ...]
+
+
+@dataclass(frozen=True)
 class TrainSpec:
     """Everything the training loop needs that is plain data. Python objects travel in `train.program.Program`.
 
@@ -223,6 +253,7 @@ class TrainSpec:
         patience: epochs without improvement before stopping; 0 turns early stopping off.
         schedule: learning-rate schedule: None | "cosine" | "linear" | "step" and its arguments.
         shuffle_rows: rows of the shuffle window on each rank.
+        warm_start: what the run begins with that a trained model has; None: with fresh weights.
     """
 
     run_id: str
@@ -246,6 +277,7 @@ class TrainSpec:
     patience: int = field(default=0, metadata=_limits(Range(0)))
     schedule: str | None = None
     schedule_args: dict[str, float] = field(default_factory=dict)
+    warm_start: WarmStart | None = None
 
     @property
     def updates_per_epoch(self) -> int:

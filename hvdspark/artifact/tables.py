@@ -150,6 +150,7 @@ def _gathered(
         store.delete(_part(directory, rank))
     return [
         {
+            "name": collection.name,
             "description": collection.description(),
             "files": [file for part in parts for file in part[number]],
         }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -122,6 +122,29 @@ class ShardedRows(UpdatedRows):
         read_shards(store, directory, entries, self.shards, steps=steps, absent=absent, tables=tables)
         self._lineage.steps = steps
         return words
+
+    def begin_from(
+        self,
+        store: Store,
+        directory: str,
+        description: dict[str, Any],
+        entries: Sequence[Mapping[str, Any]],
+        tables: Container[str],
+    ) -> None:
+        """Begin with this rank's rows of some tables of a trained model; optimizer state, and all other tables, begin
+        anew. Ids that have a row need no admission, and their counts go on.
+
+        Args:
+            description, entries: from the model's manifest.
+            tables: names from `rows_to_take`.
+
+        Raises:
+            CheckpointError: a file is missing or damaged.
+        """
+        self._drop_rows()
+        steps = description["steps"]
+        read_shards(store, directory, entries, self.shards, steps=steps, tables=tables, rows_alone=True)
+        self._lineage.steps = steps
 
     def freeze(
         self,

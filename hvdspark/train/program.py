@@ -58,6 +58,8 @@ class TrainResult:
         seconds: wall seconds by phase, all epochs of this process, as rank 0 saw them.
         warnings: things the user should know, one sentence each.
         loss: name of the only label's loss, which says what the output means; "" for other losses and several labels.
+        warm_start: where the run began with a trained model: its "source", and what was "kept", "fresh" and "dropped"
+            (`artifact.warm_start.Compared`); else None.
     """
 
     history: tuple[dict[str, Any], ...]
@@ -71,3 +73,4 @@ class TrainResult:
     seconds: dict[str, float]
     warnings: tuple[str, ...] = ()
     loss: str = ""
+    warm_start: dict[str, Any] | None = None

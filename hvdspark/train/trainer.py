@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from hvdspark.artifact.forward import OutputSpec, as_prediction
+from hvdspark.artifact.warm_start import begin_from
 from hvdspark.collectives import DistributedOptimizer
 from hvdspark.collectives.agreement import broadcast_json, ranks_where
 from hvdspark.data.feed.batch import Batch
@@ -68,8 +69,9 @@ class Trainer:
         self.state = TrainState(run.collective.rank, size, module, self.optimizer, spec.epochs, steps=run.steps)
 
     def resume(self) -> None:
-        """Go on from the newest checkpoint; the first generation forgets all of them and begins anew."""
-        run, state = self._run, self.state
+        """Go on from the newest checkpoint; the first generation forgets all of them and begins anew, or with what a
+        trained model has."""
+        run, state, found = self._run, self.state, None
         if run.generation == 0:
             self._checkpoints.clear()
         else:
@@ -80,6 +82,8 @@ class Trainer:
                 run.report.warning(text)
             if run.progress.epoch is not None:
                 self._of_rank = self._checkpoints.of_rank(run.progress)
+        if found is None and run.spec.warm_start is not None:
+            begin_from(run.spec.warm_start, run.module, run.collective)
         state.history, state.warnings = run.progress.history, run.progress.warnings
         state.metrics = state.history[-1] if state.history else {}
 
@@ -251,7 +255,8 @@ class Trainer:
             seconds=dict(run.clock.seconds),
             warnings=(*progress.warnings, *progress.warnings_of_best),
         )
-        self._checkpoints.write_model(run.module, {"epoch": best, "outputs": progress.outputs})
+        features = [asdict(run.spec.dataset.column(name)) for name in run.spec.features]
+        self._checkpoints.write_model(run.module, {"epoch": best, "outputs": progress.outputs, "features": features})
         return result
 
     def _outputs(self) -> list[dict[str, Any]]:

@@ -77,24 +77,50 @@ def check_description(saved: dict[str, Any], wanted: dict[str, Any], where: str)
 
 
 def matching_tables(saved: dict[str, Any], wanted: dict[str, Any], where: str) -> tuple[set[str], list[str]]:
-    """The tables whose rows can be taken over, by name, and in words why others are not.
+    """The tables whose rows and state can be taken over, by name, and in words why others are not.
 
     Args, Raises: as `check_description`, but tables may differ.
     """
+    matching, others = _compared(saved, wanted, where, rows_alone=False)
+    dropped = {table["name"] for table in saved["tables"]} - matching - others.keys()
+    words = [f"table {name!r} was saved, and is not in the model" for name in dropped]
+    for name, error in others.items():
+        words.append(
+            f"table {name!r} begins anew: {error}" if error else f"table {name!r} was not saved, and begins anew"
+        )
+    return matching, sorted(words)
+
+
+def rows_to_take(saved: dict[str, Any], wanted: dict[str, Any], where: str) -> tuple[set[str], dict[str, str]]:
+    """The tables whose rows can be taken over without state, by name, and for each other one that is wanted why not.
+
+    Optimizers may differ in everything but whether a last column has its own; and so may where the rows of unbounded
+    tables begin, which are all there once they were met.
+
+    Args, Raises: as `check_description`, but tables may differ.
+    """
+    matching, others = _compared(saved, wanted, where, rows_alone=True)
+    return matching, {name: error.what if error else "it is new" for name, error in others.items()}
+
+
+def _compared(
+    saved: dict[str, Any], wanted: dict[str, Any], where: str, *, rows_alone: bool
+) -> tuple[set[str], dict[str, CheckpointError | None]]:
+    """The tables that match, and why others of the wanted do not; None: they were not saved."""
     with _damage_named(where):
         saved_tables, wanted_tables = _readable_tables(saved, wanted, where)
         matching: set[str] = set()
-        words = [f"table {name!r} was saved, and is not in the model" for name in saved_tables.keys() - wanted_tables]
+        others: dict[str, CheckpointError | None] = {}
         for name, table in wanted_tables.items():
             if name not in saved_tables:
-                words.append(f"table {name!r} was not saved, and begins anew")
+                others[name] = None
                 continue
             try:
-                _check_table(saved_tables[name], table, where)
+                _check_table(saved_tables[name], table, where, rows_alone)
                 matching.add(name)
             except CheckpointError as error:
-                words.append(f"table {name!r} begins anew: {error}")
-    return matching, sorted(words)
+                others[name] = error
+    return matching, others
 
 
 @contextlib.contextmanager
@@ -131,11 +157,15 @@ def _readable_tables(
     return {table["name"]: table for table in saved["tables"]}, {table["name"]: table for table in wanted["tables"]}
 
 
-def _check_table(saved: dict[str, Any], wanted: dict[str, Any], where: str) -> None:
+def _check_table(saved: dict[str, Any], wanted: dict[str, Any], where: str, rows_alone: bool = False) -> None:
     here = f"table {saved['name']!r} of {where}"
     for field, hint in _FIELDS.items():
-        _check_equal(field, saved[field], wanted[field], here, hint)
+        if not (rows_alone and field == "init" and saved["num_embeddings"] is None):
+            _check_equal(field, saved[field], wanted[field], here, hint)
     was, now = ((table["optimizer"].get("last") or {}).get("name") for table in (saved, wanted))
+    if rows_alone:
+        _check_equal("a last column of its own", was is not None, now is not None, here, "keep optimizer.last")
+        return
     _check_equal("optimizer of the last column", was, now, here, "keep optimizer.last as it was")
     optimizers = (saved["optimizer"]["name"], wanted["optimizer"]["name"])
     _check_equal("optimizer", *optimizers, here, "state of one optimizer means nothing to another: keep its name")

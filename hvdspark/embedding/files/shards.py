@@ -23,6 +23,7 @@ from hvdspark.embedding.config import TableConfig
 from hvdspark.embedding.files.checked import checked_chunks
 from hvdspark.embedding.files.tensor_file import tensors_of, write_columns
 from hvdspark.embedding.ids.hashing import BUCKETS
+from hvdspark.embedding.kernels.optimizers import initial_state
 from hvdspark.embedding.rows.protocol import Part, RowStore
 from hvdspark.errors import CheckpointError
 from hvdspark.store import Store
@@ -92,6 +93,7 @@ def read_shards(
     steps: int,
     absent: Mapping[str, Mapping[str, float]] | None = None,
     tables: Container[str] | None = None,
+    rows_alone: bool = False,
 ) -> None:
     """Load this rank's rows into its shards, which must be new, from what any number of ranks wrote.
 
@@ -104,6 +106,8 @@ def read_shards(
         steps: updates that the tables had when they were saved.
         absent: what the files do not have, see `description.absent_state`.
         tables: that are loaded, by name; None: all of the shards.
+        rows_alone: optimizer state begins anew, and no id waits for admission, whatever the files have of both. They
+            may be those for scoring.
 
     Raises:
         CheckpointError: a file is missing or damaged, was written without state, or does not fit the tables.
@@ -127,7 +131,7 @@ def read_shards(
         ]
         if not takers or file.path is None:
             continue
-        if not file.state:
+        if not file.state and not rows_alone:
             raise CheckpointError(
                 "the rows were written for scoring, without what training needs to go on",
                 value=file.path,
@@ -139,7 +143,7 @@ def read_shards(
             found = tensors.get(name, {})
             for tensor, value in (absent or {}).get(name, {}).items():
                 found.setdefault(tensor, torch.full((file.rows[name],), value))
-            shard.load(place, found)
+            shard.load(place, _with_fresh_state(found, shard, steps) if rows_alone and found else found)
 
 
 def parse_entries(entries: Iterable[Mapping[str, Any]], where: str) -> list[FileEntry]:
@@ -232,6 +236,23 @@ def read_file(store: Store, directory: str, file: FileEntry) -> dict[str, Tensor
         data[size : size + len(chunk)] = chunk
         size += len(chunk)
     return tensors_of(data, store.spark_uri(f"{directory}/{file.path}"))
+
+
+def _with_fresh_state(found: Mapping[str, Tensor], shard: RowStore, steps: int) -> dict[str, Tensor]:
+    """A table's ids, counts and rows, as of rows that were never updated, but last met in step `steps`."""
+    rows, none = found["rows"], torch.zeros(0, dtype=torch.int32)
+    ones = torch.ones(len(rows), dtype=torch.int32)  # files of earlier versions have no counts
+    state = initial_state(shard.optimizer, rows.float())
+    return {
+        "ids": found["ids"],
+        "rows": rows,
+        "counts": found.get("counts", ones),
+        "last_step": torch.full_like(ones, steps),
+        **{f"state.{name}": values for name, values in state.items()},
+        "waiting_ids": none.long(),
+        "waiting_counts": none,
+        "waiting_ages": none,
+    }
 
 
 def _by_table(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:

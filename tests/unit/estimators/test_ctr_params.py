@@ -9,7 +9,7 @@ import pytest
 from pyspark.ml.tuning import ParamGridBuilder
 
 from hvdspark.errors import ConfigurationError
-from hvdspark.estimators import CTRClassifier
+from hvdspark.estimators import CTRClassifier, TorchEstimator
 from hvdspark.estimators.ctr_program import click_program
 from hvdspark.models.click import ClickModel
 
@@ -103,3 +103,15 @@ def test_they_are_json_and_can_be_searched_over() -> None:
     dims = [module_of(estimator.copy(params)).rows_of("user").width for params in grid]
     assert dims == [4, 2]
     assert estimator.getEmbeddingDims() == {"user": 7}  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("kind", [CTRClassifier, TorchEstimator])
+def test_a_model_to_begin_with_is_kept_as_its_uri(kind: type[Any]) -> None:
+    class Fitted:
+        uri = "file:///store/runs/a/model"
+
+    assert kind(warmStartFrom=Fitted()).getWarmStartFrom() == Fitted.uri
+    assert kind().setWarmStartFrom("s3://bucket/model").getWarmStartFrom() == "s3://bucket/model"
+    assert not kind().isDefined("warmStartFrom")
+    with pytest.raises(TypeError):
+        kind(warmStartFrom=3)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from hvdspark.artifact.directory import Artifact
-from hvdspark.artifact.tables import collections_of, load_model, tables_directory, write_tables
+from hvdspark.artifact.tables import collections_of, load_model, table_place, write_tables
 from hvdspark.artifact.weights import write_weights
 from hvdspark.collectives import LocalCollective
 from hvdspark.embedding.files.shards import parse_entries
@@ -42,12 +42,12 @@ def saved(made: ClickModel, store: Store) -> Artifact:
 def read(artifact: Artifact, made: ClickModel, column: str) -> pa.Table:
     place = made.rows_of(column)
     files = parse_entries(artifact.tables[place.collection]["files"], "model")
-    directory = tables_directory(artifact, place.collection)
+    store, directory = table_place(artifact, place.collection)
     batches = [
         batch
         for file in files
         if file.path and file.rows.get(place.table)
-        for batch in embeddings.batches_of(artifact.store, directory, file, place)
+        for batch in embeddings.batches_of(store, directory, file, place)
     ]
     return pa.Table.from_batches(batches)
 
