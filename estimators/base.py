@@ -13,6 +13,7 @@ from pyspark.sql import DataFrame
 
 from hvdspark.data.dataset.candidates import Candidates
 from hvdspark.errors import ConfigurationError
+from hvdspark.estimators.columns import check_not_a_stream
 from hvdspark.estimators.declare import setter_name
 from hvdspark.estimators.keywords import keyword_only
 from hvdspark.estimators.model import FittedModel
@@ -104,6 +105,7 @@ class TrainingEstimator(Estimator[M], TrainingParams, MLWritable, MLReadable[Any
         return models
 
     def _fit(self, dataset: DataFrame) -> M:
+        check_not_a_stream(dataset)
         with names_of_params():
             return self._train(dataset)
 

@@ -13,7 +13,7 @@ from pyspark.sql.types import ArrayType, StructType
 from hvdspark.data.dataset.invalid import any_of, is_invalid
 from hvdspark.data.dataset.schema import POSITIONS, WIDTH, SourceColumn, check_columns, quoted
 from hvdspark.embedding.ids.categories import element_of
-from hvdspark.errors import SchemaError
+from hvdspark.errors import ConfigurationError, SchemaError
 from hvdspark.estimators.trained import as_integer, check_still_numbers
 from hvdspark.specs import ColumnSpec
 
@@ -41,6 +41,18 @@ def vectors_as_arrays(dataset: DataFrame, names: Sequence[str]) -> tuple[DataFra
         size, positions, values = _parts(column(name))
         converted |= {name: values, f"{POSITIONS}{name}": positions, f"{WIDTH}{name}": size}
     return (dataset.withColumns(converted) if converted else dataset), tuple(vectors)
+
+
+def check_not_a_stream(dataset: DataFrame) -> None:
+    """ConfigurationError where a DataFrame of Structured Streaming is to be trained on."""
+    if dataset.isStreaming:
+        raise ConfigurationError(
+            "a fit goes through its rows more than once, and a stream has no end",
+            value="a streaming DataFrame",
+            where="fit",
+            hint="fit on a table or on files: read with spark.read what a query has written, or call fit on the "
+            "batches inside writeStream.foreachBatch; model.transform(stream) scores a stream",
+        )
 
 
 def check_new_columns(schema: StructType, names: Sequence[str]) -> None:

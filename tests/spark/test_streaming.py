@@ -1,0 +1,75 @@
+"""Structured Streaming: models score a stream of files as they score a table; a fit on one is refused."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pyspark.ml import PipelineModel
+from pyspark.sql import DataFrame, SparkSession
+
+import tests.unit.artifact.saved_before  # noqa: F401  a class that is imported is one that a save may name
+from hvdspark.errors import ConfigurationError
+from hvdspark.estimators import CTRClassificationModel, CTRClassifier, TorchModel
+from tests.spark.toys import linear
+
+pytestmark = pytest.mark.spark
+
+SAVED = Path(__file__).parent.parent / "fixtures" / "models-0.1.0"
+KNOWN = json.loads((SAVED / "predictions.json").read_text())
+MODELS: dict[str, Any] = {"deepfm": CTRClassificationModel, "tables": TorchModel, "pipeline": PipelineModel}
+
+
+def rows(spark: SparkSession) -> DataFrame:
+    names = KNOWN["rows"][0]
+    return spark.createDataFrame([tuple(row[name] for name in names) for row in KNOWN["rows"]], KNOWN["schema"])
+
+
+def as_text(frame: DataFrame) -> list[str]:
+    """Rows in any order; scores to 1e-6, because the last bits of one may follow the rows beside it."""
+
+    def rounded(value: Any) -> Any:
+        if hasattr(value, "toArray"):
+            return [rounded(number) for number in value]
+        return round(value, 6) if isinstance(value, float) else value
+
+    return sorted(str([rounded(value) for value in row]) for row in frame.collect())
+
+
+def scored_so_far(model: Any, folder: Path) -> None:
+    """Score the files of `folder/in` that no run before has scored; add them to `folder/out`."""
+    spark = SparkSession.active()
+    stream = spark.readStream.schema(KNOWN["schema"]).parquet(str(folder / "in"))
+    writer = model.transform(stream).writeStream.trigger(availableNow=True).format("parquet")
+    query = writer.option("checkpointLocation", str(folder / "checkpoint")).start(str(folder / "out"))
+    try:
+        assert query.awaitTermination(60)
+    finally:
+        query.stop()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_files_are_scored_as_they_arrive(spark: SparkSession, tmp_path: Path, name: str) -> None:
+    model, data = MODELS[name].load(str(SAVED / name)), rows(spark).coalesce(1)
+    first, second = data.where("user < 0"), data.where("user >= 0")
+    for arrived in (first, second):
+        arrived.write.mode("append").parquet(str(tmp_path / "in"))
+        scored_so_far(model, tmp_path)
+    found = spark.read.parquet(str(tmp_path / "out"))
+    expected = model.transform(data)
+    assert [(field.name, field.dataType) for field in found.schema] == [
+        (field.name, field.dataType) for field in expected.schema
+    ]
+    assert as_text(found) == as_text(expected), "each row once"
+
+
+@pytest.mark.parametrize("estimator", [linear(), CTRClassifier(categoricalCols=["page"], labelCol="y")])
+def test_a_fit_on_a_stream_is_refused(spark: SparkSession, estimator: Any) -> None:
+    stream = spark.readStream.format("rate").load().selectExpr("value AS id", "'a' AS page", "value % 2 AS y")
+    started = time.monotonic()
+    with pytest.raises(ConfigurationError, match="a stream has no end.*Hint: .*spark.read.*foreachBatch"):
+        estimator.fit(stream)
+    assert time.monotonic() - started < 5
