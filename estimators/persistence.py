@@ -8,6 +8,7 @@ a file names it, except of packages in the session's `spark.hvdspark.trustedPack
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -19,6 +20,7 @@ from pyspark.ml.util import DefaultParamsReader, DefaultParamsWriter, MLReader, 
 from pyspark.sql import SparkSession
 from torch import Tensor
 
+from hvdspark import __version__
 from hvdspark.artifact import objects as described
 from hvdspark.artifact.directory import TABLES_AT, Artifact, ArtifactWriter, verify_file
 from hvdspark.artifact.model import DATA
@@ -30,6 +32,8 @@ from hvdspark.estimators.table_files import copy_tables, verify_tables
 from hvdspark.score import MODELS_PLACE
 from hvdspark.store import Store
 from hvdspark.train.pickling import pickled, unpickled
+
+logger = logging.getLogger(__name__)
 
 ALLOW_PICKLE = "spark.hvdspark.allowPickle"
 _PICKLE = "objects.pickle"
@@ -125,11 +129,35 @@ class HvdSparkReader(MLReader[Any]):
         files = {name: artifact.read(name) for name in manifest["files"]}
         instance = self._cls()
         instance._resetUid(metadata["uid"])
-        DefaultParamsReader.getAndSetParams(instance, metadata)
+        _set_params(instance, metadata, str(manifest.get("written_by", "hvdspark 0.1.0")))
         place, directory = artifact.tables_at
         saved = Saved(manifest["state"], files, manifest["aliases"], artifact.tables, (place.uri, directory))
         instance._restore(saved, store, trust_of(self.sparkSession))
         return instance
+
+
+def _set_params(instance: Any, metadata: Mapping[str, Any], written_by: str) -> None:
+    """Give an instance the Params that were saved. Those of another version that it has not are left out, and named.
+
+    Args:
+        metadata: Spark ML's, as `DefaultParamsReader.loadMetadata` returns it.
+        written_by: the version that saved it.
+    """
+    maps = ("paramMap", "defaultParamMap")
+    known = {key: {name: v for name, v in metadata[key].items() if instance.hasParam(name)} for key in maps}
+    if unknown := sorted(
+        {name for key in maps for name in metadata[key]} - {name for key in maps for name in known[key]}
+    ):
+        given = {name: metadata["paramMap"][name] for name in unknown if name in metadata["paramMap"]}
+        logger.warning(
+            "%s, saved by %s, has Params that hvdspark %s does not know; they are ignored: %s. Set there: %s",
+            metadata["uid"],
+            written_by,
+            __version__,
+            ", ".join(unknown),
+            given or "none of them",
+        )
+    DefaultParamsReader.getAndSetParams(instance, {**metadata, **known})
 
 
 def saved_of(instance: Persistent) -> Saved:
