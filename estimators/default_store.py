@@ -5,10 +5,14 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 
+from pyspark.sql import SparkSession
+
 from hvdspark.errors import StoreError
+from hvdspark.launch import hosts_without, on_many_hosts
 from hvdspark.store import Store
 
 logger = logging.getLogger(__name__)
@@ -54,3 +58,31 @@ def check_place(store: Store) -> None:
     logger.warning(
         "the fitted model will lie in %s, among files that hosts clean up: set storeUri, or save() the model", store.uri
     )
+
+
+def check_reached(spark: SparkSession, store: Store, *, chosen: bool) -> None:
+    """StoreError where executors run on hosts that do not see a store on the driver's own disk.
+
+    Args:
+        chosen: whether the user has named it.
+    """
+    local = store.local_path()
+    if local is None or not on_many_hosts(spark):
+        return
+    there, probe = store.exists(), f"seen-{uuid.uuid4().hex}"
+    store.write_text(probe, "")
+    try:
+        blind = hosts_without(spark, str(local / probe))
+    finally:
+        store.delete(probe)
+        if not there:
+            local.rmdir()
+    if blind:
+        place = "this directory" if chosen else "storeUri is not set, and its default"
+        raise StoreError(
+            f"{place} is on the driver's own disk, which executors on other hosts do not see",
+            value=f"{store.uri} is not on {', '.join(blind[:5])}{', ...' if len(blind) > 5 else ''}",
+            where="storeUri",
+            hint="set storeUri to what the driver and all executors reach under one name: s3a://bucket/folder, "
+            "hdfs://namenode/folder, or a path that is mounted on all of them",
+        )

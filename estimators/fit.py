@@ -22,7 +22,7 @@ from hvdspark.estimators import asked
 from hvdspark.estimators.base import TrainingEstimator
 from hvdspark.estimators.classes import check_losses, check_outputs
 from hvdspark.estimators.continuous import lost_in_double
-from hvdspark.estimators.default_store import check_place
+from hvdspark.estimators.default_store import check_place, check_reached
 from hvdspark.estimators.defaults import MANY_ROWS, Pace, few_steps, set_value
 from hvdspark.estimators.fitted import FittedModule
 from hvdspark.estimators.names import names_of_params
@@ -82,6 +82,7 @@ def fit(estimator: TrainingEstimator[Any], columns: asked.Columns, make: Make) -
     plan = plan_tables(packed.program.module, gang.num_workers, estimator.pace(MANY_ROWS).batch_size, budget)
     check_place(store)
     store.check_writable()
+    check_reached(spark, store, chosen=estimator.isDefined("storeUri"))
     source = trained_before(spark, set_value(estimator, "warmStartFrom"))
 
     shown = [progress(asked.monitor(estimator, columns)), MemoryReport()]

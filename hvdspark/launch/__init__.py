@@ -5,6 +5,7 @@ from hvdspark.launch.environment import check_environment
 from hvdspark.launch.interrupt import interruptible, new_tag
 from hvdspark.launch.memory import MemoryBudget, rank_memory
 from hvdspark.launch.supervisor import check_spark, run
+from hvdspark.launch.workers import hosts_without, on_many_hosts
 
 __all__ = [
     "MemoryBudget",
@@ -12,8 +13,10 @@ __all__ = [
     "check_environment",
     "check_spark",
     "context",
+    "hosts_without",
     "interruptible",
     "new_tag",
+    "on_many_hosts",
     "rank_memory",
     "run",
 ]

@@ -60,6 +60,12 @@ def is_local(spark: SparkSession) -> bool:
     return master == "local" or master.startswith("local[")
 
 
+def executor_hosts(spark: SparkSession) -> list[str]:
+    """The host of each executor, and of the driver. Not on Spark Connect."""
+    context: Any = spark.sparkContext._jsc.sc()
+    return [str(info.host()) for info in context.statusTracker().getExecutorInfos()]
+
+
 def total_slots(spark: SparkSession) -> int | None:
     """Tasks that the session can run at the same time, CPUs and GPUs counted; None on Spark Connect (unknown)."""
     if is_connect(spark):
@@ -119,25 +125,37 @@ def check_session(spark: SparkSession, num_workers: int, device: str) -> None:
 def check_worker_python(command: str) -> None:
     """Raise DependencyError when `command`, which starts Spark's Python workers on this machine, cannot run a rank.
 
+    That is one of another version than the driver's, or without the packages.
+
     Spark takes `python3` from PATH where PYSPARK_PYTHON is not set, whatever Python the driver runs in.
     """
     python = shutil.which(command)
     if python == sys.executable:
         return
-    code = "import importlib.util as u, sys; print([n for n in sys.argv[1:] if u.find_spec(n) is None])"
+    code = (
+        "import importlib.util as u, sys; print('%d.%d' % sys.version_info[:2]); "
+        "print([n for n in sys.argv[1:] if u.find_spec(n) is None])"
+    )
     needed = ("hvdspark", "horovod", "torch", "pyarrow")  # pyspark itself is Spark's to find
-    missing = "it cannot be started"
+    own, version = f"{sys.version_info[0]}.{sys.version_info[1]}", ""
+    what = "Spark starts its Python workers with another Python, which cannot be started"
     if python is not None:
         done = subprocess.run([python, "-c", code, *needed], capture_output=True, text=True, timeout=60)
-        missing = done.stdout.strip() or done.stderr.strip()[-300:]
-    if missing != "[]":
-        raise DependencyError(
-            f"Spark starts its Python workers with another Python, which lacks {missing}",
-            value=python or command,
-            where="PYSPARK_PYTHON",
-            hint=f"before the session starts: export PYSPARK_PYTHON={sys.executable}, or "
-            'os.environ["PYSPARK_PYTHON"] = sys.executable',
+        version, _, missing = done.stdout.strip().partition("\n")
+        what = (
+            f"Spark starts its Python workers with another Python, which lacks {missing or done.stderr.strip()[-300:]}"
         )
+        if version not in ("", own):
+            what = f"Spark starts its Python workers with another Python, which is {version}; the driver's is {own}"
+        elif missing == "[]":
+            return
+    raise DependencyError(
+        what,
+        value=python or command,
+        where="PYSPARK_PYTHON",
+        hint=f"before the session starts: export PYSPARK_PYTHON={sys.executable}, or "
+        'os.environ["PYSPARK_PYTHON"] = sys.executable',
+    )
 
 
 def wait_for_slots(spark: SparkSession, num_workers: int, wait_s: float) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from hvdspark.errors import DependencyError
 from hvdspark.launch.interrupt import cancel, interruptible, new_tag
 from hvdspark.launch.job_errors import explain
-from hvdspark.launch.session import is_connect, tasks_run
+from hvdspark.launch.session import executor_hosts, is_connect, is_local, tasks_run
 from hvdspark.launch.start_watch import StartWatch
 
 if TYPE_CHECKING:
@@ -46,6 +46,37 @@ def check_workers(spark: SparkSession, num_workers: int, start_timeout_s: float)
         if row["missing"]:
             raise _wrong_python(f"which lacks {row['missing']}", row["host"])
     _asked.add(application)
+
+
+def on_many_hosts(spark: SparkSession) -> bool:
+    """Whether executors run on other hosts than the driver; on Spark Connect, which does not say, False."""
+    return not (is_connect(spark) or is_local(spark)) and len(set(executor_hosts(spark))) > 1
+
+
+def hosts_without(spark: SparkSession, path: str) -> list[str]:
+    """Hosts of executors that do not see a file of the driver's host. A stage of a Python task for each executor.
+
+    Args:
+        path: of the file, which this process sees.
+    """
+    tasks = len(executor_hosts(spark))
+
+    def sees(batches: Iterable[Any]) -> Iterator[Any]:
+        yield from _told_where_missing(path, batches)
+
+    asked = spark.range(0, tasks, 1, tasks).mapInArrow(sees, "host string, missing boolean")
+    rows = interruptible(spark, asked.collect, new_tag())
+    return sorted({row["host"] for row in rows if row["missing"]})
+
+
+def _told_where_missing(path: str, batches: Iterable[Any]) -> Iterator[Any]:
+    import os
+    import socket
+
+    import pyarrow as pa
+
+    for _ in batches:
+        yield pa.RecordBatch.from_pydict({"host": [socket.gethostname()], "missing": [not os.path.exists(path)]})
 
 
 def _missing(batches: Iterable[Any]) -> Iterator[Any]:

@@ -168,6 +168,7 @@ def per_row(value: Tensor, rows: int, weighted: bool, parsed: Parsed) -> Tensor:
             f"the loss must return a scalar or one value for each of the {rows} rows",
             value=f"shape {tuple(value.shape)}",
             where="loss",
+            hint="return [rows], or their mean as a number without dimensions: loss.mean(), not loss.mean().reshape(1)",
         )
     if value.dim() == 1:
         return value

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pyspark.ml import PipelineModel
 from pyspark.sql import DataFrame, SparkSession
 
 import tests.unit.artifact.saved_before  # noqa: F401  a class that is imported is one that a save may name
@@ -20,7 +19,7 @@ pytestmark = pytest.mark.spark
 
 SAVED = Path(__file__).parent.parent / "fixtures" / "models-0.1.0"
 KNOWN = json.loads((SAVED / "predictions.json").read_text())
-MODELS: dict[str, Any] = {"deepfm": CTRClassificationModel, "tables": TorchModel, "pipeline": PipelineModel}
+MODELS: dict[str, Any] = {"deepfm": CTRClassificationModel, "tables": TorchModel}
 
 
 def rows(spark: SparkSession) -> DataFrame:

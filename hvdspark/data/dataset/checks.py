@@ -87,7 +87,8 @@ def check_array(
             "vectors of different lengths",
             value=f"{lengths.minimum} to {lengths.maximum} elements",
             where=where,
-            hint="all rows of a vector column need the same length",
+            hint="all rows of a vector column need the same length; groupBy(size(vector_to_array(...))).count() shows "
+            "which there are: pad or filter the others",
         )
     if column.must_be_fixed and lengths.maximum == 0:
         raise DataError("vectors without elements", where=where)

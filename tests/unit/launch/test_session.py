@@ -39,6 +39,15 @@ def test_a_python_that_lacks_something_is_named(tmp_path: Path, script: str, mes
         check_worker_python(str(other))
 
 
+def test_a_python_of_another_version_is_named(tmp_path: Path) -> None:
+    other = tmp_path / "python3"
+    run = f'exec "{sys.executable}" -c "import sys; sys.version_info = (3, 9, 1); $code" "$@"'
+    other.write_text(f'#!/bin/sh\nshift; code="$1"; shift\n{run}\n')
+    other.chmod(0o755)
+    with pytest.raises(DependencyError, match=r"which is 3\.9; the driver's is 3\.1.*PYSPARK_PYTHON.*Hint: "):
+        check_worker_python(str(other))
+
+
 def test_no_python_at_all() -> None:
     with pytest.raises(DependencyError, match="cannot be started"):
         check_worker_python("no-such-python")
