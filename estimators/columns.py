@@ -10,11 +10,12 @@ from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.types import ArrayType, StructType
 
+from hvdspark.artifact.inputs import BYTES
 from hvdspark.data.dataset.invalid import any_of, is_invalid
 from hvdspark.data.dataset.schema import POSITIONS, WIDTH, SourceColumn, check_columns, quoted
 from hvdspark.embedding.ids.categories import element_of
 from hvdspark.errors import ConfigurationError, SchemaError
-from hvdspark.estimators.trained import as_integer, check_still_numbers
+from hvdspark.estimators.trained import as_integer, check_still_numbers, not_as_trained
 from hvdspark.specs import ColumnSpec
 
 # Sparse vectors of so many values are made dense in the plan: they are small, and dense rows are read fastest.
@@ -108,18 +109,24 @@ def scoring_input(
     """
     derived, trained = derived or {}, trained or {}
     dtypes = {spec.name: spec.dtype for spec in features if spec.name in derived}
+    files = {spec.name for spec in features if spec.dtype == BYTES}
     vectors = {field.name for field in dataset.schema.fields if isinstance(field.dataType, VectorUDT)}
     types = [
         (field.name, "array<double>" if field.name in vectors else field.dataType.simpleString().lower())
         for field in dataset.schema.fields
     ]
-    check_still_numbers(dict(types), {name: was for name, was in trained.items() if name not in derived})
+    check_still_numbers(dict(types), {name: was for name, was in trained.items() if name not in {*derived, *files}})
     types = [(name, _derived_type(kind, dtypes[name]) if name in dtypes else kind) for name, kind in types]
+    types = [(name, _type_of_bytes(name, kind) if name in files else kind) for name, kind in types]
     found = check_columns(types, [spec.name for spec in features], [])
     type_of, columns, invalid = dict(types), [], []
     for spec, source in zip(features, found, strict=True):
         _check_layout(spec, source, type_of[spec.name])
         raw = derived.get(spec.name, column(spec.name))
+        if spec.dtype == BYTES:
+            columns.append(raw)
+            invalid += [raw.isNull()] if handle_invalid == "skip" else []
+            continue
         as_trained = SourceColumn(spec.name, "feature", spec.dtype, source.is_array)
         # As float32 a vector would lose integers.
         if spec.layout == "sparse" and spec.name in vectors:
@@ -138,6 +145,13 @@ def scoring_input(
         if handle_invalid == "skip":
             invalid.append(is_invalid(value, spec.dtype, source.is_array))
     return (dataset.filter(~any_of(invalid)) if invalid else dataset), columns
+
+
+def _type_of_bytes(name: str, type_name: str) -> str:
+    """What a column of bytes is to the checks of columns. SchemaError where it is none."""
+    if type_name != "binary":
+        raise not_as_trained(name, type_name, "binary", "read files as spark.read.format('binaryFile') does")
+    return "array<tinyint>"
 
 
 def _check_layout(spec: ColumnSpec, source: SourceColumn, type_name: str) -> None:

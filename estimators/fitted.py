@@ -42,6 +42,7 @@ class FittedModule:
         result: of the training run.
         types: Spark's types of the features in training, by name; empty where the model was saved without.
         numbers, categories, id_bits: which features come raw, see `artifact.inputs.Inputs`.
+        most_rows: of one call of the module when it scores; None leaves it to Spark's batches.
         fingerprint: of the weights; those at `model_path` when this object was made, unless it is given.
         saved: what this was loaded from. Kept, because a pipeline that is saved over the one that it was loaded from
             deletes that before it asks its stages what to write.
@@ -56,6 +57,7 @@ class FittedModule:
     numbers: tuple[str, ...] = ()
     categories: tuple[str, ...] = ()
     id_bits: int = 0
+    most_rows: int | None = None
     fingerprint: str = ""
     saved: Saved | None = field(default=None, repr=False, compare=False)
 
@@ -85,7 +87,13 @@ class FittedModule:
 
     def scoring_spec(self, handle_invalid: str) -> ScoringSpec:
         return ScoringSpec(
-            self.store_uri, self.model_path, self.fingerprint, self.skeleton, self.features, handle_invalid
+            store_uri=self.store_uri,
+            model_path=self.model_path,
+            fingerprint=self.fingerprint,
+            skeleton=self.skeleton,
+            features=self.features,
+            handle_invalid=handle_invalid,
+            most_rows=self.most_rows,
         )
 
     def to_saved(self, allow_pickle: bool) -> Saved:
@@ -101,6 +109,8 @@ class FittedModule:
         objects, files = pack({"module": module}, weights_of(module), allow_pickle)
         artifact = Artifact.open(self.store, self.model_path, self.fingerprint)
         state = {**state_of(objects, self.inputs), "result": json.loads(to_json(self.result))}
+        if self.most_rows is not None:
+            state["most_rows"] = self.most_rows
         return Saved(
             state,
             {**files, WEIGHTS: artifact.read(WEIGHTS)},
@@ -124,6 +134,7 @@ class FittedModule:
             numbers=inputs.numbers,
             categories=inputs.categories,
             id_bits=inputs.id_bits,
+            most_rows=saved.state.get("most_rows"),
             fingerprint=fingerprint_of(checksum(saved.files[WEIGHTS]), saved.tables),
             saved=saved,
         )

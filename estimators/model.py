@@ -51,19 +51,29 @@ class FittedModel(Model, MLWritable, MLReadable[Any]):
         if self._fitted is None:
             return f"{type(self).__name__}: not fitted"
         result = self._fitted.result
+        if not result.history:
+            return f"{type(self).__name__}: uid={self.uid}, of a module that was trained elsewhere"
         best = result.history[result.best_epoch]
         shown = [f"{name}={best[name]:.4f}" for name in best if name == "train_loss" or name.startswith("val_")]
         return f"{type(self).__name__}: uid={self.uid}, epochs={result.epochs_run}, {', '.join(shown)}"
 
     @property
     def summary(self) -> TrainingSummary:
-        """What happened during the fit (kept when the model is saved)."""
+        """What happened during the fit (kept when the model is saved).
+
+        Raises:
+            ConfigurationError: there was none (`TorchModel.fromModule`).
+        """
+        if not self._state.result.history:
+            raise ConfigurationError(
+                "this model was made of a trained module, without a fit", where="summary", hint="ask hasSummary before"
+            )
         return TrainingSummary(self._state.result)
 
     @property
     def hasSummary(self) -> bool:
-        """Whether there is a summary: always, for a fitted or loaded model."""
-        return self._fitted is not None
+        """Whether there is a summary: always, where a fit made the model."""
+        return self._fitted is not None and bool(self._fitted.result.history)
 
     @property
     def numFeatures(self) -> int:

@@ -17,8 +17,10 @@ from hvdspark.errors import ConfigurationError
 from hvdspark.estimators.classes import as_classes, check_classifies, wants_classes, with_classes
 from hvdspark.estimators.columns import check_new_columns
 from hvdspark.estimators.declare import accessors, model_accessors
+from hvdspark.estimators.from_module import fitted_of
 from hvdspark.estimators.keywords import keyword_only
 from hvdspark.estimators.module import ModuleEstimator, ModuleModel
+from hvdspark.estimators.names import names_of_params
 from hvdspark.estimators.scorer import SCORES
 from hvdspark.estimators.torch_params import TorchScoringParams, TorchTrainingParams
 from hvdspark.events import FitListener
@@ -138,6 +140,59 @@ class TorchModel(ModuleModel, TorchScoringParams, TorchTrainingParams):
     With `probabilityCol` or `rawPredictionCol` set (also on the fitted model), these are added as vectors, and
     `predictionCol` is the class: 1.0 where the probability is above `threshold`, or the most probable of several.
     """
+
+    @classmethod
+    def fromModule(
+        cls,
+        module: nn.Module,
+        *,
+        inputCols: list[str],
+        example: DataFrame,
+        predictionCol: str | None = None,
+        outputCols: list[str] | None = None,
+        handleInvalid: str | None = None,
+        batchSize: int = 64,
+        storeUri: str | None = None,
+        allowPickle: bool | None = None,
+    ) -> TorchModel:
+        """A Transformer of a module that is trained already, without a fit. It can be saved and loaded as any other.
+
+        The module is called in evaluation mode, as a fitted one is, with one tensor for each column. A binary column
+        (files, such as images) arrives as `hvdspark.data.Ragged` of uint8: row i is
+        `values[offsets[i] : offsets[i + 1]]`; what is in it is for the module to decode.
+
+        Args:
+            module: with its weights, which are copied into the store; on the CPU.
+            inputCols: columns in the order of the module's arguments; the Param featureCols of the model.
+            example: rows like those to be scored. The module is called with the first eight, here, to know what it
+                returns. Arrays that all have one length there must have it everywhere.
+            predictionCol, outputCols, handleInvalid, storeUri, allowPickle: Params of the model.
+            batchSize: most rows of one call of the module.
+
+        Raises:
+            ConfigurationError, SchemaError, DataError: the module cannot be called with these columns.
+            StoreError: the store cannot be written, or executors do not see it.
+        """
+        model = cls()
+        given: dict[str, Any] = {
+            "predictionCol": predictionCol,
+            "outputCols": outputCols,
+            "handleInvalid": handleInvalid,
+        }
+        given |= {"storeUri": storeUri, "allowPickle": allowPickle, "featureCols": inputCols, "batchSize": batchSize}
+        for name, value in given.items():
+            if value is not None:
+                model.set(model.getParam(name), value)
+        with names_of_params():
+            model._fitted = fitted_of(
+                module,
+                model.getOrDefault("featureCols"),
+                example,
+                model.getStoreUri(),
+                chosen=storeUri is not None,
+                most_rows=model.getOrDefault("batchSize"),
+            )
+        return model
 
     def transformSchema(self, schema: StructType) -> StructType:
         """Schema of `transform`'s result. Raises SchemaError where an output column exists already."""

@@ -47,6 +47,7 @@ class ScoringSpec:
         features: columns in the order of the module's arguments.
         handle_invalid: "keep" scores null and NaN of float columns as NaN; "error" and "skip" refuse them (for
             "skip", the Spark plan has dropped these rows before).
+        most_rows: of one call of the module; None calls it once for each batch that Spark sends.
     """
 
     store_uri: str
@@ -55,6 +56,7 @@ class ScoringSpec:
     skeleton: bytes
     features: tuple[ColumnSpec, ...]
     handle_invalid: str
+    most_rows: int | None = None
 
 
 def score(spec: ScoringSpec, batches: Iterator[tuple[pd.Series, ...]]) -> Iterator[list[pd.Series]]:
@@ -73,7 +75,8 @@ def score(spec: ScoringSpec, batches: Iterator[tuple[pd.Series, ...]]) -> Iterat
             column.name: to_tensor(column, values_of(column, series), keep)
             for column, series in zip(spec.features, batch, strict=True)
         }
-        yield [_to_series(values) for values in predictions(module, columns, names, len(batch[0]))]
+        found = predictions(module, columns, names, len(batch[0]), spec.most_rows)
+        yield [_to_series(values) for values in found]
 
 
 def values_of(column: ColumnSpec, series: pd.Series | pd.DataFrame) -> Values:

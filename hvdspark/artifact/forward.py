@@ -131,18 +131,20 @@ def as_prediction(output: Tensor) -> Tensor:
 
 
 def predictions(
-    module: nn.Module, columns: Mapping[str, Column], features: Sequence[str], rows: int
+    module: nn.Module, columns: Mapping[str, Column], features: Sequence[str], rows: int, most_rows: int | None = None
 ) -> list[NDArray[np.float64]]:
     """What prediction columns hold, for each output: float64 [rows], or [rows, k] of more than one number in a row.
 
     Args:
         module: on the CPU, in evaluation mode.
         columns: by name, for each of `features`.
+        most_rows: of one call of the module.
 
     Raises: as `forward`.
     """
     width = sum(column.width for name in features if isinstance(column := columns[name], Sparse))
     at_a_time = max(1, _DENSE_BYTES // (4 * width)) if width else max(rows, 1)
+    at_a_time = min(at_a_time, most_rows or at_a_time)
     parts = []
     for first in range(0, max(rows, 1), at_a_time):
         last = min(first + at_a_time, rows)

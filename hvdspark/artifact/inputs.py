@@ -26,6 +26,9 @@ from hvdspark.specs import ColumnSpec
 
 Values = NDArray[Any] | Sequence[Any]
 
+# Of a column that holds bytes in each row, such as the content of a file: a module gets them as Ragged of uint8.
+BYTES = "uint8"
+
 
 class Entries(NamedTuple):
     """A vector by what of it is not 0, with the names that Spark ML's SparseVector has.
@@ -145,12 +148,14 @@ def to_tensor(column: ColumnSpec, values: Values, keep: bool = False) -> Column:
 
     Args:
         values: numbers, or one 1-d array for each row; of a sparse column also one vector with `size`, `indices` and
-            `values`, as Spark ML's have them.
+            `values`, as Spark ML's have them; of a column of bytes, one `bytes`.
         keep: whether null and NaN of float columns become NaN; else they raise.
 
     Raises:
         DataError: null or NaN that cannot be kept, or an array of another length than all were in training.
     """
+    if column.dtype == BYTES:
+        return _of_bytes(column, values, keep)
     if column.layout == "scalar":
         return _from_numpy(_checked(column, np.asarray(values), keep))  # [rows]
     arrays = values if isinstance(values, list) else list(values)
@@ -194,6 +199,18 @@ def _other_length(column: ColumnSpec, length: int | None) -> DataError:
         where=column.name,
         hint="every row must have that length",
     )
+
+
+def _of_bytes(column: ColumnSpec, rows: Values, keep: bool) -> Ragged:
+    """The bytes of all rows one after the other: uint8."""
+    if strangers := sorted({type(row).__name__ for row in rows} - {"bytes", "bytearray"}):
+        if "NoneType" in strangers:
+            raise _invalid(column, "null", keep)
+        raise DataError("not bytes", value=strangers, where=f"feature column {column.name!r}")
+    offsets = np.zeros(len(rows) + 1, dtype=np.int64)
+    np.cumsum(np.fromiter(map(len, rows), np.int64, len(rows)), out=offsets[1:])
+    values = np.frombuffer(b"".join(rows), dtype=np.uint8)
+    return Ragged(_from_numpy(values), torch.from_numpy(offsets))
 
 
 def _flattened(column: ColumnSpec, rows: Sequence[Any], keep: bool) -> tuple[NDArray[Any], Int64Array]:
@@ -263,7 +280,7 @@ def _invalid(column: ColumnSpec, what: str, keep: bool, *, raw: bool = False) ->
         hint += "; 'keep' is for numbers that are not integers, as NaN"
     elif raw:
         hint += f" {kept}, which makes null a category of its own"
-    elif column.dtype != "int64":
+    elif column.dtype not in ("int64", BYTES):
         hint += f" {kept} to go on with NaN (CTRClassifier: with the mean)"
     return DataError(f"{what} in feature column {column.name!r}", hint=hint)
 

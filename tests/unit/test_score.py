@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
+from hvdspark import score as scoring
 from hvdspark.artifact import inputs
 from hvdspark.data import Ragged
 from hvdspark.data.feed.batch import Column
@@ -85,3 +86,40 @@ def test_modules_may_write_into_their_inputs() -> None:
     assert isinstance(tensor, torch.Tensor)
     tensor += 1
     assert array.tolist() == [1, 1]
+
+
+def test_bytes_of_files() -> None:
+    column = ColumnSpec("f", "uint8", "ragged")
+    files = to_tensor(column, pd.Series([b"ab", b"", bytearray(b"\xff")]))
+    assert isinstance(files, Ragged)
+    assert files.values.dtype == torch.uint8
+    assert files.values.tolist() == [97, 98, 255]
+    assert files.offsets.tolist() == [0, 2, 2, 3]
+    none = to_tensor(column, pd.Series([], dtype=object))
+    assert isinstance(none, Ragged)
+    assert (len(none.values), none.offsets.tolist()) == (0, [0])
+    with pytest.raises(DataError, match="null in feature column 'f'.*Hint: fill it, or set handleInvalid to 'skip'"):
+        to_tensor(column, pd.Series([b"a", None]))
+    with pytest.raises(DataError, match=r"not bytes: \['str'\].*'f'"):
+        to_tensor(column, pd.Series(["a"]))
+
+
+@pytest.mark.parametrize("most_rows", [None, 1, 3, 7, 8])
+def test_rows_of_one_call(monkeypatch: pytest.MonkeyPatch, most_rows: int | None) -> None:
+    calls: list[int] = []
+
+    class Doubles(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            calls.append(len(x))
+            return 2 * x, torch.stack([x, -x], dim=1)
+
+    monkeypatch.setattr(scoring, "load_module", lambda spec: Doubles())
+    features = (ColumnSpec("x", "float32", "scalar"),)
+    spec = scoring.ScoringSpec("memory:///s", "m", "", b"", features, "error", most_rows)
+    batches = [(pd.Series(range(rows), dtype="float32"),) for rows in (7, 0)]
+    whole, empty = scoring.score(spec, iter(batches))
+    assert whole[0].tolist() == [2.0 * x for x in range(7)]
+    assert [list(pair) for pair in whole[1]] == [[x, -x] for x in range(7)]
+    assert [len(series) for series in empty] == [0, 0]
+    most = most_rows or 7
+    assert calls == [*[most] * (7 // most), *([7 % most] if 7 % most else []), 0]

@@ -23,7 +23,7 @@ class Ragged:
     """An array column whose rows have different lengths.
 
     Attributes:
-        values: [n], the elements of all rows one after the other; float32 or int64.
+        values: [n], the elements of all rows one after the other; float32 or int64, and uint8 where rows hold bytes.
         offsets: [rows + 1] int64; row i holds values[offsets[i] : offsets[i + 1]].
     """
 
