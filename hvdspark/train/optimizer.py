@@ -121,7 +121,8 @@ def check_parameters(module: nn.Module, *, lazy: bool = False) -> None:
             where="model",
             hint="rows of sharded tables are no Parameter, and are not enough alone: add a dense one, such as a bias"
             if collections_of(module)
-            else "give it layers, such as nn.Linear, or unfreeze some with requires_grad_(True)",
+            else "give it layers, such as nn.Linear, or unfreeze some with requires_grad_(True); "
+            "hvdspark.estimators.TorchModel.fromModule scores a module as it is, without a fit",
         )
 
 

@@ -1,4 +1,4 @@
-"""What hvdspark 0.1.0 saved loads and predicts the same bits. `tests/fixtures/models-0.1.0/write.py` wrote it."""
+"""What hvdspark 0.1.0 saved loads and predicts the same bits. `tests/fixtures/models-0.1.0/write*.py` wrote it."""
 
 from __future__ import annotations
 
@@ -8,12 +8,22 @@ from typing import Any
 
 import pytest
 from pyspark.ml import PipelineModel
+from pyspark.ml.feature import VectorAssembler
 from pyspark.sql import DataFrame, SparkSession
 from torch import nn
 
 import tests.unit.artifact.saved_before  # noqa: F401  a class that is imported is one that a save may name
 from hvdspark.errors import PersistenceError
-from hvdspark.estimators import CTRClassificationModel, CTRClassifier, TorchEstimator, TorchModel
+from hvdspark.estimators import (
+    CTRClassificationModel,
+    CTRClassifier,
+    TorchClassificationModel,
+    TorchClassifier,
+    TorchEstimator,
+    TorchModel,
+    TorchRegressionModel,
+    TorchRegressor,
+)
 
 pytestmark = pytest.mark.spark
 
@@ -44,6 +54,15 @@ def test_models_of_before_predict_the_same(rows: DataFrame) -> None:
     assert found == {name: KNOWN["predictions"][name] for name in MODELS}
 
 
+OF_VECTORS = {"classifier": TorchClassificationModel, "regressor": TorchRegressionModel, "from-module": TorchModel}
+
+
+@pytest.mark.parametrize("name", OF_VECTORS)
+def test_models_of_vectors_predict_the_same(rows: DataFrame, name: str) -> None:
+    vectors = VectorAssembler(inputCols=["a", "b"], outputCol="v").transform(rows)
+    assert predicted(OF_VECTORS[name].load(str(FOLDER / name)).transform(vectors)) == KNOWN["predictions"][name]
+
+
 def test_a_pickled_model_of_before_predicts_the_same(spark: SparkSession, rows: DataFrame) -> None:
     with pytest.raises(PersistenceError, match="would run code"):
         TorchModel.load(str(FOLDER / "pickled"))
@@ -62,3 +81,7 @@ def test_estimators_of_before_load(spark: SparkSession) -> None:
     assert [type(layer) for layer in estimator.getModel() or []] == [nn.Linear, nn.BatchNorm1d, nn.Tanh, nn.Linear]
     classifier = CTRClassifier.load(str(FOLDER / "ctr-estimator"))
     assert (classifier.getArchitecture(), classifier.getCategoricalCols()) == ("deepfm", ["user", "page", "tags"])
+    for cls, name, label in ((TorchClassifier, "classifier", "label"), (TorchRegressor, "regressor", "price")):
+        head = cls.load(str(FOLDER / f"{name}-estimator"))
+        assert (head.getEpochs(), head.getFeaturesCol(), head.getLabelCol()) == (2, "v", label)
+        assert isinstance(head.getModel(), nn.Linear)
