@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 
 from pyspark.sql import SparkSession
 
 from hvdspark.errors import StoreError
+from hvdspark.session import session_of
 from hvdspark.store import Store
 
 # Mounts that exist for Spark and for Python, under these names on a driver's disk alone.
@@ -36,29 +36,15 @@ def qualified(spark: SparkSession, path: str) -> str:
     scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):(//)?([^/]*)", path)
     if scheme is not None and (scheme[1].lower() in ("file", "dbfs", "memory") or scheme[3]):
         return path
-    hadoop_path, filesystem = _hadoop(spark, path)
-    return str(filesystem.makeQualified(hadoop_path).toString())
+    return session_of(spark).qualified(path)
 
 
 def check_same_place(spark: SparkSession, path: str, store: Store) -> None:
     """StoreError where Spark finds something at a path and we do not: what Spark would delete there is not ours."""
-    hadoop_path, filesystem = _hadoop(spark, store.uri)
-    if filesystem.exists(hadoop_path) and not store.exists():
+    if session_of(spark).has_path(store.uri) and not store.exists():
         raise StoreError(
             "Spark finds something here that hvdspark does not find, so the two look at different file systems",
             value=store.uri,
             where=path,
             hint="nothing was deleted; give a full URI, and check the settings of fsspec and of fs.defaultFS",
         )
-
-
-def _hadoop(spark: SparkSession, path: str) -> tuple[Any, Any]:
-    """Hadoop's Path and the FileSystem that it is on."""
-    jvm, session = spark._jvm, spark._jsparkSession
-    assert jvm is not None
-    try:
-        hadoop_path = jvm.org.apache.hadoop.fs.Path(path)
-        return hadoop_path, hadoop_path.getFileSystem(session.sessionState().newHadoopConf())
-    except Exception as error:  # of py4j
-        reason = str(getattr(error, "java_exception", error)).splitlines()[0]
-        raise StoreError("Spark knows no file system for this path", value=path, hint=reason) from error

@@ -30,6 +30,7 @@ from hvdspark.errors import PersistenceError
 from hvdspark.estimators.paths import check_same_place, spark_store
 from hvdspark.estimators.table_files import copy_tables, verify_tables
 from hvdspark.score import MODELS_PLACE
+from hvdspark.session import is_connect
 from hvdspark.store import Store
 from hvdspark.train.pickling import pickled, unpickled
 
@@ -94,6 +95,14 @@ class HvdSparkWriter(MLWriter):
         if self.shouldOverwrite:
             check_same_place(self.sparkSession, path, store)
         super().save(store.uri)
+
+    def _handleOverwrite(self, path: str) -> None:
+        if is_connect(self.sparkSession):  # as Spark's own writers do there; it takes the session that is active
+            from pyspark.ml.util import invoke_helper_attr  # since Spark 4.0
+
+            invoke_helper_attr("handleOverwrite", path, True)
+        else:
+            super()._handleOverwrite(path)
 
     def saveImpl(self, path: str) -> None:
         saved, store = self._saved, Store(path, "path")

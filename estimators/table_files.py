@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from pyspark.sql import SparkSession
@@ -10,12 +10,15 @@ from pyspark.sql import SparkSession
 from hvdspark.artifact.directory import verify_file
 from hvdspark.artifact.tables import table_files
 from hvdspark.errors import CheckpointError
+from hvdspark.session import session_of
 from hvdspark.store import Store
 
 Action = Callable[[dict[str, Any]], None]
 
 # Small tables are as many files as large ones, and a Spark task costs more than a small file.
 _TASKS_PER_CORE = 4
+# Where nobody says how many cores there are.
+_TASKS = 64
 _TASK_BYTES = 64 << 20
 
 
@@ -54,16 +57,21 @@ def _for_each(session: SparkSession, action: Action, entries: Sequence[dict[str,
     if not entries:
         return
 
-    def attempt(entry: dict[str, Any]) -> str | None:
-        try:
-            action(entry)
-        except CheckpointError as error:  # would not help to try again, and would reach the driver as text of a trace
-            return str(error)
-        return None
+    def attempt(batches: Iterable[Any]) -> Iterator[Any]:
+        import pyarrow as pa
 
-    context = session.sparkContext
+        for batch in batches:
+            failed = []
+            for number in batch.column(0).to_pylist():
+                try:
+                    action(entries[number])
+                except CheckpointError as error:  # would not help to try again, and would reach the driver as a trace
+                    failed.append(str(error))
+            yield pa.RecordBatch.from_pydict({"failed": pa.array(failed, pa.string())})
+
     large = sum(entry["bytes"] for entry in entries) // _TASK_BYTES
-    tasks = min(len(entries), max(_TASKS_PER_CORE * context.defaultParallelism, large))
-    failed = [words for words in context.parallelize(entries, tasks).map(attempt).collect() if words]
+    tasks = min(len(entries), max(_TASKS_PER_CORE * session_of(session).parallelism() or _TASKS, large))
+    asked = session.range(0, len(entries), 1, tasks).mapInArrow(attempt, "failed string")
+    failed = [row["failed"] for row in asked.collect()]
     if failed:
         raise CheckpointError(f"{len(failed)} of {len(entries)} files of embedding tables", value=failed[0])

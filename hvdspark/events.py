@@ -4,8 +4,8 @@ A fit emits events to its listeners: the progress that is shown, the log of a pl
 `listeners=[...]` are all `FitListener`s. Ranks and the launcher know no listeners: they report plain data, of which
 `hvdspark.fan_out` makes events.
 
-Reports of ranks are best effort: on Spark Connect, or where executors cannot reach the driver, there are none. What
-must not be lost travels with the result: `FitEnded.history` is complete.
+Reports of ranks are best effort: where executors cannot reach the driver (on Spark Connect, the client) there are
+none. What must not be lost travels with the result: `FitEnded.history` is complete.
 """
 
 from __future__ import annotations

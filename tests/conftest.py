@@ -19,6 +19,7 @@ import torch  # begins with another seed in every process, so the first module t
 
 from tests.footprint import RUN_MARKER, Footprint, leaks_after_settling
 from tests.mlflow_server import mlflow_server
+from tests.sessions import AnySession, Child, Here
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -75,7 +76,12 @@ def _seed() -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     # One process can hold one SparkContext, and `local_cluster` stops the `spark` session: so its tests come last.
-    items.sort(key=lambda item: "local_cluster" in getattr(item, "fixturenames", ()))
+    items.sort(key=lambda item: "local_cluster" in getattr(item, "fixturenames", ()) or _kind(item) == "local-cluster")
+
+
+def _kind(item: pytest.Item) -> object:
+    """Of the session that a test of `any_session` runs in."""
+    return item.callspec.params.get("any_session") if hasattr(item, "callspec") else None
 
 
 @pytest.fixture(scope="session")
@@ -105,6 +111,30 @@ def local_cluster(spark_home: Path, tmp_path_factory: pytest.TempPathFactory) ->
     session.stop()
 
 
+# What runs in the local session is what most tests are about.
+@pytest.fixture(
+    params=[
+        pytest.param("local", marks=pytest.mark.slow),
+        "connect",
+        pytest.param("local-cluster", marks=pytest.mark.slow),
+    ]
+)
+def any_session(request: pytest.FixtureRequest) -> AnySession:
+    """A session of each kind, one after the other. What is run in it is a function of a module of tests."""
+    if request.param == "connect":
+        child: Child = request.getfixturevalue("connect")
+        return child
+    return Here(request.getfixturevalue({"local": "spark", "local-cluster": "local_cluster"}[request.param]))
+
+
+@pytest.fixture(scope="session")
+def connect(spark_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Child]:
+    """A Spark Connect session of two task slots, in a process of its own, with its server."""
+    child = Child(_settings(tmp_path_factory.mktemp("connect"), "1g"))
+    yield child
+    child.close()
+
+
 @pytest.fixture(scope="session")
 def spark_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The installed pyspark under a second name: local-cluster writes into `$SPARK_HOME/work`."""
@@ -129,10 +159,18 @@ def spark_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _start(master: str, scratch: Path, extra: dict[str, str]) -> SparkSession:
     from pyspark.sql import SparkSession
 
-    settings = {
+    settings = {**_settings(scratch, "2g"), **extra}
+    builder = SparkSession.builder.master(master).appName("hvdspark tests")
+    session = builder.config(map=settings).getOrCreate()
+    session.sparkContext.setLogLevel("ERROR")
+    return session
+
+
+def _settings(scratch: Path, memory: str) -> dict[str, str]:
+    return {
         "spark.driver.host": "127.0.0.1",
         "spark.driver.bindAddress": "127.0.0.1",
-        "spark.driver.memory": "2g",
+        "spark.driver.memory": memory,
         "spark.ui.enabled": "false",
         # What Spark says of a stage is always old here, as it is elsewhere when tasks start at an unlucky moment.
         "spark.ui.liveUpdate.period": "1h",
@@ -140,12 +178,7 @@ def _start(master: str, scratch: Path, extra: dict[str, str]) -> SparkSession:
         "spark.sql.shuffle.partitions": "2",
         "spark.sql.warehouse.dir": str(scratch / "warehouse"),
         "spark.local.dir": str(scratch / "local"),
-        **extra,
     }
-    builder = SparkSession.builder.master(master).appName("hvdspark tests")
-    session = builder.config(map=settings).getOrCreate()
-    session.sparkContext.setLogLevel("ERROR")
-    return session
 
 
 @pytest.fixture(scope="session")

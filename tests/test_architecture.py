@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import shutil
 import subprocess
 import sys
@@ -136,6 +137,30 @@ def test_private_names_stay_at_home() -> None:
             if use.rpartition(".")[2] not in OF_OTHER_LIBRARIES:
                 found.setdefault(module.name, []).append(use)
     assert not found
+
+
+# By which classic pyspark leads to the JVM. docs/connect.md says what it is asked for.
+OF_THE_JVM = {
+    *("sparkContext", "rdd", "py4j", "SparkContext", "JavaWrapper"),
+    *("_jvm", "_jdf", "_jsc", "_sc", "_jc", "_jsparkSession", "_gateway", "_active_spark_context", "_jbroadcast"),
+}
+ASKS_THE_JVM = {"hvdspark.session.classic", "hvdspark.session.plans", "hvdspark.session.unchanged"}
+
+
+def names_of_the_jvm(module: Module) -> set[str]:
+    found = set()
+    for node in ast.walk(module.tree):
+        if isinstance(node, ast.Attribute):
+            found.add(node.attr)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            found |= {part for alias in node.names for part in alias.name.split(".")}
+            found |= set((getattr(node, "module", None) or "").split("."))
+    return found & OF_THE_JVM
+
+
+def test_one_part_alone_asks_the_jvm() -> None:
+    found = {name: names for name, module in MODULES.items() if (names := names_of_the_jvm(module))}
+    assert found.keys() == ASKS_THE_JVM, "a Connect client has no JVM: ask hvdspark.session (docs/connect.md)"
 
 
 def made_of(folder: Path, files: Mapping[str, str]) -> dict[str, Module]:

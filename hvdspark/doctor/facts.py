@@ -203,18 +203,18 @@ def _with_session(facts: Facts, master: str | None, timeout_s: float) -> Facts:
 
 
 def _session_facts(active: SparkSession | None, master: str | None) -> SessionFacts:
-    from hvdspark.launch.session import is_connect, total_slots
+    from hvdspark.session import is_connect, session_of
 
     spark = active or _start(master)
     try:
-        connect = is_connect(spark)
+        session = session_of(spark)
         spark.range(0, 1, 1, 1).count()  # returns when there is an executor, so that its slots are counted
-        slots = total_slots(spark)
+        slots = session.slots()
         settings = {key: value for key in _SETTINGS if (value := spark.conf.get(key, None))}
         facts = SessionFacts(
-            master="Spark Connect" if connect else str(spark.sparkContext.master),
+            master="Spark Connect" if is_connect(spark) else session.master(),
             slots=slots,
-            busy=0 if connect else _busy_tasks(spark),
+            busy=session.busy_tasks(),
             settings=settings,
         )
         try:
@@ -231,21 +231,18 @@ def _start(master: str | None) -> SparkSession:
     from pyspark.sql import SparkSession
 
     chosen = master or SparkConf().get("spark.master") or "local[*]"
-    quiet: dict[str, Any] = {"spark.ui.enabled": "false", "spark.ui.showConsoleProgress": "false"}
+    # What goes wrong stands in the table.
+    quiet: dict[str, Any] = {
+        "spark.log.level": "OFF",
+        "spark.ui.enabled": "false",
+        "spark.ui.showConsoleProgress": "false",
+    }
     builder = SparkSession.builder.master(chosen).appName("hvdspark doctor").config(map=quiet)
     if chosen.startswith("local"):
         # Whatever the machine's host name resolves to, if it does.
         os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
         builder = builder.config("spark.driver.host", "127.0.0.1").config("spark.driver.bindAddress", "127.0.0.1")
-    spark = builder.getOrCreate()
-    spark.sparkContext.setLogLevel("OFF")  # what goes wrong stands in the table
-    return spark
-
-
-def _busy_tasks(spark: SparkSession) -> int:
-    tracker = spark.sparkContext.statusTracker()
-    stages = [tracker.getStageInfo(stage) for stage in tracker.getActiveStageIds()]
-    return sum(stage.numActiveTasks for stage in stages if stage is not None)
+    return builder.getOrCreate()
 
 
 def _workers(spark: SparkSession, count: int) -> tuple[WorkerFacts, ...]:

@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-from pyspark import BarrierTaskContext, SparkFiles
 
 from hvdspark.errors import StartTimeoutError
 from hvdspark.launch import session
@@ -28,8 +27,10 @@ from hvdspark.launch.outcomes import Outcome
 from hvdspark.launch.protocol import DriverAddress, LaunchSpec, Located, Program
 from hvdspark.launch.task import Place, run_task
 from hvdspark.launch.workers import check_workers
+from hvdspark.session import is_connect, session_of
 
 if TYPE_CHECKING:
+    from pyspark import BarrierTaskContext
     from pyspark.sql import Row, SparkSession
 
 _SCHEMA = "rank int, outcome string, sequence int, chunk binary"
@@ -59,15 +60,15 @@ class BarrierLauncher:
         """
         session.check_session(self._spark, world_size, device)
         check_address_space(self._spark)
-        if not session.is_local(self._spark):
+        if not session_of(self._spark).runs_here():
             check_workers(self._spark, world_size, start_timeout_s)
 
     @contextlib.contextmanager
     def turn(self, world_size: int, on_wait: Callable[[Waiting], None]) -> Iterator[None]:
-        if session.is_connect(self._spark):  # it does not say how many slots there are
+        if is_connect(self._spark):  # it does not say how many slots there are
             yield
             return
-        line = _lines.setdefault(self._spark.sparkContext.applicationId, Line())
+        line = _lines.setdefault(session_of(self._spark).application(), Line())
         came_s = time.monotonic()
         with line.turn(world_size, self._slots, on_wait):
             if time.monotonic() - came_s > _OUTDATED_S:
@@ -91,7 +92,7 @@ class BarrierLauncher:
         import cloudpickle
 
         text: bytes = cloudpickle.dumps(program)
-        self._broadcasts = session.pickled_broadcasts(self._spark)
+        self._broadcasts = session_of(self._spark).pickled_broadcasts()
         return text
 
     def job(self, spec: LaunchSpec) -> BarrierJob:
@@ -118,7 +119,7 @@ class BarrierJob:
         return _outcomes(interruptible(self._spark, stage.collect, self._tag))
 
     def has_begun(self) -> bool | None:
-        return session.tasks_run(self._spark, self._tag)
+        return session_of(self._spark).tasks_run(self._tag)
 
     def cancel(self) -> None:
         cancel(self._spark, self._tag)
@@ -134,6 +135,8 @@ def run_barrier_task(spec: LaunchSpec, broadcasts: Mapping[int, Any], local_mode
         broadcasts: broadcast variables in the program, by id.
         local_mode: Spark runs in the driver's process and does not schedule GPUs.
     """
+    from pyspark import BarrierTaskContext, SparkFiles  # a client of Spark Connect may have neither
+
     context = BarrierTaskContext.get()
     gpus = context.resources().get("gpu")
     assigned = list(gpus.addresses) if gpus else []

@@ -1,8 +1,8 @@
 """Events from the ranks to the driver while they run: progress, and who is where.
 
 Lines of JSON over TCP, each signed with the run's secret. The channel is a convenience: starts are learned from Spark,
-results and errors travel as rows of the Spark job, so a run without a channel (Spark Connect, a port that executors
-cannot reach) differs only in that it shows no progress. A lost connection is made again. It says nothing about the
+results and errors travel as rows of the Spark job, so a run without a channel (a port that executors cannot
+reach) differs only in that it shows no progress. A lost connection is made again. It says nothing about the
 rank, and only a driver that stays away for minutes counts as gone; one that ends a run says so.
 """
 

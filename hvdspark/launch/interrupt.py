@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
-from hvdspark.launch.session import is_connect
+from hvdspark.session import session_of
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -67,11 +67,11 @@ def interruptible(spark: SparkSession, body: Callable[[], T], tag: str) -> T:
 def cancel(spark: SparkSession, tag: str) -> None:
     """Cancel the jobs that carry `tag`; never fails."""
     with contextlib.suppress(Exception):  # the session itself may be gone
-        (spark.interruptTag if is_connect(spark) else spark.sparkContext.cancelJobsWithTag)(tag)
+        session_of(spark).cancel(tag)
 
 
 def _tagged(spark: SparkSession, body: Callable[[], T], tag: str) -> T:
-    (spark.addTag if is_connect(spark) else spark.sparkContext.addJobTag)(tag)
+    session_of(spark).tag(tag)
     try:
         return body()
     except BaseException:
@@ -79,4 +79,4 @@ def _tagged(spark: SparkSession, body: Callable[[], T], tag: str) -> T:
         raise
     finally:
         with contextlib.suppress(Exception):
-            (spark.removeTag if is_connect(spark) else spark.sparkContext.removeJobTag)(tag)
+            session_of(spark).untag(tag)

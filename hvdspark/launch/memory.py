@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 import psutil
 
 from hvdspark.errors import ClusterError, ConfigurationError
-from hvdspark.launch.session import conf_value, is_local
+from hvdspark.launch.session import conf_value
+from hvdspark.session import session_of
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -65,7 +66,7 @@ class MemoryBudget:
 def rank_memory(spark: SparkSession, num_workers: int) -> MemoryBudget | None:
     """What one of `num_workers` ranks of this session may use for embedding tables; None where nobody can say."""
     conf = {key: value for key in _KEYS if (value := conf_value(spark, key))}
-    return memory_budget(conf, num_workers, machine_memory() if is_local(spark) else None)
+    return memory_budget(conf, num_workers, machine_memory() if session_of(spark).runs_here() else None)
 
 
 def memory_budget(conf: Mapping[str, str], num_workers: int, machine: MemoryBudget | None) -> MemoryBudget | None:

@@ -1,5 +1,4 @@
-"""What a Spark session can run, asked before anything is started. The only place of the launcher that reaches into the
-JVM."""
+"""What a Spark session can run, asked before anything is started."""
 
 from __future__ import annotations
 
@@ -9,12 +8,14 @@ import shutil
 import subprocess
 import sys
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hvdspark.errors import ClusterError, ConfigurationError, DependencyError, NotEnoughSlotsError
-from hvdspark.launch.addresses import LOOPBACK, unbracketed
+from hvdspark.launch.addresses import unbracketed
 from hvdspark.launch.protocol import DriverAddress
 from hvdspark.launch.wiring import RESERVED
+from hvdspark.session import session_of
+from hvdspark.session.classic import is_local_master
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -34,44 +35,14 @@ _ENCRYPTION = (
 DRIVER_PORT = "spark.hvdspark.driver.port"
 
 
-def active_session(spark: SparkSession | None) -> SparkSession:
-    """`spark`, else the session of this thread or of the process. Raises ClusterError when there is none."""
-    from pyspark import SparkContext
-    from pyspark.sql import SparkSession
-
-    found = spark or SparkSession.getActiveSession()
-    if found is None and SparkContext._active_spark_context is not None:
-        found = SparkSession.builder.getOrCreate()  # active sessions are per thread
-    if found is None:
-        raise ClusterError("no active Spark session", hint="SparkSession.builder.getOrCreate(), or pass spark=")
-    return found
-
-
-def is_connect(spark: SparkSession) -> bool:
-    """Whether the session is a Spark Connect client, which has no JVM and whose driver is somewhere else."""
-    return "pyspark.sql.connect" in type(spark).__module__
+def total_slots(spark: SparkSession) -> int | None:
+    """Tasks that the session can run at the same time, CPUs and GPUs counted; None where that is not known."""
+    return session_of(spark).slots()
 
 
 def is_local(spark: SparkSession) -> bool:
     """Whether tasks run inside the driver (`local[n]`), where Spark does not schedule GPUs."""
-    if is_connect(spark):
-        return False
-    master = spark.sparkContext.master or ""
-    return master == "local" or master.startswith("local[")
-
-
-def executor_hosts(spark: SparkSession) -> list[str]:
-    """The host of each executor, and of the driver. Not on Spark Connect."""
-    context: Any = spark.sparkContext._jsc.sc()
-    return [str(info.host()) for info in context.statusTracker().getExecutorInfos()]
-
-
-def total_slots(spark: SparkSession) -> int | None:
-    """Tasks that the session can run at the same time, CPUs and GPUs counted; None on Spark Connect (unknown)."""
-    if is_connect(spark):
-        return None
-    context: Any = spark.sparkContext._jsc.sc()
-    return int(context.maxNumConcurrentTasks(context.resourceProfileManager().defaultResourceProfile()))
+    return is_local_master(session_of(spark).master())
 
 
 def check_world_size(num_workers: int) -> None:
@@ -116,8 +87,9 @@ def check_session(spark: SparkSession, num_workers: int, device: str) -> None:
             where="spark.task.resource.gpu.amount",
             hint="set it to 1, with spark.executor.resource.gpu.amount and .discoveryScript",
         )
-    if is_local(spark):
-        check_worker_python(spark.sparkContext.pythonExec)
+    session = session_of(spark)
+    if session.runs_here() and (python := session.worker_python()):
+        check_worker_python(python)
     wait_for_slots(spark, num_workers, 0.0 if is_local(spark) else EXECUTORS_REGISTER_S)
 
 
@@ -163,82 +135,34 @@ def wait_for_slots(spark: SparkSession, num_workers: int, wait_s: float) -> None
     deadline = time.monotonic() + wait_s
     while True:
         slots = total_slots(spark)
-        if slots is None or slots >= num_workers:
+        if slots is None:
+            logger.info("the session does not say how many task slots it has: Spark decides if %d fit", num_workers)
+            return
+        if slots >= num_workers:
             return
         if time.monotonic() >= deadline:
             raise NotEnoughSlotsError(
                 f"{num_workers} ranks need {num_workers} task slots at once, and the session has {slots}",
-                where=f"master {spark.sparkContext.master}",
+                where=f"master {session_of(spark).master()}",
                 hint=f"lower num_workers to {max(slots, 1)}, or give the session more executors or cores "
                 "(spark.executor.instances, spark.executor.cores, spark.task.cpus)",
             )
         time.sleep(0.2)
 
 
-def pickled_broadcasts(spark: SparkSession) -> dict[int, Any]:
-    """The broadcast variables that this thread has pickled since it last made a query, by id.
-
-    In a pickle a broadcast variable is a number. pyspark notes which ones it meets, for the plan to take them along.
-
-    Raises:
-        ConfigurationError: they are encrypted, and would have to be decrypted onto the disk.
-    """
-    if is_connect(spark):
-        return {}
-    context: Any = spark.sparkContext
-    found = {variable._jbroadcast.id(): variable for variable in context._pickled_broadcast_vars}
-    context._pickled_broadcast_vars.clear()
-    if found and context._encryption_enabled:
-        raise ConfigurationError(
-            "broadcast variables do not reach ranks where Spark encrypts its files",
-            value="true",
-            where="spark.io.encryption.enabled",
-            hint="pass the value itself, or put it into the store",
-        )
-    return found
-
-
 def driver_address(spark: SparkSession) -> DriverAddress | None:
-    """For a server on the driver; None on Spark Connect. Raises ConfigurationError for a port that is none."""
-    if is_connect(spark):
-        return None
-    conf = spark.sparkContext.getConf()
+    """For a server in this process; None where executors have no way to it. Raises ConfigurationError for a port that
+    is none."""
     text = conf_value(spark, DRIVER_PORT) or "0"
     if not text.isdecimal() or int(text) > 65535:
         raise ConfigurationError("not a port", value=text, where=DRIVER_PORT, hint="0 (any that is free) to 65535")
-    if is_local(spark):
-        return DriverAddress(LOOPBACK, LOOPBACK, int(text))
-    reachable = unbracketed(conf.get("spark.driver.host") or LOOPBACK)
-    return DriverAddress(unbracketed(conf.get("spark.driver.bindAddress") or reachable), reachable, int(text))
-
-
-def tasks_run(spark: SparkSession, tag: str) -> bool | None:
-    """Whether a task of the jobs with this tag runs or has run; None on Spark Connect (unknown).
-
-    The tasks themselves are counted. What Spark says of their stage is as old as the next heartbeat (10 s) where its
-    tasks start within `spark.ui.liveUpdate.period` after it (`AppStatusListener.maybeUpdate`).
-    """
-    if is_connect(spark):
-        return None
-    context: Any = spark.sparkContext._jsc.sc()
-    tracker, store = context.statusTracker(), context.statusStore()
-    for job in tracker.getJobIdsForTag(tag):
-        info = tracker.getJobInfo(job)
-        for stage in info.get().stageIds() if info.isDefined() else ():
-            found = tracker.getStageInfo(stage)
-            if found.isDefined() and store.taskCount(stage, found.get().currentAttemptId()) > 0:
-                return True
-    return False
+    host = session_of(spark).host()
+    return None if host is None else DriverAddress(unbracketed(host[0]), unbracketed(host[1]), int(text))
 
 
 def conf_value(spark: SparkSession, key: str) -> str:
     """What the application was started with; "" where the key is not set."""
-    if is_connect(spark):
-        # Static settings are visible to Connect clients through SQL only.
-        rows = spark.sql(f"SET {key}").collect()
-        value = rows[0]["value"] if rows else ""
-        return "" if value == "<undefined>" else str(value)
-    return str(spark.sparkContext.getConf().get(key) or spark.conf.get(key, "") or "")
+    return session_of(spark).conf(key)
 
 
 def _flag(spark: SparkSession, key: str) -> bool:

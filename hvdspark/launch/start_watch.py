@@ -54,18 +54,19 @@ class StartWatch:
         """Call `cancel` unless tasks run within `timeout_s` seconds.
 
         Args:
-            has_begun: whether tasks of the gang run or have run; None where nobody knows: then there is no limit.
+            has_begun: whether tasks of the gang run or have run; None while nobody knows: then there is no limit.
         """
 
         def watch() -> None:
             began_s, patient = time.monotonic(), True
-            while not self._started() and self._ask(has_begun) is False:
+            while not self._started() and (begun := self._ask(has_begun)) is not True:
                 waited_s = time.monotonic() - began_s
                 if waited_s >= timeout_s:
-                    self._timed_out_after_s = timeout_s
-                    cancel()
+                    if begun is False:
+                        self._timed_out_after_s = timeout_s
+                        cancel()
                     return
-                if patient and waited_s >= _PATIENCE_S:
+                if patient and begun is False and waited_s >= _PATIENCE_S:
                     patient = False
                     logger.warning("0 of %d ranks have started after %g s; %s", self._size, _PATIENCE_S, _BUSY)
                 if self._over.wait(min(_ASK_EVERY_S, max(0.0, timeout_s - waited_s))):

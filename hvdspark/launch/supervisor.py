@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 from hvdspark.checks import number
 from hvdspark.errors import ConfigurationError, RankFailedError
-from hvdspark.launch import session
 from hvdspark.launch.devices import check_device
 from hvdspark.launch.environment import check_environment
 from hvdspark.launch.generation import Event, run_generation
 from hvdspark.launch.line import Waiting
 from hvdspark.launch.protocol import Launcher, LaunchSpec
+from hvdspark.session import active_session
 from hvdspark.store import Store
 
 if TYPE_CHECKING:
@@ -62,11 +62,11 @@ def run(
             would find it.
         env: extra environment variables of the ranks. They win over `spark.executorEnv`; a PYTHONPATH is put in front
             of the executors'. What says who a rank is (HOROVOD_RANK, ...) is refused.
-        start_timeout_s: limit in seconds for the tasks to get their slots (not enforced on Spark Connect), and then
-            for all ranks to have imported what they need. No other limit applies to the start.
+        start_timeout_s: limit in seconds for the tasks to get their slots, and then for all ranks to have imported what
+            they need. No other limit applies to the start.
         max_restarts: how often the gang is started again after a killed rank or a lost executor. An exception
             in `fn` is never retried.
-        on_event: called on the driver, in a thread, with what ranks give to `context().report` (not on Connect) and
+        on_event: called on the driver, in a thread, with what ranks give to `context().report` and
             what is known here: {"event": "generation", ...} when ranks are launched, and {"event": "rank_lost", ...}
             where a rank did not fail by itself (see `hvdspark.fan_out.event_of`). One call at a time; what it raises is
             dropped.
@@ -83,7 +83,7 @@ def run(
     from hvdspark.launch.barrier import BarrierLauncher
 
     return supervise(
-        BarrierLauncher(session.active_session(spark)),
+        BarrierLauncher(active_session(spark)),
         fn,
         args,
         kwargs,

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from hvdspark.errors import DependencyError
 from hvdspark.launch.interrupt import cancel, interruptible, new_tag
 from hvdspark.launch.job_errors import explain
-from hvdspark.launch.session import executor_hosts, is_connect, is_local, tasks_run
 from hvdspark.launch.start_watch import StartWatch
+from hvdspark.session import session_of
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -27,15 +27,15 @@ def check_workers(spark: SparkSession, num_workers: int, start_timeout_s: float)
 
     Raises:
         DependencyError: they cannot be started, or lack a package.
-        StartTimeoutError: no task got a slot within `start_timeout_s` seconds (not enforced on Spark Connect).
+        StartTimeoutError: no task got a slot within `start_timeout_s` seconds.
     """
-    session: Any = spark
-    application = session.session_id if is_connect(spark) else session.sparkContext.applicationId
+    session = session_of(spark)
+    application = session.application()
     if application in _asked:
         return
     asked = spark.range(0, num_workers, 1, num_workers).mapInArrow(_missing, "host string, missing string")
     watch, tag = StartWatch(num_workers, lambda event: None), new_tag()
-    watch.begin(start_timeout_s, lambda: tasks_run(spark, tag), lambda: cancel(spark, tag))
+    watch.begin(start_timeout_s, lambda: session.tasks_run(tag), lambda: cancel(spark, tag))
     try:
         rows = interruptible(spark, asked.collect, tag)
     except Exception as error:
@@ -50,7 +50,8 @@ def check_workers(spark: SparkSession, num_workers: int, start_timeout_s: float)
 
 def on_many_hosts(spark: SparkSession) -> bool:
     """Whether executors run on other hosts than the driver; on Spark Connect, which does not say, False."""
-    return not (is_connect(spark) or is_local(spark)) and len(set(executor_hosts(spark))) > 1
+    session = session_of(spark)
+    return not session.runs_here() and len(set(session.executor_hosts() or ())) > 1
 
 
 def hosts_without(spark: SparkSession, path: str) -> list[str]:
@@ -59,7 +60,7 @@ def hosts_without(spark: SparkSession, path: str) -> list[str]:
     Args:
         path: of the file, which this process sees.
     """
-    tasks = len(executor_hosts(spark))
+    tasks = len(session_of(spark).executor_hosts() or ())
 
     def sees(batches: Iterable[Any]) -> Iterator[Any]:
         yield from _told_where_missing(path, batches)

@@ -30,12 +30,11 @@ from hvdspark.data.dataset.candidates import Candidates
 from hvdspark.data.dataset.checks import check_array, check_column, check_sizes
 from hvdspark.data.dataset.footers import ColumnEvidence, Evidence, count_where, read_footers
 from hvdspark.data.dataset.invalid import any_of, is_invalid
-from hvdspark.data.dataset.plans import same_plan
 from hvdspark.data.dataset.schema import POSITIONS, RESERVED_PREFIX, WIDTH, SourceColumn, quoted
 from hvdspark.data.dataset.selection import Selection
-from hvdspark.data.dataset.unchanged import Unproven, evidence
 from hvdspark.data.dataset.written import CountedRows
 from hvdspark.errors import StoreError
+from hvdspark.session import Unproven, session_of
 from hvdspark.specs import ColumnSpec, DatasetSpec, RowGroups
 from hvdspark.store import Store
 
@@ -83,7 +82,8 @@ def materialize(
         DataError: the rows cannot be used; nothing is left in the store.
     """
     prepared = _prepare(df, selection)
-    proof = evidence(df)
+    session = session_of(df.sparkSession)
+    proof = session.evidence(df)
     if isinstance(proof, Unproven):
         logger.info("the rows are written, whether or not they were before: %s", proof.reason)
     one_state = candidates is not None and candidates.one_state
@@ -96,7 +96,7 @@ def materialize(
         return _write(prepared, selection, store, path, num_workers)
 
     holder = object()
-    entry = cache.obtain(store, key, prepared, lambda other: same_plan(prepared, other), holder, write)
+    entry = cache.obtain(store, key, prepared, lambda other: session.same_plan(prepared, other), holder, write)
     try:
         if not isinstance(proof, Unproven):
             cache.hold_while_alive(entry, df if owner is None else owner)
@@ -165,7 +165,9 @@ def _write(prepared: DataFrame, selection: Selection, store: Store, path: str, n
     """Write the prepared DataFrame as the dataset `path`, read the footers, check them."""
     started = time.perf_counter()
     cache.collect_leftovers(store)
-    counted = CountedRows(prepared.coalesce(max(_MAX_FILES, num_workers, 4 * _parallelism(prepared))))
+    counted = CountedRows(
+        prepared.coalesce(max(_MAX_FILES, num_workers, 4 * session_of(prepared.sparkSession).parallelism()))
+    )
     writer = counted.dataframe.write
     # Snappy, because stores are often across a network and it costs little; statistics are what the checks read.
     writer = writer.option("compression", "snappy").option("parquet.block.size", _ROW_GROUP_BYTES)
@@ -229,11 +231,3 @@ def _with_bounds(column: SourceColumn, spec: ColumnSpec, found: ColumnEvidence) 
     if "label" not in (column.role, *column.also) or found.unordered or found.minimum is None or found.maximum is None:
         return spec
     return dataclasses.replace(spec, minimum=float(found.minimum), maximum=float(found.maximum))
-
-
-def _parallelism(df: DataFrame) -> int:
-    """Task slots of the session, or 0 where that cannot be asked (Spark Connect)."""
-    try:
-        return int(df.sparkSession.sparkContext.defaultParallelism)
-    except Exception:  # pyspark raises different classes in different versions
-        return 0

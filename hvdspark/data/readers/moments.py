@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from hvdspark.data.dataset.cache import kept_with
 from hvdspark.data.dataset.footers import read_footer
 from hvdspark.data.readers.slices import read_slices, values_of
+from hvdspark.session import session_of
 from hvdspark.specs import ColumnSpec, DatasetSpec, RowGroup
 from hvdspark.store import Store
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 # Read on the driver, in less time than a job takes to start.
 _FEW_ROWS = 200_000
+# Where nobody says how many task slots there are.
+_TASKS = 64
 
 Floats = NDArray[np.float64]
 
@@ -70,18 +73,37 @@ def training_moments(
     """
     specs = {column.name: column for column in data.columns}
     weights = None if weight is None else specs[weight]
-    of = functools.partial(_of_groups, store.uri, data.path, [specs[name] for name in numbers], specs[label], weights)
+    of = functools.partial(_of_slices, store.uri, data.path, [specs[name] for name in numbers], specs[label], weights)
     groups = list(data.train)
 
     def compute() -> Moments:
-        if data.train_rows <= _FEW_ROWS:
-            return of(groups)
-        context = spark.sparkContext
-        tasks = min(len(groups), 4 * context.defaultParallelism)
-        parts = context.parallelize(groups, tasks).mapPartitions(lambda some: [of(list(some))]).collect()
-        return functools.reduce(merged, parts)
+        # Merged in the order of the rows, however many tasks there are: the same sums on any number of slots.
+        parts = of(groups) if data.train_rows <= _FEW_ROWS else _in_tasks(spark, groups, of)
+        nothing = moments(np.empty((0, 2 * len(numbers))), np.empty(0), None)
+        return functools.reduce(merged, parts, nothing)
 
     return kept_with(store, data.path, ("moments", tuple(numbers), label, weight), compute)
+
+
+def _in_tasks(
+    spark: SparkSession, groups: Sequence[RowGroup], of: Callable[[Iterable[RowGroup]], Iterator[Moments]]
+) -> Iterator[Moments]:
+    """`of(groups)`, computed by tasks of Spark."""
+
+    def read(batches: Iterable[Any]) -> Iterator[Any]:
+        import pyarrow as pa
+
+        numbers = [number for batch in batches for number in batch.column(0).to_pylist()]
+        for position, part in enumerate(of(groups[number] for number in numbers)):
+            values = [*part.inputs.ravel().tolist(), *part.label]
+            yield pa.RecordBatch.from_pydict({"first": [numbers[0]], "position": [position], "moments": [values]})
+
+    tasks = min(len(groups), 4 * session_of(spark).parallelism() or _TASKS)
+    read_groups = spark.range(0, len(groups), 1, tasks).mapInArrow(
+        read, "first bigint, position bigint, moments array<double>"
+    )
+    for _, _, values in sorted(read_groups.collect()):
+        yield Moments(np.array(values[:-2]).reshape(5, -1), (values[-2], values[-1]))
 
 
 def moments(values: Floats, label: Floats, weight: Floats | None) -> Moments:
@@ -124,20 +146,20 @@ def inputs(numbers: Floats) -> Floats:
     return np.concatenate([numbers, np.sign(numbers) * np.log1p(np.abs(numbers))], axis=1)
 
 
-def _of_groups(
+def _of_slices(
     store_uri: str,
     path: str,
     numbers: Sequence[ColumnSpec],
     label: ColumnSpec,
     weight: ColumnSpec | None,
     groups: Iterable[RowGroup],
-) -> Moments:
+) -> Iterator[Moments]:
+    """Of each slice of the rows of some row groups, in order."""
     store = Store(store_uri)
     footer_of = functools.lru_cache(1)(lambda file: read_footer(store, file))  # row groups of a file stand together
     columns = list(
         {column.name: column for column in (*numbers, label, *([] if weight is None else [weight]))}.values()
     )
-    found = moments(np.empty((0, 2 * len(numbers))), np.empty(0), None)
     for group in groups:
         file = f"{path}/{group.path}"
         for batch in read_slices(store, file, group, footer_of(file), [column.name for column in columns]):
@@ -146,6 +168,4 @@ def _of_groups(
             }
             raw = [values[column.name] for column in numbers]
             of_rows = inputs(np.stack(raw, axis=1) if raw else np.empty((batch.num_rows, 0)))
-            part = moments(of_rows, values[label.name], None if weight is None else values[weight.name])
-            found = merged(found, part)
-    return found
+            yield moments(of_rows, values[label.name], None if weight is None else values[weight.name])

@@ -20,7 +20,7 @@ def same_plan(one: DataFrame, other: DataFrame) -> bool:
     """Whether both give the same rows of the same sources, as far as their plans tell. Starts no job."""
     try:
         return bool(one.sameSemantics(other)) or _same_but_for_objects(one, other)
-    except Exception:  # one of them belongs to a session that was stopped, or both are of Connect
+    except Exception:  # one of them belongs to a session that was stopped
         return False
 
 

@@ -51,7 +51,7 @@ def evidence(df: DataFrame) -> str | Unproven:
     """What must be equal, besides the plan, for the rows to be the same: a digest of listings of all files it reads.
 
     Args:
-        df: of any session. On Spark Connect nothing can be proven.
+        df: of a classic session.
     """
     try:
         # A DataFrame keeps the plan that it was first asked for, with what was cached then; a new one sees what is now.
@@ -63,7 +63,7 @@ def evidence(df: DataFrame) -> str | Unproven:
         return hashlib.sha256("\n".join(_of_leaves(df, plan)).encode()).hexdigest()  # it is kept, and may be many MB
     except _UnprovenError as error:
         return Unproven(str(error))
-    except Exception as error:  # a leaf without these methods, another Spark, Connect
+    except Exception as error:  # a leaf without these methods, another Spark
         return Unproven(f"the plan does not say what it reads ({type(error).__name__})")
 
 
