@@ -31,6 +31,7 @@ from hvdspark.estimators.trained import types_of
 from hvdspark.estimators.warm_start import begin, trained_before
 from hvdspark.events import DatasetReady, FitEnded, PhaseStarted
 from hvdspark.fan_out import FanOut
+from hvdspark.session import session_of
 from hvdspark.specs import DatasetSpec
 from hvdspark.store import Store
 from hvdspark.train.check import check_program
@@ -87,7 +88,8 @@ def fit(estimator: TrainingEstimator[Any], columns: asked.Columns, make: Make) -
 
     shown = [progress(asked.monitor(estimator, columns)), MemoryReport()]
     told = FanOut(run_id, [*shown, *estimator.getListeners(), *tracked])
-    with told.fit(asked.started(estimator, columns, plan)), names_of_params(), contextlib.ExitStack() as stack:
+    named = session_of(spark).described(f"hvdspark fit {estimator.uid}", group=run_id)
+    with told.fit(asked.started(estimator, columns, plan)), named, names_of_params(), contextlib.ExitStack() as stack:
         told.emit(PhaseStarted("materialize"))
         write = partial(_write, stack, spark, store, columns, gang.num_workers, estimator.candidates)
         data, moments = launch.interruptible(spark, write, launch.new_tag())
@@ -140,8 +142,11 @@ def _write(
 ) -> tuple[DatasetSpec, Moments | None]:
     """The dataset, held by the stack, and what its training rows are like where the program depends on it."""
     given, rows, wanted = columns.given, columns.rows, columns.selection
-    written = materialize(rows, wanted, store, num_workers=num_workers, owner=given, candidates=candidates)
-    data = stack.enter_context(written)
+    session = session_of(spark)
+    with session.described("rows are written"):
+        written = materialize(rows, wanted, store, num_workers=num_workers, owner=given, candidates=candidates)
+        data = stack.enter_context(written)
     if columns.numbers is None:
         return data, None
-    return data, training_moments(spark, store, data, columns.numbers, columns.labels[0], columns.weight)
+    with session.described("rows are looked through"):
+        return data, training_moments(spark, store, data, columns.numbers, columns.labels[0], columns.weight)

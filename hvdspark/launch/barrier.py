@@ -116,7 +116,8 @@ class BarrierJob:
         # A bare collect: a shuffle behind the barrier would make Spark retry it, without anyone agreeing on a state.
         size = spec.world_size
         stage = self._spark.range(0, size, 1, size).mapInArrow(task, _SCHEMA, barrier=True)
-        return _outcomes(interruptible(self._spark, stage.collect, self._tag))
+        with session_of(self._spark).described(f"generation {spec.generation}", before="hvdspark run"):
+            return _outcomes(interruptible(self._spark, stage.collect, self._tag))
 
     def has_begun(self) -> bool | None:
         return session_of(self._spark).tasks_run(self._tag)

@@ -37,7 +37,8 @@ def check_workers(spark: SparkSession, num_workers: int, start_timeout_s: float)
     watch, tag = StartWatch(num_workers, lambda event: None), new_tag()
     watch.begin(start_timeout_s, lambda: session.tasks_run(tag), lambda: cancel(spark, tag))
     try:
-        rows = interruptible(spark, asked.collect, tag)
+        with session.described("hvdspark looks at the executors' Python"):
+            rows = interruptible(spark, asked.collect, tag)
     except Exception as error:
         raise _explained(error) or watch.timed_out() or explain(error, watch.lost()) from error
     finally:

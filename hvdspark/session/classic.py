@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from hvdspark.errors import ConfigurationError, StoreError
@@ -12,6 +14,7 @@ if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
 LOOPBACK = "127.0.0.1"
+_DESCRIPTION, _GROUP = "spark.job.description", "spark.jobGroup.id"
 
 
 class ClassicSession:
@@ -78,6 +81,20 @@ class ClassicSession:
                 hint="pass the value itself, or put it into the store",
             )
         return found
+
+    @contextlib.contextmanager
+    def described(self, text: str, *, group: str = "", before: str = "") -> Iterator[None]:
+        context = self._spark.sparkContext
+        outer, outer_group = context.getLocalProperty(_DESCRIPTION), context.getLocalProperty(_GROUP)
+        context.setLocalProperty(_DESCRIPTION, ", ".join(part for part in (outer or before, text) if part))
+        if group and not outer_group:
+            context.setLocalProperty(_GROUP, group)
+        try:
+            yield
+        finally:
+            with contextlib.suppress(Exception):  # the session itself may be gone
+                context.setLocalProperty(_DESCRIPTION, outer)  # type: ignore[arg-type]  # None takes it away
+                context.setLocalProperty(_GROUP, outer_group)  # type: ignore[arg-type]
 
     def tag(self, tag: str) -> None:
         self._spark.sparkContext.addJobTag(tag)

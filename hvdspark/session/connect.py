@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import socket
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from hvdspark.errors import StoreError
@@ -75,6 +76,18 @@ class ConnectSession:
 
     def pickled_broadcasts(self) -> dict[int, Any]:
         return {}  # Connect has none
+
+    @contextlib.contextmanager
+    def described(self, text: str, *, group: str = "", before: str = "") -> Iterator[None]:
+        if not group:
+            yield
+            return
+        self._spark.addTag(group)
+        try:
+            yield
+        finally:
+            with contextlib.suppress(Exception):  # the session itself may be gone
+                self._spark.removeTag(group)
 
     def tag(self, tag: str) -> None:
         spark = self._spark

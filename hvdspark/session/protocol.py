@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Protocol
 
 from hvdspark.session.unchanged import Unproven
@@ -48,6 +49,17 @@ class Session(Protocol):
 
         Raises:
             ConfigurationError: they are encrypted, and would have to be decrypted onto the disk.
+        """
+
+    def described(self, text: str, *, group: str = "", before: str = "") -> AbstractContextManager[None]:
+        """Jobs of this thread, and of threads that inherit from it, are described as `text` while this context lasts.
+
+        That is what Spark's UI says of them. Descriptions nest: "nightly, hvdspark fit CTRClassifier_5f3, generation
+        0". A Connect client can describe nothing: there the group is a tag.
+
+        Args:
+            group: of the jobs, where the caller has set none: who did so wants to cancel ours with it.
+            before: stands before `text` where nothing else does.
         """
 
     def tag(self, tag: str) -> None:
