@@ -4,7 +4,7 @@
 
 VENV := .venv
 PYTHON := $(VENV)/bin/python
-SOURCES := hvdspark estimators tests examples benchmarks
+SOURCES := hvdspark estimators tests examples benchmarks docs
 
 # Another Spark or another Python's packages in the caller's environment must not mix with those of .venv,
 # and Spark starts its Python workers with `python3` from PATH unless it is told otherwise.

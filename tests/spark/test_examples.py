@@ -9,8 +9,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
+import mlflow
 import numpy as np
 import pytest
+from mlflow import MlflowClient
 from pyspark.ml import PipelineModel
 from pyspark.ml.evaluation import BinaryClassificationEvaluator
 from pyspark.sql import SparkSession
@@ -77,6 +79,43 @@ def test_demo(
     output = capsys.readouterr().out
     reached, reachable = map(float, re.findall(r"test AUC (\S+), best reachable (\S+)", output)[0])
     assert 0.68 < reached < reachable
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_clicks_in_mlflow(
+    spark: SparkSession,
+    example: Callable[[str], ModuleType],
+    mlflow_uri: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name in ("click_data", "clicks"):
+        example(name)
+    clicks = example("clicks_mlflow")
+    before = mlflow.get_tracking_uri()
+    small = ["--rows", "5000", "--epochs", "2", "--experiment", "example"]
+    try:
+        clicks.run(spark, clicks.parse(["--tracking", mlflow_uri, *small]), tmp_path)
+    finally:
+        mlflow.set_tracking_uri(before)
+    (apart,) = re.findall(r"without Spark are (\S+) apart", capsys.readouterr().out)
+    assert float(apart) <= 1e-6
+
+    client = MlflowClient(mlflow_uri)
+    experiment = client.get_experiment_by_name("example").experiment_id
+    runs = {run.info.run_id: run for run in client.search_runs([experiment])}
+    by_name = {run.info.run_name: run for run in runs.values()}
+    parents = [run.data.tags.get("mlflow.parentRunId") for run in runs.values()]
+    tuned = by_name["learning rate"]
+    assert parents.count(tuned.info.run_id) == 4, "two learning rates in two folds"
+    assert parents.count(None) == 2
+    assert {run.info.status for run in runs.values()} == {"FINISHED"}
+    for run in (by_name["clicks"], tuned):
+        assert {"test_auc", "train_loss", "val_auc"} <= run.data.metrics.keys()
+        assert len(client.get_metric_history(run.info.run_id, "train_loss")) == 2
+    champion = client.get_model_version_by_alias("clicks", "champion")
+    assert champion.run_id == tuned.info.run_id
 
 
 def test_synthetic_clicks_have_the_criteo_format(example: Callable[[str], ModuleType], tmp_path: Path) -> None:
