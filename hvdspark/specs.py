@@ -50,8 +50,7 @@ class ColumnSpec:
 
     Attributes:
         name: column name in the files (and in the DataFrame).
-        dtype: the tensor's dtype: "float32", "float64" or "int64". Integer ids are never a float on the way. "uint8" of
-            bytes, which are scored and not trained on.
+        dtype: the tensor's: "float32", "float64" or "int64" (never a float on the way), "uint8" of bytes to be scored.
         layout: "scalar" -> tensor [rows]; "fixed" -> tensor [rows, width]; "ragged" -> values and offsets; "sparse" ->
             the same tensor as "fixed", in files and on the way to the module only what is not 0.
         width: elements per row of a "fixed" or "sparse" column, else None.
