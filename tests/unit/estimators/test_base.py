@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +16,8 @@ from hvdspark.estimators import CTRClassifier, TorchClassifier, TorchEstimator, 
 from hvdspark.estimators.params import SPEC_PARAMS
 from hvdspark.events import FitListener
 from hvdspark.specs import TrainSpec
+
+ROWS: Any = SimpleNamespace(isStreaming=False)  # of which nothing else is asked
 
 
 @pytest.mark.parametrize("kind", [TorchEstimator, TorchClassifier, TorchRegressor, CTRClassifier])
@@ -62,7 +65,7 @@ def test_candidates_are_copies_of_a_copy_and_those_of_one_call_of_fit_multiple(k
     estimator = Noting()
     for search in (1, 2):
         maps = [{estimator.epochs: epochs} for epochs in (search, 5)]
-        assert [model.getEpochs() for model in estimator.fit(None, maps)] == [search, 5]
+        assert [model.getEpochs() for model in estimator.fit(ROWS, maps)] == [search, 5]
     assert [epochs for epochs, _ in fitted] == [1, 5, 2, 5]
     ids = [candidates.id for _, candidates in fitted if candidates.one_state]
     assert ids[0] == ids[1] != ids[2] == ids[3]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -29,11 +30,12 @@ def test_candidates_know_that_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(TorchEstimator, "_train", lambda self, dataset: callers.append(self.caller))
     monkeypatch.setattr(base, "active_run", lambda: RUN)
     estimator = TorchEstimator()
-    models = estimator.fitMultiple(object(), [{estimator.seed: 1}, {}])  # type: ignore[arg-type]
+    rows: Any = SimpleNamespace(isStreaming=False)  # of which nothing else is asked
+    models = estimator.fitMultiple(rows, [{estimator.seed: 1}, {}])
     monkeypatch.setattr(base, "active_run", lambda: None)
     for _ in models:
         pass
-    estimator.fit(object())  # type: ignore[arg-type]
+    estimator.fit(rows)
     assert callers == [Caller(RUN, candidate=True), Caller(RUN, candidate=True), Caller()]
 
 
