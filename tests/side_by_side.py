@@ -3,9 +3,6 @@
     python -m tests.side_by_side [arguments of pytest]
 
 A process of tests leaks nothing into the other one: `footprint` looks at a process's own descendants and run marker.
-
-Where all tests run, the coverage of the first half is reported, which costs it a third more CPU. That of Spark's tests
-is not: what they test happens in ranks and in Spark's Python workers, and each of these processes would be traced.
 """
 
 from __future__ import annotations
@@ -28,10 +25,9 @@ def main(arguments: Sequence[str]) -> int:
     if any(Path(argument.partition("::")[0]).exists() for argument in arguments):
         return subprocess.call([*pytest, *arguments])  # it has been said which files
     with tempfile.TemporaryFile() as output:
-        traced = [sys.executable, "-m", "coverage", "run", *pytest[1:]] if not arguments else pytest
         # Tensors of unit tests are too small for threads. What failed last is remembered by each half on its own.
         first = subprocess.Popen(
-            [*traced, "-o", "cache_dir=.pytest_cache/first", *arguments, *FIRST],
+            [*pytest, "-o", "cache_dir=.pytest_cache/first", *arguments, *FIRST],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -45,19 +41,9 @@ def main(arguments: Sequence[str]) -> int:
             print("\n== unit tests and those of ranks, which ran beside those above", flush=True)
             sys.stdout.buffer.write(output.read())
             sys.stdout.flush()
-    if not arguments:
-        report_coverage()
     if others not in (0, NO_TESTS):
         print(f"\n== the other tests failed (exit status {others}): see above", flush=True)
     return status(first.returncode, others)
-
-
-def report_coverage() -> None:
-    """Say how much of the code the first half ran through."""
-    command = [sys.executable, "-m", "coverage", "report", "--format=total"]
-    total = subprocess.run(command, capture_output=True, text=True).stdout.strip()
-    total = total or "nothing"
-    print(f"\n== coverage without Spark's tests: {total} % of lines; `python -m coverage report` lists them")
 
 
 def status(*halves: int) -> int:

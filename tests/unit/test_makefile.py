@@ -13,17 +13,30 @@ import yaml
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.parametrize(("target", "builds"), [("lint", False), ("fmt", False), ("type", False), ("test", True)])
+@pytest.mark.parametrize(
+    ("target", "builds"), [("lint", False), ("fmt", False), ("type", False), ("test", True), ("coverage", True)]
+)
 def test_what_needs_no_horovod_does_not_build_it(tmp_path: Path, target: str, builds: bool) -> None:
-    shutil.copy(ROOT / "Makefile", tmp_path)
+    commands = _commands(tmp_path, target)
+    assert "pip install" in commands
+    assert ("install-horovod" in commands) == builds
+
+
+@pytest.mark.parametrize(("target", "traced"), [("test", False), ("coverage", True)])
+def test_coverage_has_a_target_of_its_own(tmp_path: Path, target: str, traced: bool) -> None:
+    commands = _commands(tmp_path, target)
+    assert ("coverage run -m pytest" in commands, "coverage report" in commands) == (traced, traced)
+
+
+def _commands(clone: Path, target: str) -> str:
+    shutil.copy(ROOT / "Makefile", clone)
     for needed in (".ci/system-check", "requirements.txt", "pyproject.toml", "setup.py", "hvdspark/horovod_build.py"):
-        (tmp_path / needed).parent.mkdir(exist_ok=True)
-        (tmp_path / needed).touch()
-    command = ["make", "--dry-run", "--directory", str(tmp_path), target]
+        (clone / needed).parent.mkdir(exist_ok=True)
+        (clone / needed).touch()
+    command = ["make", "--dry-run", "--directory", str(clone), target]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
-    assert "pip install" in done.stdout
-    assert ("install-horovod" in done.stdout) == builds
+    return done.stdout
 
 
 @pytest.mark.parametrize("name", ["SPARK_HOME", "PYTHONPATH", "PYTHONHOME", "PYTHONDONTWRITEBYTECODE"])
