@@ -217,8 +217,9 @@ def test_no_input_column_is_replaced(spark: SparkSession, fitted: CTRClassificat
         fitted.transform(data.withColumn("Prediction", F.lit(1)))
     with pytest.raises(SchemaError, match="two output columns have the same name"):
         fitted.copy({fitted.probabilityCol: "prediction"}).transform(data)
-    with pytest.raises(SchemaError, match="needs a name"):
-        fitted.copy({fitted.probabilityCol: ""}).transform(data)
+    few = fitted.copy({fitted.probabilityCol: "", fitted.rawPredictionCol: ""})
+    assert few.transform(data).columns == [*data.columns, "prediction"], "as in Spark ML, no name is no column"
+    assert few.setPredictionCol("").transform(data).columns == data.columns
 
 
 def test_infinity_is_a_gap(spark: SparkSession, store_uri: str) -> None:
