@@ -144,7 +144,7 @@ OF_THE_JVM = {
     *("sparkContext", "rdd", "py4j", "SparkContext", "JavaWrapper"),
     *("_jvm", "_jdf", "_jsc", "_sc", "_jc", "_jsparkSession", "_gateway", "_active_spark_context", "_jbroadcast"),
 }
-ASKS_THE_JVM = {"hvdspark.session.classic", "hvdspark.session.plans", "hvdspark.session.unchanged"}
+ASKS_THE_JVM = {f"hvdspark.session.{name}" for name in ("classic", "counted", "plans", "unchanged")}
 
 
 def names_of_the_jvm(module: Module) -> set[str]:

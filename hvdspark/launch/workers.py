@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
 _NEEDED = ("hvdspark", "horovod", "torch", "pyarrow")
+# Where nobody knows how many executors there are.
+_LEAST_ASKED = 16
 # Applications whose executors were asked. Their Python does not change while they live.
 _asked: set[str] = set()
 
@@ -50,18 +52,21 @@ def check_workers(spark: SparkSession, num_workers: int, start_timeout_s: float)
 
 
 def on_many_hosts(spark: SparkSession) -> bool:
-    """Whether executors run on other hosts than the driver; on Spark Connect, which does not say, False."""
+    """Whether executors may run on other hosts than this process: a Spark Connect server does not say."""
     session = session_of(spark)
-    return not session.runs_here() and len(set(session.executor_hosts() or ())) > 1
+    hosts = session.executor_hosts()
+    return not session.runs_here() and (hosts is None or len(set(hosts)) > 1)
 
 
 def hosts_without(spark: SparkSession, path: str) -> list[str]:
-    """Hosts of executors that do not see a file of the driver's host. A stage of a Python task for each executor.
+    """Hosts of executors that do not see a file of this host. A stage of a Python task for each executor.
 
     Args:
         path: of the file, which this process sees.
     """
-    tasks = len(session_of(spark).executor_hosts() or ())
+    session = session_of(spark)
+    hosts = session.executor_hosts()
+    tasks = session.parallelism() or _LEAST_ASKED if hosts is None else len(hosts)
 
     def sees(batches: Iterable[Any]) -> Iterator[Any]:
         yield from _told_where_missing(path, batches)

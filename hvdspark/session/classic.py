@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from hvdspark.errors import ConfigurationError, StoreError
+from hvdspark.session.counted import counted
 from hvdspark.session.plans import same_plan
 from hvdspark.session.unchanged import Unproven, evidence
 
@@ -131,6 +132,10 @@ class ClassicSession:
 
     def same_plan(self, one: DataFrame, other: DataFrame) -> bool:
         return same_plan(one, other)
+
+    def counted(self, df: DataFrame) -> tuple[DataFrame, Callable[[str], int | None]]:
+        observed, rows = counted(df)
+        return observed, lambda path: rows()
 
     def _context(self) -> Any:
         return self._spark.sparkContext._jsc.sc()

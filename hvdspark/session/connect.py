@@ -6,7 +6,7 @@ import contextlib
 import re
 import socket
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from hvdspark.errors import StoreError
@@ -139,12 +139,19 @@ class ConnectSession:
         except Exception:  # one of them belongs to a session that has ended
             return False
 
+    def counted(self, df: DataFrame) -> tuple[DataFrame, Callable[[str], int | None]]:
+        # Not observed: that would leave the server's session an ObservationManager (see `counted.py`), which breaks
+        # models of Spark ML in it. Read from the files' footers; that executors see the files is asked before.
+        schema = df.schema  # as it is read, Spark starts no job to find it
+        return df, lambda path: int(self._spark.read.schema(schema).parquet(path).count())
+
     def _missing_path(self, path: str) -> str | None:
         """What Spark calls a path that does not exist; None where it exists. Starts no job."""
         from pyspark.errors import PySparkException
 
         try:
-            self._spark.read.format("binaryFile").load(path).schema  # noqa: B018
+            # Twice: of a single one, the server first writes into its log that it is no output of a stream.
+            self._spark.read.format("binaryFile").load([path, path]).schema  # noqa: B018
         except PySparkException as error:
             if error.getCondition() == "PATH_NOT_FOUND":
                 return str((error.getMessageParameters() or {}).get("path", ""))

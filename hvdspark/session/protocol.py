@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -89,3 +90,9 @@ class Session(Protocol):
 
     def same_plan(self, one: DataFrame, other: DataFrame) -> bool:
         """Whether both give the same rows of the same sources, as far as their plans tell. Starts no job."""
+
+    def counted(self, df: DataFrame) -> tuple[DataFrame, Callable[[str], int | None]]:
+        """The DataFrame to write as Parquet, and what says how many of its rows are at the path that Spark wrote.
+
+        That may wait for Spark, without a limit; None where Spark does not tell.
+        """

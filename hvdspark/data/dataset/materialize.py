@@ -188,7 +188,7 @@ def _write(prepared: DataFrame, selection: Selection, store: Store, path: str, n
     train, validation = [*used.groups, RowGroups.of()][:2]
     unused = read_footers(store, path, directories[_DROPPED:], prepared.sparkSession)
     dropped, undefined = [*unused.rows, 0, 0][:2]
-    counted.check(sum(used.rows) + dropped + undefined, store.spark_uri(path))
+    counted.check(sum(used.rows) + dropped + undefined, store.spark_uri(f"{path}/data"))
     held_out = None if selection.validation is None else used.rows[_VALIDATION]
     check_sizes(used.rows[_TRAIN], held_out, dropped, undefined)
     specs = _check(selection, used, store, path)

@@ -13,13 +13,12 @@ from hvdspark.errors import StoreError
 
 
 class Told:
-    """Spark's observation, which waits until it is told, or the test ends."""
+    """What Spark says, which waits until it is told, or the test ends."""
 
     def __init__(self, told: Any, end: threading.Event) -> None:
         self._told, self._end = told, end
 
-    @property
-    def get(self) -> dict[str, Any]:
+    def __call__(self, place: str) -> int | None:
         if self._told is WAITS:
             self._end.wait(30)
             raise RuntimeError("the session was stopped")
@@ -34,7 +33,7 @@ WAITS = object()
 @pytest.mark.filterwarnings("error")  # the thread that asks does not raise
 @pytest.mark.parametrize(
     ("told", "warned"),
-    [({"rows": 5}, 0), (WAITS, 1), ({"rows": None}, 1), ({}, 1), (RuntimeError("the session was stopped"), 1)],
+    [(5, 0), (WAITS, 1), (None, 1), (RuntimeError("the session was stopped"), 1)],
 )
 def test_a_count_that_does_not_come_is_said(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, told: Any, warned: int
@@ -42,7 +41,7 @@ def test_a_count_that_does_not_come_is_said(
     end = threading.Event()
     monkeypatch.setattr(written, "_WAIT_S", 0.05 if told is WAITS else 30.0)
     counted = object.__new__(written.CountedRows)
-    counted._observation = Told(told, end)  # type: ignore[assignment]
+    counted._told = Told(told, end)
     before = set(threading.enumerate())
     with caplog.at_level(logging.WARNING, "hvdspark"):
         counted.check(5, "a place")
@@ -55,6 +54,6 @@ def test_a_count_that_does_not_come_is_said(
 
 def test_another_count_is_an_error() -> None:
     counted = object.__new__(written.CountedRows)
-    counted._observation = Told({"rows": 6}, threading.Event())  # type: ignore[assignment]
+    counted._told = Told(6, threading.Event())
     with pytest.raises(StoreError, match="6 written, 5 found"):
         counted.check(5, "a place")
