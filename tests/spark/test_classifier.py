@@ -63,6 +63,13 @@ def column(frame: DataFrame, name: str) -> np.ndarray:
     return np.array([row[0] for row in frame.orderBy("id").select(value).collect()])
 
 
+def shapes(frame: DataFrame) -> list[np.ndarray]:
+    """Raw predictions, probabilities and classes of a classifier in the order of id, by one job."""
+    values = [vector_to_array(name) for name in SHAPES[:2]] + [F.col(SHAPES[2])]
+    rows = sorted(map(tuple, frame.select("id", *values).collect()), key=lambda row: row[0])
+    return [np.array(part) for part in list(zip(*rows, strict=True))[1:]]
+
+
 @pytest.fixture(scope="module")
 def three(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> TorchClassificationModel:
     """Of three classes, by nothing but the module."""
@@ -98,7 +105,7 @@ def test_a_module_alone_makes_a_classifier_of_several_classes(
     assert (three.numClasses, three.numFeatures, three.hasSummary) == (3, 3, True)
     evaluate = MulticlassClassificationEvaluator(metricName="accuracy").evaluate
     assert evaluate(scored) > 0.9, three.summary
-    raw, probability, prediction = (column(scored, name) for name in SHAPES)
+    raw, probability, prediction = shapes(scored)
     inputs = torch.tensor(column(data, "features"), dtype=torch.float32)
     with torch.inference_mode():
         logits = three.module()(inputs).double()
@@ -154,8 +161,8 @@ def as_ours(theirs: LogisticRegressionModel, width: int, store_uri: str, data: D
     if width == 2:  # of two classes Spark has the weights of the second one alone
         weights, bias = np.vstack([0 * weights, weights]), np.append(0 * bias, bias)
     with torch.no_grad():
-        module.weight.copy_(torch.from_numpy(weights))
-        module.bias.copy_(torch.from_numpy(bias))
+        module.weight.copy_(torch.tensor(weights))
+        module.bias.copy_(torch.tensor(bias))
     label = theirs.getLabelCol()
     return classifier(module, optimizer=STILL, labelCol=label, storeUri=store_uri).fit(data)
 
@@ -164,7 +171,7 @@ def as_ours(theirs: LogisticRegressionModel, width: int, store_uri: str, data: D
 def test_columns_and_thresholds_are_those_of_logistic_regression(
     spark: SparkSession, store_uri: str, label: str, width: int
 ) -> None:
-    data = points(spark).cache()
+    data = points(spark).coalesce(1).cache()
     # Its closures hold its summary, and so the session, which must stay serializable whatever a fit asks of it.
     theirs = LogisticRegression(labelCol=label, maxIter=20, regParam=0.01).fit(data)
     ours = as_ours(theirs, width, store_uri, data)
@@ -188,8 +195,9 @@ def test_columns_and_thresholds_are_those_of_logistic_regression(
         mine, other = ours.transform(data), fresh.transform(data)
         assert mine.dtypes == other.dtypes
         assert [mine.schema[name].metadata for name in SHAPES] == [other.schema[name].metadata for name in SHAPES]
-        for name, tolerance in zip(SHAPES, (1e-5, 1e-6, 0), strict=True):
-            np.testing.assert_allclose(column(mine, name), column(other, name), atol=tolerance, err_msg=f"{values}")
+        for found, expected, tolerance in zip(shapes(mine), shapes(other), (1e-5, 1e-6, 0), strict=True):
+            np.testing.assert_allclose(found, expected, atol=tolerance, err_msg=f"{values}")
+    mine, other = mine.cache(), other.cache()
     if label == "yes":
         for metric in ("areaUnderROC", "areaUnderPR"):
             evaluate = BinaryClassificationEvaluator(labelCol="yes", metricName=metric).evaluate

@@ -17,7 +17,7 @@ from pyspark.sql import functions as F
 from hvdspark.artifact import TrainedModel
 from hvdspark.errors import ConfigurationError
 from hvdspark.estimators import CTRClassifier
-from tests.spark.test_classifier import SHAPES, column
+from tests.spark.test_classifier import SHAPES, column, shapes
 
 pytestmark = pytest.mark.spark
 
@@ -81,13 +81,12 @@ def test_one_kind_of_columns_with_weights_and_thresholds(
         loss = MulticlassClassificationEvaluator(labelCol="yes", metricName="logLoss", **weighted).evaluate
         assert area(mine) == pytest.approx(area(other), abs=0.01)
         assert loss(mine) == pytest.approx(loss(other), abs=0.02)
-    weights = column(mine, "w")
-    means = [np.average(column(frame, "probability")[:, 1], weights=weights) for frame in (mine, other)]
+    probability, said = (shapes(frame)[1][:, 1] for frame in (mine, other))
+    means = [np.average(values, weights=column(mine, "w")) for values in (probability, said)]
     assert means[0] == pytest.approx(means[1], abs=0.02), "rows count as often as their weight says, 0 not at all"
 
     logistic = theirs.stages[-1]
     fresh = logistic.copy()  # Spark's own model keeps a threshold when thresholds are set, and then refuses the two
-    probability, said = column(mine, "probability")[:, 1], column(other, "probability")[:, 1]
     for threshold in (0.0, 0.3, float(probability[7]), 1.0):
         predicted = column(ours.setThreshold(threshold).transform(data), "prediction")
         assert (predicted == (probability > threshold)).all()

@@ -29,12 +29,12 @@ def test_a_module_alone_makes_a_regressor(spark: SparkSession, store_uri: str, t
     settings: dict[str, Any] = {"labelCol": "y", "weightCol": "w", "storeUri": store_uri, "precision": "float32"}
     estimator = TorchRegressor(model=nn.Linear(3, 1), optimizer=descent, batchSize=1000, epochs=60, **settings)
     model = estimator.setLearningRateSchedule("constant").fit(data)  # type: ignore[attr-defined]
-    scored = model.transform(data)
+    scored = model.transform(data).cache()
     assert scored.dtypes == [*data.dtypes, ("prediction", "double")]
     assert scored.schema == model.transformSchema(data.schema)
     with pytest.raises(SchemaError, match="needs a name"):
         model.copy({model.predictionCol: ""}).transform(data)
-    theirs = LinearRegression(labelCol="y", weightCol="w", solver="normal").fit(data).transform(data)
+    theirs = LinearRegression(labelCol="y", weightCol="w", solver="normal").fit(data).transform(data).cache()
     assert column(scored, "prediction") == pytest.approx(column(theirs, "prediction"), abs=1e-3)
     for metric in ("rmse", "r2", "mae"):
         evaluate = RegressionEvaluator(labelCol="y", metricName=metric).evaluate
