@@ -98,7 +98,11 @@ def run(make: Callable[[], nn.Module], how: str, backend: str = "eager") -> list
 
 @pytest.mark.parametrize(
     ("model", "how"),
-    [*((model, "module") for model in MODELS), ("dlrm", "in place"), ("dlrm", "step"), ("pooled", "step")],
+    [
+        *((model, "module") for model in ("pooled", "dlrm", "deepfm")),
+        *(pytest.param(model, "module", marks=pytest.mark.slow) for model in ("wide_deep", "lr")),  # parts of deepfm
+        *(("dlrm", "in place"), ("dlrm", "step"), ("pooled", "step")),
+    ],
 )
 def test_compiled_is_uncompiled_bit_for_bit(model: str, how: str) -> None:
     compiled, plain = run(MODELS[model], how), run(MODELS[model], "plain")
