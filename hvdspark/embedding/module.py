@@ -196,9 +196,9 @@ class ShardedEmbeddingCollection(ShardedRows):
     def _keys(self, jagged: Mapping[str, Jagged]) -> tuple[list[Unique], BadId | None]:
         """What each group is asked for."""
         rank = 0 if self._frozen is not None else self._ranks().rank
-        keys, bad = self._plan.keys(jagged, self._spaces(), rank)
+        keys, bad = self._plan.keys(jagged, rank)
         if bad is not None and not keys:  # nobody else would hear of it
-            raise self._plan.error(bad, [])
+            raise self._plan.error(bad)
         return keys, bad
 
     @contextlib.contextmanager
@@ -206,7 +206,7 @@ class ShardedEmbeddingCollection(ShardedRows):
         try:
             yield
         except BadIdError as error:
-            raise self._plan.error(error.bad, self._spaces()) from None
+            raise self._plan.error(error.bad) from None
 
     def constructor_arguments(self) -> dict[str, Any]:
         """What makes a collection of the same tables, anywhere and with no rows yet."""

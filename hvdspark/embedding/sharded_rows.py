@@ -18,7 +18,6 @@ from hvdspark.embedding.files.host_copies import locate_files
 from hvdspark.embedding.files.shards import read_shards, write_shards
 from hvdspark.embedding.graphs import memory_that_lasts
 from hvdspark.embedding.ids.distinct import unique
-from hvdspark.embedding.ids.keys import KeySpace
 from hvdspark.embedding.plan.groups import TableGroups
 from hvdspark.embedding.rows.protocol import RowStore
 from hvdspark.embedding.rows.shard import TableShard
@@ -241,9 +240,6 @@ class ShardedRows(UpdatedRows):
     def _lookups_by(self) -> Sequence[GroupExchange | FrozenExchange]:
         """What looks rows up, for each group."""
         return self._bound() if self._frozen is None else self._frozen
-
-    def _spaces(self) -> list[KeySpace]:
-        return [exchange.key_space for exchange in self._lookups_by()]
 
     def _device(self) -> torch.device:
         """Where ids are looked up."""

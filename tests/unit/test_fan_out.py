@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
-import time
 from dataclasses import replace
 
 import pytest
@@ -153,12 +153,15 @@ def test_nothing_comes_after_the_end(last: FitEvent) -> None:
 
 
 def test_events_come_one_at_a_time_from_any_thread() -> None:
+    two = threading.Barrier(2, timeout=0.2)
+
     class OneAtATime(FitListener):
         inside = most = calls = 0
 
         def on_event(self, event: FitEvent) -> None:
             self.inside += 1
-            time.sleep(0)  # lets another thread in, if it may
+            with contextlib.suppress(threading.BrokenBarrierError):  # from its first timeout on
+                two.wait()  # for another thread, if it may come in
             self.most, self.calls = max(self.most, self.inside), self.calls + 1
             self.inside -= 1
 

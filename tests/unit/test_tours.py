@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-import time
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -44,11 +44,12 @@ def folder_collective() -> Callable[[Path, int, int], Collective]:
         summable=summable,
     )
 
+    written = threading.Condition()
+
     def wait_for(self: Any, path: Path) -> Any:
-        end = time.monotonic() + 30
-        while not path.exists():
-            assert time.monotonic() < end, f"{path} never came"
-            time.sleep(0.0005)  # other ranks are threads that write files
+        with written:
+            written.notify_all()  # ranks are threads, and this one has written its own file
+            assert written.wait_for(path.exists, timeout=30), f"{path} never came"
         return torch.load(path, weights_only=True)
 
     made["FolderCollective"]._wait_for = wait_for

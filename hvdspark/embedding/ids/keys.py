@@ -75,10 +75,6 @@ class KeySpace:
         """Keys of int64 ids of one table, any shape. The ids must be in [0, limit(table)): not checked here."""
         return ids | self.tag(table)
 
-    def split(self, keys: Tensor) -> tuple[Tensor, Tensor]:
-        """(table indexes, ids), both int64 [n]."""
-        return keys >> self.id_bits, keys & (self.id_limit - 1)
-
     def tables_of(self, keys: Int64Array) -> Int64Array:
         """Table index of every key. int64 [n] -> int64 [n]."""
         return keys >> self.id_bits

@@ -16,7 +16,7 @@ from hvdspark.embedding.kernels.mixing import mix
 _buckets = function("kernels_buckets", [ADDRESS, ADDRESS, INTEGER, INTEGER, ADDRESS], INTEGER)
 _positions = function("kernels_positions", [ADDRESS, ADDRESS, INTEGER, ADDRESS], INTEGER)
 _route = function("kernels_route", [ADDRESS, INTEGER, INTEGER, *[ADDRESS] * 3], INTEGER)
-_meet = function("kernels_meet", [ADDRESS, ADDRESS, INTEGER, ADDRESS], INTEGER)
+_meet = function("kernels_meet", [ADDRESS, ADDRESS, INTEGER, ADDRESS])
 
 # Products of two numbers below 2**31 fit into int64. Larger tables multiply their ids in two parts.
 _ONE_PRODUCT = 1 << 31
@@ -73,7 +73,7 @@ def positions_compiled(tables: Tables, keys: Int64Array) -> Int64Array:
     keys = np.ascontiguousarray(keys)
     found = np.empty(len(keys), dtype=np.int64)
     if not _positions(_address(tables), address(keys, np.int64), len(keys), address(found, np.int64)):
-        raise IndexError(f"a key of none of {len(tables.sizes)} tables")
+        raise _no_table(tables)
     return found
 
 
@@ -107,7 +107,7 @@ def buckets_compiled(tables: Tables, keys: Int64Array, bucket_bits: int) -> Int6
     keys = np.ascontiguousarray(keys)
     found = np.empty(len(keys), dtype=np.int64)
     if not _buckets(_address(tables), address(keys, np.int64), len(keys), bucket_bits, address(found, np.int64)):
-        raise IndexError(f"a key of none of {len(tables.sizes)} tables")
+        raise _no_table(tables)
     return found
 
 
@@ -125,7 +125,7 @@ def route_reference(owners: Int64Array, world_size: int) -> Route:
         both None where all have one owner. ends int64 [world_size], how many there are up to each owner's last.
     """
     if len(owners) and not 0 <= owners.min() <= owners.max() < world_size:
-        raise IndexError(f"owners from {owners.min()} to {owners.max()} of {world_size} ranks")
+        raise _no_rank(owners, world_size)
     counts = np.bincount(owners, minlength=world_size)
     if len(owners) in counts:
         return None, None, counts.cumsum()
@@ -143,7 +143,7 @@ def route_compiled(owners: Int64Array, world_size: int) -> Route:
     arrays = [address(array, np.int64) for array in (order, place, ends)]
     found = _route(address(owners, np.int64), len(owners), world_size, *arrays)
     if not found:
-        raise IndexError(f"owners from {owners.min()} to {owners.max()} of {world_size} ranks")
+        raise _no_rank(owners, world_size)
     return (None, None, ends) if found == _ONE_OWNER else (order, place, ends)
 
 
@@ -152,23 +152,20 @@ def meet_reference(counts: NDArray[np.int32], slots: Int64Array) -> BoolArray:
 
     Args:
         counts: int32 [N].
-        slots: int64 [n] below N, each at most once; negative ones are passed over.
+        slots: int64 [n] in [0, N), each at most once.
 
     Returns: bool [n], whose count was 0.
     """
-    known = slots >= 0
-    before = counts[slots[known]]
-    counts[slots[known]] = before + 1
-    fresh = known.copy()
-    fresh[known] = before == 0
-    return fresh
+    before = counts[slots]
+    counts[slots] = before + 1
+    return before == 0
 
 
 def meet_compiled(counts: NDArray[np.int32], slots: Int64Array) -> BoolArray:
-    """`meet_reference`, in one pass. IndexError where a slot is not below N."""
+    """`meet_reference`, in one pass. IndexError where a slot is not in [0, N)."""
     slots = np.ascontiguousarray(slots)
-    if len(slots) and int(slots.max()) >= len(counts):
-        raise IndexError(f"slot {slots.max()} of {len(counts)}")
+    if len(slots) and int(slots.view(np.uint64).max()) >= len(counts):  # also a negative one
+        raise IndexError(f"slots from {slots.min()} to {slots.max()} of {len(counts)}")
     fresh = np.empty(len(slots), dtype=np.bool_)
     _meet(address(counts, np.int32), address(slots, np.int64), len(slots), address(fresh, np.bool_))
     return fresh
@@ -186,6 +183,14 @@ def product(left: Int64Array, right: Int64Array, sizes: Int64Array) -> Int64Arra
         return left * right % sizes
     high = (left >> _LOW_BITS) * ((right << _LOW_BITS) % sizes)
     return (high + (left & ((1 << _LOW_BITS) - 1)) * right) % sizes
+
+
+def _no_table(tables: Tables) -> IndexError:
+    return IndexError(f"a key of none of {len(tables.sizes)} tables")
+
+
+def _no_rank(owners: Int64Array, world_size: int) -> IndexError:
+    return IndexError(f"owners from {owners.min()} to {owners.max()} of {world_size} ranks")
 
 
 def _address(tables: Tables) -> Any:

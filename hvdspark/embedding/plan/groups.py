@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
+from functools import cached_property
 
 import torch
 
@@ -48,56 +49,45 @@ class TableGroups:
         self.groups = group_tables([table for table in tables if not is_replicated(table)])
         homes = dict(zip(self.tables, home_buckets(tables), strict=True))
         self.homes = [[homes[table.name] for table in group] for group in self.groups]
-        self._places = [{table.name: place for place, table in enumerate(group)} for group in self.groups]
-        self.readers = [self.readers_of(places) for places in self._places]
+        self.readers = [self.readers_of([table.name for table in group]) for group in self.groups]
 
     def readers_of(self, tables: Container[str]) -> list[str]:
         """The features that look something up in some tables."""
         return [feature for feature, table in self.features.items() if table in tables]
 
-    def keys(
-        self, cells: Mapping[str, Jagged], spaces: Sequence[KeySpace], rank: int
-    ) -> tuple[list[Unique], BadId | None]:
+    def keys(self, cells: Mapping[str, Jagged], rank: int) -> tuple[list[Unique], BadId | None]:
         """What each group is asked for in a batch; nothing where there is a bad id.
 
         Args:
             cells: by feature.
-            spaces: of the groups.
             rank: this one, to be named with a bad id.
         """
         found = [
-            unique_of_tables(
-                [cells[name].ids for name in readers],
-                [space.tag(places[self.features[name]]) for name in readers],
-                [space.limit(places[self.features[name]]) for name in readers],
-            )
-            for space, places, readers in zip(spaces, self._places, self.readers, strict=True)
+            unique_of_tables([cells[name].ids for name in readers], tags, [self._limits[name] for name in readers])
+            for readers, tags in zip(self.readers, self._tags, strict=True)
         ]
         sharded = [keys for keys in found if keys is not None]
-        replicated = self.readers_of([table.name for table in self.replicated])
-        features = list(self.features) if len(sharded) < len(found) else replicated
-        bad = self._bad_id(cells, features, spaces, rank)
-        return (sharded, None) if bad is None else ([unique(torch.zeros(0, dtype=torch.int64)) for _ in spaces], bad)
+        bad = self._bad_id(cells, list(self.features) if len(sharded) < len(found) else self._of_replicated, rank)
+        if bad is None:
+            return sharded, None
+        return [unique(torch.zeros(0, dtype=torch.int64)) for _ in self.groups], bad
 
-    def _bad_id(
-        self, cells: Mapping[str, Jagged], features: Sequence[str], spaces: Sequence[KeySpace], rank: int
-    ) -> BadId | None:
-        limits, numbers = self._limits(spaces), {feature: number for number, feature in enumerate(self.features)}
+    def _bad_id(self, cells: Mapping[str, Jagged], features: Sequence[str], rank: int) -> BadId | None:
         ids = {feature: cells[feature].ids.numpy() for feature in features}
-        if are_below(list(ids.values()), [limits[self.features[feature]] for feature in features]):
+        if are_below(list(ids.values()), [self._limits[feature] for feature in features]):
             return None
         for feature, some in ids.items():
-            bad = some[(some < 0) | (some >= limits[self.features[feature]])]
+            bad = some[(some < 0) | (some >= self._limits[feature])]
             if len(bad):
-                return BadId(numbers[feature], int(bad[0]), rank)
+                return BadId(list(self.features).index(feature), int(bad[0]), rank)
         return None
 
-    def error(self, bad: BadId, spaces: Sequence[KeySpace]) -> DataError:
+    def error(self, bad: BadId) -> DataError:
         """What the user is told about a bad id."""
         feature = list(self.features)[bad.feature]
         table = self.tables[self.features[feature]]
         return DataError(
-            f"an id is not in [0, {self._limits(spaces)[table.name]})",
+            f"an id is not in [0, {self._limits[feature]})",
             value=bad.id,
             where=f"feature {feature!r} of table {table.name!r}, rank {bad.rank}",
             hint="hash ids of an unbounded table into this range"
@@ -105,9 +95,33 @@ class TableGroups:
             else "raise num_embeddings, or leave it out for an unbounded table",
         )
 
-    def _limits(self, spaces: Sequence[KeySpace]) -> dict[str, int]:
-        """Ids of each table are in [0, limit)."""
-        limits = {name: table.num_embeddings or 0 for name, table in self.tables.items()}
-        for space, places in zip(spaces, self._places, strict=True):
-            limits.update({table: space.limit(place) for table, place in places.items()})
-        return limits
+    # Made when they are first asked for: modules that earlier versions pickled have none of these.
+
+    @cached_property
+    def _spaces(self) -> list[KeySpace]:
+        """The keys of each group."""
+        return [KeySpace(group, homes) for group, homes in zip(self.groups, self.homes, strict=True)]
+
+    @cached_property
+    def _tags(self) -> list[list[int]]:
+        """For each group what the keys of its readers have beside their ids."""
+        return [
+            [space.tag(names.index(self.features[feature])) for feature in readers]
+            for space, names, readers in zip(self._spaces, self._names, self.readers, strict=True)
+        ]
+
+    @cached_property
+    def _limits(self) -> dict[str, int]:
+        """Ids of each feature are in [0, limit)."""
+        of_tables = {name: table.num_embeddings or 0 for name, table in self.tables.items()}
+        for space, names in zip(self._spaces, self._names, strict=True):
+            of_tables |= {name: space.limit(place) for place, name in enumerate(names)}
+        return {feature: of_tables[table] for feature, table in self.features.items()}
+
+    @cached_property
+    def _of_replicated(self) -> list[str]:
+        return self.readers_of([table.name for table in self.replicated])
+
+    @property
+    def _names(self) -> list[list[str]]:
+        return [[table.name for table in group] for group in self.groups]

@@ -90,13 +90,10 @@ KERNEL int64_t kernels_route(const int64_t* owners, int64_t count, int64_t world
     return 1;
 }
 
-// counts[slots[i]] += 1 where slots[i] >= 0, each at most once; new[i]: whether it was 0. Returns how many were.
-KERNEL int64_t kernels_meet(int32_t* counts, const int64_t* slots, int64_t count, uint8_t* fresh) {
-    int64_t found = 0;
+// counts[slots[i]] += 1, each slot at most once; fresh[i]: whether it was 0.
+KERNEL void kernels_meet(int32_t* counts, const int64_t* slots, int64_t count, uint8_t* fresh) {
     for (int64_t i = 0; i < count; i++) {
-        if (i + AHEAD < count && slots[i + AHEAD] >= 0) __builtin_prefetch(counts + slots[i + AHEAD], 1);
-        fresh[i] = slots[i] >= 0 && counts[slots[i]]++ == 0;
-        found += fresh[i];
+        if (i + AHEAD < count) __builtin_prefetch(counts + slots[i + AHEAD], 1);
+        fresh[i] = counts[slots[i]]++ == 0;
     }
-    return found;
 }

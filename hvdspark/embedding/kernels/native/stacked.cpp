@@ -22,9 +22,9 @@ struct Stack {
     const int64_t* limits;
 };
 
-// Calls work(batch row, first field, addresses of rows, count) for fields that follow each other, once rows and
-// `prefetch` were asked for. Returns whether all numbers were below their limits; nothing is worked on from the block on
-// that has another one.
+// Calls work(batch row, first field, addresses of rows, count) for fields that follow each other, once their rows were
+// asked for: to be written (write = 1) or only read (0). Returns whether all numbers were below their limits; nothing is
+// worked on from the block on that has another one.
 template <int write, class Work>
 INLINE int64_t for_each_run(const Stack& stack, float* const* rows, Work work) {
     float* block[BLOCK][FIELDS];

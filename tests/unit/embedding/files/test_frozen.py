@@ -96,7 +96,7 @@ def test_groups_may_be_others_than_those_that_were_saved(tmp_path: Path) -> None
     shard = trained(1, [tables])[0][0]
     keys = torch.cat([shard.key_space.fuse(1, torch.arange(0, 5000, 3)), torch.tensor([7])]).unique()
     saved = trained(1)[0][0]
-    numbers, ids = shard.key_space.split(keys)
+    numbers, ids = shard.key_space.tables_of(keys), shard.key_space.ids_of(keys)
     expected = torch.where(
         (numbers == 0).unsqueeze(1),
         live(saved, saved.key_space.fuse(3, ids)),

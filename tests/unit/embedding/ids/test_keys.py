@@ -33,7 +33,7 @@ def keys_of(draw: st.DrawFn) -> tuple[KeySpace, torch.Tensor]:
 @given(keys_of())
 def test_fuse_and_split(drawn: tuple[KeySpace, torch.Tensor]) -> None:
     keys, fused = drawn
-    tables, ids = keys.split(fused)
+    tables, ids = keys.tables_of(fused), keys.ids_of(fused)
     assert bool((fused >= 0).all())
     assert bool((ids >= 0).all())
     assert torch.equal(tables.unique(), torch.arange(len(keys.bounded)))
@@ -46,7 +46,7 @@ def test_fuse_and_split(drawn: tuple[KeySpace, torch.Tensor]) -> None:
 @given(keys_of())
 def test_positions_are_a_permutation_that_can_be_undone(drawn: tuple[KeySpace, torch.Tensor]) -> None:
     keys, fused = drawn
-    tables, _ = keys.split(fused)
+    tables = keys.tables_of(fused)
     some = torch.from_numpy(keys.bounded)[tables]
     positions = keys.positions(fused[some])
     limits = torch.tensor([keys.limit(int(table)) for table in tables[some]])
@@ -74,7 +74,7 @@ def test_large_products_do_not_overflow(size: int) -> None:
 @given(keys_of(), st.integers(1, 20))
 def test_a_ranks_positions_are_those_of_its_buckets(drawn: tuple[KeySpace, torch.Tensor], world_size: int) -> None:
     keys, fused = drawn
-    tables, ids = keys.split(fused)
+    tables, ids = keys.tables_of(fused), keys.ids_of(fused)
     buckets, owners = keys.buckets(fused), keys.owners(fused, world_size)
     assert bool(((buckets >= 0) & (buckets < BUCKETS)).all())
     for table in range(len(keys.bounded)):

@@ -74,7 +74,7 @@ def test_new_rows_are_the_initial_rows(tables: list[TableConfig]) -> None:
     shard = TableShard(tables, seed=SEED)
     keys = all_keys(shard)
     rows = train(shard, keys, 1)
-    numbers, raw = shard.key_space.split(keys)
+    numbers, raw = shard.key_space.tables_of(keys), shard.key_space.ids_of(keys)
     for number, table in enumerate(tables):
         chosen = numbers == number
         assert torch.equal(rows[chosen], expected_rows(table, raw[chosen]))
@@ -114,7 +114,7 @@ def test_evaluation_changes_nothing(tables: list[TableConfig]) -> None:
     keys = all_keys(shard)
     before = look_up(shard, keys)
     assert sum(shard.row_counts()) == 0
-    numbers, raw = shard.key_space.split(keys)
+    numbers, raw = shard.key_space.tables_of(keys), shard.key_space.ids_of(keys)
     for number, table in enumerate(tables):
         chosen = numbers == number
         wanted = expected_rows(table, raw[chosen]) if table.num_embeddings else torch.zeros(int(chosen.sum()), DIM)
@@ -235,7 +235,7 @@ def test_eviction_leaves_bounded_tables_alone() -> None:
     shard = TableShard([bounded(), unbounded(eviction=Eviction(every_steps=4, max_age_steps=3))], seed=SEED)
     keys = all_keys(shard)
     train(shard, keys, 1)
-    of_unbounded = shard.key_space.split(keys)[0] == 1
+    of_unbounded = shard.key_space.tables_of(keys) == 1
     kept = keys[of_unbounded][::2]
     train(shard, kept, 2)
     left = torch.cat([keys[~of_unbounded], kept])
@@ -345,7 +345,7 @@ def test_narrow_rows_keep_small_updates_on_average(tables: list[TableConfig], dt
     assert exported["rows"].dtype == tables[0].torch_dtype
     other = TableShard(tables, seed=SEED)
     other.load(0, exported)
-    mine = keys[shard.key_space.split(keys)[0] == 0]
+    mine = keys[shard.key_space.tables_of(keys) == 0]
     assert torch.equal(look_up(other, mine), look_up(shard, mine))
 
 
