@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import DataFrame
 from pyspark.sql.types import DoubleType
 
 from hvdspark.artifact.trust import Trust
@@ -171,10 +171,12 @@ class CTRClassificationModel(ClassificationModel, CTRScoringParams, CTRTrainingP
                 arrays of them. A key cannot be turned back into its category. Null is named by nobody.
 
         Raises:
-            ConfigurationError: not a column of categories.
+            ConfigurationError: not a column of categories, or no DataFrame of them.
             SchemaError: `categories` has no such column, or it is not of the type of training.
+            CheckpointError: the model is no longer in the store.
+            ClusterError: there is no session.
         """
-        return embeddings(SparkSession.active(), self._state, column, categories)
+        return embeddings(self._state, column, categories)
 
     def vectors(self, column: str, values: Values) -> NDArray[np.float32]:
         """The embeddings of some categories, without Spark: float32 [n, embeddingDim]. Reads nothing else.

@@ -100,8 +100,14 @@ def numbers_by_name(value: Any) -> dict[str, float]:
 
 
 def model_uri(value: Any) -> str:
-    """Of a fitted model the directory that it is in; what is no such model is its URI."""
-    return str(TypeConverters.toString(getattr(value, "uri", value)))
+    """Of a fitted model the directory that it is in; else what is given is its URI. TypeError where it is neither."""
+    found = getattr(value, "uri", value)
+    if not isinstance(found, str):
+        raise TypeError(
+            f"Could not convert {type(value).__name__} to the URI of a trained model: give a fitted model (of a "
+            "pipeline the stage, of a search the bestModel), its uri, or the path that it was saved to"
+        )
+    return found
 
 
 def by_name(convert: Converter, what: str) -> Converter:

@@ -27,6 +27,7 @@ from hvdspark.estimators.fitted import FittedModule
 from hvdspark.estimators.keywords import did_you_mean
 from hvdspark.models.click import ClickModel
 from hvdspark.models.click_tables import RowsOfColumn
+from hvdspark.session import active_session
 from hvdspark.store import Store
 from hvdspark.train.pickling import unpickled
 
@@ -46,16 +47,17 @@ _CATEGORY = "category"
 _TASK_BYTES, _LEAST_TASKS, _BATCH_VALUES = 64 << 20, 8, 1 << 18
 
 
-def embeddings(spark: SparkSession, state: FittedModule, column: str, categories: DataFrame | None) -> DataFrame:
-    """All embeddings of a column, see `CTRClassificationModel.embeddings`. Starts no job.
-
-    Raises:
-        ConfigurationError: no column of categories.
-        SchemaError: `categories` has no such column, or not the categories of training.
-        CheckpointError: the model is no longer in the store.
-    """
+def embeddings(state: FittedModule, column: str, categories: DataFrame | None) -> DataFrame:
+    """All embeddings of a column; see `CTRClassificationModel.embeddings`, also for what it raises. Starts no job."""
     place = _place(unpickled(state.skeleton), column)
-    rows = _rows(spark, state, place)
+    if categories is not None and not isinstance(categories, DataFrame):
+        raise ConfigurationError(
+            "not a DataFrame",
+            value=type(categories).__name__,
+            where="categories",
+            hint=f"give a DataFrame with a column {column!r}; or vectors({column!r}, [...]) gives those of a list",
+        )
+    rows = _rows(active_session(None if categories is None else categories.sparkSession), state, place)
     if categories is None:
         kind = state.types.get(column, "string").removeprefix("array<").removesuffix(">")
         return rows.select(F.lit(None).cast(kind).alias(_CATEGORY), *ROWS.names)

@@ -11,15 +11,16 @@ from pyspark.sql import SparkSession
 from torch import nn
 
 from hvdspark.artifact.directory import Artifact
-from hvdspark.artifact.model import DATA
+from hvdspark.artifact.model import DATA, inputs_of
 from hvdspark.artifact.warm_start import compare
-from hvdspark.errors import CheckpointError
+from hvdspark.errors import CheckpointError, ConfigurationError
 from hvdspark.estimators.paths import spark_store
-from hvdspark.models.click import ClickModel
+from hvdspark.models.click import ID_BITS, ClickModel
 from hvdspark.specs import ColumnSpec, TrainSpec
 from hvdspark.store import Store
 
 _WHERE = "warmStartFrom"
+_OF_MLFLOW = re.compile(r"(models|runs|mlflow-artifacts):/")
 _IN_A_STACK = re.compile(r"(network\..+)\.(\d+)\.\w+")
 
 
@@ -43,10 +44,14 @@ def trained_before(spark: SparkSession, uri: str | None) -> Artifact | None:
 
     Raises:
         CheckpointError: there is no trained model of this or an earlier version.
+        ConfigurationError: it is the URI of an MLflow model.
         StoreError: the URI cannot be read.
     """
     if uri is None:
         return None
+    if _OF_MLFLOW.match(uri):
+        hint = f"give the model itself: warmStartFrom=hvdspark.mlflow_flavor.load_model({uri!r})"
+        raise ConfigurationError("MLflow alone knows where this is", value=uri, where=_WHERE, hint=hint)
     store = spark_store(spark, uri, _WHERE)
     if store.exists(DATA):
         return Artifact.open(store, DATA)
@@ -72,9 +77,11 @@ def begin(source: Artifact | None, spec: TrainSpec, module: nn.Module) -> Beginn
         return Beginning(spec)
     columns = [spec.dataset.column(name) for name in spec.features]
     others: set[str] = set()
+    same_ids = True
     if isinstance(module, ClickModel):
         others = _of_other_columns(module, columns, source.manifest) | _renumbered(module, source)
-    compared = compare(source, module, others)
+        same_ids = "state" not in source.manifest or inputs_of(source.manifest["state"]).id_bits == ID_BITS
+    compared = compare(source, module, others, same_ids=same_ids)
     return Beginning(replace(spec, warm_start=compared.taken), compared.as_dict(), tuple(compared.in_words()))
 
 

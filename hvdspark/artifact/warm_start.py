@@ -25,6 +25,7 @@ from hvdspark.specs import RowsTaken, WarmStart
 from hvdspark.store import Store
 
 _OTHERS = "its inputs are others than they were"
+_OTHER_IDS = "its ids are not those that categories are hashed to now"
 
 
 @dataclass(frozen=True)
@@ -59,13 +60,14 @@ class Compared:
         return [f"{taken}; {'; '.join(said)}"] if said else []
 
 
-def compare(artifact: Artifact, module: nn.Module, others: Iterable[str] = ()) -> Compared:
+def compare(artifact: Artifact, module: nn.Module, others: Iterable[str] = (), *, same_ids: bool = True) -> Compared:
     """What a module can begin with. Reads the dense weights of the model, and of its tables the manifest alone.
 
     Args:
         artifact: of the trained model.
         module: that is to be trained.
         others: names of its dense tensors that mean something else than they did, whatever their shape.
+        same_ids: whether an id of a table means what it did; else no table is taken over.
 
     Raises:
         ConfigurationError: the two have nothing in common.
@@ -90,6 +92,8 @@ def compare(artifact: Artifact, module: nn.Module, others: Iterable[str] = ()) -
         source = _source(artifact.tables, collection, number)
         description = artifact.tables[source]["description"] if source >= 0 else None
         matching, why = _matching(description, collection, artifact.directory)
+        if not same_ids:
+            matching, why = set(), dict.fromkeys(matching, _OTHER_IDS) | why
         rows.append(RowsTaken(source, tuple(sorted(matching))))
         fresh.update({f"{label}{name}": words for name, words in why.items()})
         tables |= {f"{label}{name}" for name in matching}

@@ -55,7 +55,7 @@ def tables_of(columns: Sequence[str], shared: Mapping[str, Sequence[str]]) -> di
             raise ConfigurationError("no column uses this table", value=table, where="shared_tables")
         for column in sharing:
             if column not in found:
-                hint = f"columns of categories are {', '.join(columns)}"
+                hint = f"columns of categories are {', '.join(columns)}" if columns else "there are none"
                 raise ConfigurationError(
                     "not a column of categories", value=column, where=f"shared_tables[{table!r}]", hint=hint
                 )
@@ -66,7 +66,10 @@ def tables_of(columns: Sequence[str], shared: Mapping[str, Sequence[str]]) -> di
             )
     names = [column for sharing in shared.values() for column in sharing]
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise ConfigurationError("a column can have one table", value=twice, where="shared_tables")
+        named = " and ".join(repr(table) for table, sharing in shared.items() if twice[0] in sharing)
+        raise ConfigurationError(
+            "a column can have one table", value=twice, where="shared_tables", hint=f"{twice[0]!r} is in {named}"
+        )
     for table, sharing in shared.items():
         found.update(dict.fromkeys(sharing, table))
     return found

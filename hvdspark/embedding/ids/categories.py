@@ -73,6 +73,9 @@ def category_ids(values: Values, id_bits: int, trained: str = "") -> tuple[Int64
     Raises:
         DataError: a value can be no category, or none of a column that was text.
     """
+    if isinstance(values, str | bytes) or not hasattr(values, "__len__"):
+        hint = "of one category, put it into a list"
+        raise DataError("categories must be one for each row", value=type(values).__name__, hint=hint)
     column = values if isinstance(values, np.ndarray) else _as_array(values)
     if column.ndim != 1:
         raise DataError("categories must be one for each row", value=f"shape {column.shape}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -203,6 +204,29 @@ def test_weights_of_other_columns_are_fresh_whatever_their_shape(model: Artifact
     compared = compare(model, Net(), others=["hidden.weight"])
     assert compared.fresh == {"hidden.weight": "its inputs are others than they were"}
     assert "hidden.weight" not in compared.taken.weights
+
+
+def test_ids_that_mean_something_else_are_fresh(store: Store, dataset: DatasetSpec, model: Artifact) -> None:
+    compared = compare(model, Net(tables=("open", "closed", "new")), same_ids=False)
+    words = "its ids are not those that categories are hashed to now"
+    assert compared.fresh["table open"] == compared.fresh["table closed"] == words
+    assert compared.fresh["table new"] == "it is new"
+    assert [part.tables for part in compared.taken.rows] == [()]
+
+
+def test_rows_of_tables_that_are_elsewhere_are_taken_over(
+    store: Store, dataset: DatasetSpec, model: Artifact, tmp_path: Path
+) -> None:
+    """As in a model that MLflow has, whose tables were referenced."""
+    at = {"store": store.uri, "directory": model.directory}
+    (tmp_path / "logged" / "data").mkdir(parents=True)
+    (tmp_path / "logged" / "data" / "weights.safetensors").write_bytes(model.read("weights.safetensors"))
+    logged = Store(str(tmp_path / "logged"))
+    logged.commit("data", {**model.manifest, "tables_at": at})
+    source = Artifact.open(logged, "data")
+    assert source.fingerprint == model.fingerprint
+    _, result = run(store, dataset, compare(source, Net()), 2)
+    assert rows(Artifact.open(store, result.model_path)) == rows(model)
 
 
 def test_nothing_in_common_is_refused(model: Artifact) -> None:

@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import pytest
+from pyspark.ml import PipelineModel
 from pyspark.ml.tuning import ParamGridBuilder
 
 from hvdspark.errors import ConfigurationError
@@ -113,5 +114,10 @@ def test_a_model_to_begin_with_is_kept_as_its_uri(kind: type[Any]) -> None:
     assert kind(warmStartFrom=Fitted()).getWarmStartFrom() == Fitted.uri
     assert kind().setWarmStartFrom("s3://bucket/model").getWarmStartFrom() == "s3://bucket/model"
     assert not kind().isDefined("warmStartFrom")
-    with pytest.raises(TypeError):
-        kind(warmStartFrom=3)
+    estimator = kind()
+    assert estimator.copy({estimator.warmStartFrom: Fitted()}).getWarmStartFrom() == Fitted.uri, "of a param map, too"
+    for wrong in (3, PipelineModel([])):
+        with pytest.raises(
+            TypeError, match=rf"warmStartFrom.*{type(wrong).__name__} to the URI.*of a pipeline the stage"
+        ):
+            kind(warmStartFrom=wrong)

@@ -15,11 +15,15 @@ from hvdspark.artifact.tables import collections_of, load_model, table_place, wr
 from hvdspark.artifact.weights import write_weights
 from hvdspark.collectives import LocalCollective
 from hvdspark.embedding.files.shards import parse_entries
-from hvdspark.errors import ConfigurationError
+from hvdspark.errors import ConfigurationError, DataError
 from hvdspark.estimators import embeddings
-from hvdspark.models.click import ClickModel
+from hvdspark.estimators.fitted import FittedModule
+from hvdspark.models.click import ID_BITS, ClickModel
 from hvdspark.models.click_tables import TableSettings
+from hvdspark.specs import ColumnSpec
 from hvdspark.store import Store
+from hvdspark.train.pickling import skeleton
+from hvdspark.train.program import TrainResult
 
 IDS = torch.arange(40)
 
@@ -98,6 +102,20 @@ def test_files_of_earlier_versions_have_no_counts(tmp_path: Path, monkeypatch: p
         lambda *arguments: {name: t for name, t in whole(*arguments).items() if not name.endswith("/counts")},
     )
     assert read(artifact, made, "user")["count"].null_count == 40
+
+
+def test_lists_are_no_data_frame_and_one_category_is_no_list(tmp_path: Path) -> None:
+    made, store = click_model(), Store(str(tmp_path))
+    saved(made, store)
+    features = tuple(ColumnSpec(name, "int64", "scalar") for name in made.categories)
+    result = TrainResult((), 0, 0, None, "model", (), "float32", 0, {})
+    of = FittedModule(store.uri, "model", skeleton(click_model()), features, result, id_bits=ID_BITS)
+    with pytest.raises(ConfigurationError, match=r"not a DataFrame: 'list'.*column 'user'; or vectors\('user'"):
+        embeddings.embeddings(of, "user", ["a"])  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="into a list"):
+        embeddings.vectors(of, "user", "a")
+    assert embeddings.vectors(of, "user", ["a", 3.5]).tolist() == [[0.0] * 3] * 2, "never met"
+    assert embeddings.vectors(of, "user", []).shape == (0, 3)
 
 
 def test_rows_of_is_for_fitted_models_and_their_tables(tmp_path: Path) -> None:

@@ -10,15 +10,18 @@ from typing import Any
 import pytest
 
 from hvdspark.artifact.directory import Artifact
+from hvdspark.artifact.model import DATA
 from hvdspark.artifact.tables import write_tables
 from hvdspark.artifact.weights import write_weights
 from hvdspark.collectives import LocalCollective
-from hvdspark.estimators.warm_start import begin
+from hvdspark.errors import CheckpointError, ConfigurationError, StoreError
+from hvdspark.estimators.warm_start import begin, trained_before
 from hvdspark.models.click import ClickModel
 from hvdspark.specs import ColumnSpec, DatasetSpec, RowGroups, TrainSpec
 from hvdspark.store import Store
 
 NUMBERS, CATEGORIES = ["price", "age"], ["user", "page"]
+NO_SESSION: Any = None  # nobody asks it where a URI has a scheme
 
 
 def model(numbers: list[str] = NUMBERS, categories: list[str] = CATEGORIES, **changes: Any) -> ClickModel:
@@ -74,6 +77,50 @@ def test_weights_of_columns_that_changed_are_fresh(
 def test_columns_that_nobody_knows_are_others(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     assert fresh(store, saved(store, known=False), NUMBERS, CATEGORIES) == OF_NUMBERS
+
+
+@pytest.mark.parametrize(("id_bits", "kept"), [(52, True), (40, False), (0, False)])
+def test_tables_of_other_ids_are_fresh(tmp_path: Path, id_bits: int, kept: bool) -> None:
+    """0: those of a TorchModel, whose module takes ids as they are."""
+    store = Store(str(tmp_path))
+    made = model()
+    features = [asdict(column) for column in columns(NUMBERS, CATEGORIES)]
+    raw = {"numbers": NUMBERS, "categories": CATEGORIES, "id_bits": id_bits}
+    state = {"objects": {}, "features": features, "types": {}, "raw": raw}
+    write_weights(
+        store, "model", made, {"state": state}, write_tables(store, "model", made, LocalCollective(), state=False)
+    )
+    found = fresh(store, Artifact.open(store, "model"), NUMBERS, CATEGORIES)
+    assert found == (set() if kept else {"table user", "table page"})
+
+
+@pytest.mark.parametrize("spelling", ["file://{}", "file://{}/", "file:{}//", "file://{}/model", "file://{}/model/"])
+def test_a_model_is_found_however_its_place_is_spelled(tmp_path: Path, spelling: str) -> None:
+    """That of a saved model is beside its metadata, that of a fit is the directory itself."""
+    store = Store(str(tmp_path))
+    saved(store)
+    if not spelling.rstrip("/").endswith("model"):
+        (tmp_path / "model").rename(tmp_path / DATA)
+    found = trained_before(NO_SESSION, spelling.format(tmp_path))
+    assert found is not None
+    assert found.fingerprint == Artifact.open(store, "model" if "model" in spelling else DATA).fingerprint
+    assert trained_before(NO_SESSION, None) is None
+
+
+@pytest.mark.parametrize(
+    ("uri", "error", "words"),
+    [
+        ("file:///nowhere/at/all", CheckpointError, "no trained model here.*warmStartFrom.*a fitted model, its uri"),
+        ("file:///", CheckpointError, "no trained model here"),
+        ("models:/clicks/3", ConfigurationError, r"MLflow.*mlflow_flavor.load_model\('models:/clicks/3'\)"),
+        ("runs:/a1/model", ConfigurationError, "MLflow"),
+        ("s3://key:secret@bucket/model", StoreError, "credentials"),
+        ("", StoreError, "empty.*warmStartFrom"),
+    ],
+)
+def test_where_no_model_is(uri: str, error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        trained_before(NO_SESSION, uri)
 
 
 def test_dropout_renumbers_the_layers(tmp_path: Path) -> None:

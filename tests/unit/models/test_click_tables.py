@@ -130,7 +130,8 @@ def test_a_history_may_share_the_table_of_the_item() -> None:
     ("changes", "words"),
     [
         ({"shared_tables": {"place": ["home", "hom"]}}, "not a column of categories: 'hom'.*shared_tables.'place'"),
-        ({"shared_tables": {"a": ["home", "away"], "b": ["away"]}}, r"one table: \['away'\]"),
+        ({"shared_tables": {"a": ["home", "away"], "b": ["away"]}}, r"one table: \['away'\].*'away' is in 'a' and 'b'"),
+        ({"categories": [], "shared_tables": {"place": ["home"]}}, "column of categories: 'home'.*there are none"),
         ({"shared_tables": {"day": ["home", "away"]}}, "of this name has another table: 'day'"),
         ({"shared_tables": {"place": []}}, "no column uses this table"),
         (

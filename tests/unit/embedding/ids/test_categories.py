@@ -58,6 +58,8 @@ def test_each_value_of_a_mixed_column_says_its_own_type() -> None:
         (np.array([1.0]), "varchar(3)", "trained on text.*Hint.*007"),
         ([2**63], "", "more than 64 bits"),
         (np.zeros((2, 2), np.int64), "", "one for each row"),
+        ("i-17", "", "one for each row.*str.*into a list"),
+        (7, "", "one for each row.*int.*into a list"),
     ],
 )
 def test_what_is_no_category_is_refused(values: Any, trained: str, message: str) -> None:
