@@ -44,6 +44,12 @@ def test_no_param_that_was_saved_has_gone() -> None:
         assert not lost, f"{path}: what was saved with them would be loaded without"
 
 
+def test_every_param_is_frozen() -> None:
+    for path, cls in stages().items():
+        new = {param.name for param in cls().params} - {*FROZEN[path]}
+        assert not new, f"{path}: a Param that is new gets its name in saved-names.json"
+
+
 def test_every_public_stage_has_a_saved_fixture() -> None:
     saved = saved_classes(FIXTURES)
     assert not stages().keys() - saved, "tests/fixtures/models-*/write.py of this release writes one of each stage"
