@@ -72,7 +72,8 @@ def fit(estimator: TrainingEstimator[Any], columns: asked.Columns, make: Make) -
     spark, gang = columns.given.sparkSession, asked.gang(estimator)
     store = spark_store(spark, estimator.getStoreUri(), "storeUri")
     run_id = f"{estimator.uid}-{uuid.uuid4().hex[:12]}"
-    tracked = tracking.listeners(set_value(estimator, "trackingUri"), estimator.caller, run_id)
+    kind = type(estimator).__name__
+    tracked = tracking.listeners(set_value(estimator, "trackingUri"), estimator.caller, run_id, kind)
 
     versions.require()
     packed = pack(make(estimator.pace(1), None))

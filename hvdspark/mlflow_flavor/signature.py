@@ -12,7 +12,7 @@ from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, DataType, Schema, TensorSpec
 from mlflow.types.schema import AnyType, Array
 
-from hvdspark.artifact.inputs import Inputs
+from hvdspark.artifact.inputs import BYTES, Inputs
 from hvdspark.artifact.scored import Scoring
 from hvdspark.embedding.ids.categories import kind_of
 from hvdspark.specs import ColumnSpec
@@ -40,6 +40,8 @@ def signature_of(inputs: Inputs, scoring: Scoring) -> ModelSignature:
 
 def _type_of(inputs: Inputs, column: ColumnSpec, nulls: bool) -> DataType | Array | AnyType:
     name = column.name
+    if column.dtype == BYTES:
+        return AnyType() if nulls else DataType.binary
     if name in inputs.types:
         kind = _KINDS[kind_of(inputs.types[name])]
     elif name in inputs.categories:

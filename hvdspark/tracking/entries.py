@@ -95,12 +95,12 @@ Entry = Param | Tag | Metric | Rows | Text | Curve
 
 def param(name: str, value: Any) -> Param:
     """A Param as MLflow shows it: the text of its value, which autologging writes, too."""
-    return Param(key(name), clipped(str(value), MAX_PARAM))
+    return Param(key(name), clipped(without_passwords(str(value)), MAX_PARAM))
 
 
 def tag(name: str, value: Any) -> Tag:
     """A tag of ours."""
-    return Tag(key(name), clipped(str(value), MAX_TAG))
+    return Tag(key(name), clipped(without_passwords(str(value)), MAX_TAG))
 
 
 def key(name: str) -> str:
@@ -109,6 +109,11 @@ def key(name: str) -> str:
     if posixpath.normpath(plain) != plain or plain.startswith((".", "/")):
         plain = plain.replace("/", "_").lstrip(".") or "_"
     return plain[:MAX_KEY]
+
+
+def without_passwords(text: str) -> str:
+    """The text without user and password of its URIs: errors of a client repeat the address that it was given."""
+    return re.sub(r"(?<=://)[^/\s]*@", "***@", text)
 
 
 def clipped(text: str, most: int) -> str:

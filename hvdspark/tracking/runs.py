@@ -31,13 +31,14 @@ def active_run() -> ActiveRun | None:
         return None
 
 
-def listeners(tracking_uri: str | None, caller: Caller, fit: str) -> tuple[FitListener, ...]:
+def listeners(tracking_uri: str | None, caller: Caller, fit: str, kind: str) -> tuple[FitListener, ...]:
     """The listener that writes a fit to MLflow; none where no run is active and no server is asked for.
 
     Args:
         tracking_uri: that the user asks for; "" for none at all.
         caller: what the estimator knows.
         fit: unique id of the fit.
+        kind: name of the estimator's class.
 
     Raises:
         DependencyError: a server is asked for, and there is no mlflow.
@@ -47,4 +48,4 @@ def listeners(tracking_uri: str | None, caller: Caller, fit: str) -> tuple[FitLi
             "mlflow is not installed", where="trackingUri", hint="python -m pip install 'hvdspark[mlflow]'"
         )
     target = target_of(tracking_uri, active_run(), caller, threading.get_ident())
-    return () if target is None else (MlflowListener(Writer(MlflowRun(target, fit))),)
+    return () if target is None else (MlflowListener(Writer(MlflowRun(target, fit, kind))),)

@@ -11,17 +11,19 @@ from typing import TYPE_CHECKING, Any
 from hvdspark.specs import ColumnSpec
 from hvdspark.tracking.batches import Batch, Request
 from hvdspark.tracking.curve import drawn
-from hvdspark.tracking.entries import Curve, Rows, Status, Text, tag
+from hvdspark.tracking.entries import Curve, Rows, Status, Text, tag, without_passwords
+from hvdspark.tracking.present import AUTOLOGGED, Present
 from hvdspark.tracking.target import ActiveRun, Target
 
 if TYPE_CHECKING:
-    from mlflow.entities import DatasetInput
+    from mlflow.entities import DatasetInput, Run
     from mlflow.tracking import MlflowClient
 
 logger = logging.getLogger(__name__)
 
 # The tag of a run that a fit is written to: the id of that fit.
 FIT = "hvdspark.fit"
+_CONTEXT = "mlflow.data.context"
 # What may be otherwise a little later, besides errors of the server (500 and above).
 _TIMEOUT, _TOO_MANY = 408, 429
 _TYPES = {"float32": "float", "float64": "double", "int64": "long"}
@@ -38,13 +40,14 @@ class MlflowRun:
     Args:
         target: where.
         fit: unique id of the fit; the name of a run that is made.
+        kind: name of the estimator's class.
     """
 
-    def __init__(self, target: Target, fit: str) -> None:
-        self._target, self._fit = target, fit
+    def __init__(self, target: Target, fit: str, kind: str) -> None:
+        self._target, self._fit, self._kind = target, fit, kind
         self._client: MlflowClient | None = None
         self._run_id, self._is_ours = "", False
-        self._known: frozenset[str] = frozenset()
+        self._present = Present()
 
     @property
     def name(self) -> str:
@@ -59,12 +62,11 @@ class MlflowRun:
         if active is not None and not self._target.nested:
             run = client.get_run(active.run_id)
             if FIT not in run.data.tags and _claim(active):
-                # A Param that somebody has written, autologging say, cannot be written with another value.
-                self._run_id, self._known = active.run_id, frozenset(run.data.params)
+                self._run_id, self._present = active.run_id, _present(run)
                 client.set_tag(self._run_id, FIT, self._fit)
                 return
         self._run_id, self._is_ours = self._made(client), True
-        logger.info("this fit is MLflow's run %s (%s)", self._run_id, self._target.uri)
+        logger.info("this fit is MLflow's run %s (%s)", self._run_id, without_passwords(self._target.uri))
 
     def write(self, request: Request) -> None:
         """Send one request."""
@@ -72,7 +74,7 @@ class MlflowRun:
         if isinstance(request, Batch):
             self._log_batch(client, request)
         elif isinstance(request, Rows):
-            client.log_inputs(run_id, [dataset_input(request)])
+            self._log_rows(client, request)
         elif isinstance(request, Text):
             client.log_text(run_id, request.text, request.path)
         else:
@@ -117,14 +119,28 @@ class MlflowRun:
         client.log_batch(
             self._run_id,
             metrics=[Metric(metric.key, metric.value, metric.timestamp, metric.step) for metric in batch.metrics],
-            params=[Param(param.key, param.value) for param in batch.params if param.key not in self._known],
+            params=[Param(param.key, param.value) for param in self._present.missing(batch.params, self._kind)],
             tags=[RunTag(tag.key, tag.value) for tag in batch.tags],
         )
+
+    def _log_rows(self, client: MlflowClient, rows: Rows) -> None:
+        for entry in self._present.instead(rows):
+            if isinstance(entry, Rows):
+                client.log_inputs(self._run_id, [dataset_input(entry)])
+            else:
+                client.set_tag(self._run_id, entry.key, entry.value)
 
     def _log_figure(self, client: MlflowClient, curve: Curve) -> None:
         figure = drawn(curve)
         if figure is not None:
             client.log_figure(self._run_id, figure, curve.path)
+
+
+def _present(run: Run) -> Present:
+    """What a run has."""
+    inputs = () if run.inputs is None else run.inputs.dataset_inputs
+    used_for = (tag.value for part in inputs for tag in part.tags if tag.key == _CONTEXT)
+    return Present(run.data.params, run.data.tags.get(AUTOLOGGED, ""), frozenset(used_for))
 
 
 def dataset_input(rows: Rows) -> DatasetInput:
@@ -141,7 +157,7 @@ def dataset_input(rows: Rows) -> DatasetInput:
         schema=json.dumps({"mlflow_colspec": [_column(column) for column in rows.columns]}),
         profile=json.dumps({"num_rows": rows.count}),
     )
-    return DatasetInput(dataset, [InputTag("mlflow.data.context", rows.context)])
+    return DatasetInput(dataset, [InputTag(_CONTEXT, rows.context)])
 
 
 def _column(column: ColumnSpec) -> dict[str, Any]:

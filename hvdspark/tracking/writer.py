@@ -13,7 +13,7 @@ from functools import partial
 from typing import Protocol
 
 from hvdspark.tracking.batches import Batch, Request, entries_of, requests_of
-from hvdspark.tracking.entries import Curve, Entry, Metric, Param, Rows, Status, Tag, Text
+from hvdspark.tracking.entries import Curve, Entry, Metric, Param, Rows, Status, Tag, Text, without_passwords
 
 logger = logging.getLogger(__name__)
 
@@ -206,7 +206,7 @@ class Writer:
         return ", ".join(f"{count:,} {one if count == 1 else many}" for count, one, many in counts)
 
     def _say_error(self, error: Exception) -> None:
-        self._reason = f"{type(error).__name__}: {error}"
+        self._reason = without_passwords(f"{type(error).__name__}: {error}")
         self._say(f"failed, the fit goes on: {self._reason}")
 
     def _say(self, text: str) -> None:

@@ -26,3 +26,14 @@ def store(tmp_path: Path) -> Iterator[Store]:
     yield store
     gc.collect()
     assert store.list("datasets") == [], "no dataset outlives the DataFrames of its test"
+
+
+@pytest.fixture
+def experiment(mlflow_uri: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The id of an experiment of this test's own, in a real server that the environment names."""
+    from mlflow import MlflowClient
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_uri)
+    made = str(MlflowClient(mlflow_uri).create_experiment(request.node.name))
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", made)
+    return made

@@ -7,7 +7,6 @@ import io
 import json
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +25,10 @@ from hvdspark.tracking.curve import drawn
 from hvdspark.tracking.entries import Curve
 from hvdspark.train.callbacks import Callback, TrainState
 from tests.mlflow_server import MlflowServer, mlflow_server
+from tests.spark.mlflow_runs import WAIT_S, curve, runs_of, written
 from tests.spark.toys import linear, separable
 
 pytestmark = pytest.mark.spark
-
-WAIT_S = 60.0
 
 
 class FailInEpoch1(Callback):
@@ -59,33 +57,6 @@ def fonts() -> None:
     figure = drawn(Curve("", ({"epoch": 0, "train_loss": 1.0},), 0))
     assert figure is not None
     figure.savefig(io.BytesIO())
-
-
-@pytest.fixture
-def experiment(mlflow_uri: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The id of an experiment of this test's own, which the environment names."""
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_uri)
-    made = str(MlflowClient(mlflow_uri).create_experiment(request.node.name))
-    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", made)
-    return made
-
-
-def runs_of(experiment: str) -> list[Run]:
-    """All runs, the first first, when everything is written."""
-    written()
-    runs = MlflowClient().search_runs([experiment], order_by=["attributes.start_time ASC"])
-    return list(runs)
-
-
-def written() -> None:
-    for thread in threading.enumerate():
-        if thread.name == "hvdspark-MLflow":
-            thread.join(WAIT_S)
-            assert not thread.is_alive()
-
-
-def curve(run: Run, key: str) -> list[tuple[int, float]]:
-    return [(point.step, point.value) for point in MlflowClient().get_metric_history(run.info.run_id, key)]
 
 
 def artifacts(run: Run) -> set[str]:

@@ -11,9 +11,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from mlflow.types import DataType
 from torch import Tensor, nn
 
 from hvdspark import mlflow_flavor
+from hvdspark.artifact.inputs import BYTES
 from hvdspark.errors import DataError
 from hvdspark.specs import ColumnSpec
 from tests.unit.mlflow_flavor.fitted import FOLDER, KNOWN, rows, saved_before, small_model
@@ -161,6 +163,34 @@ def test_wide_sparse_vectors(loaded: Callable[..., Any], tmp_path: Path) -> None
     np.testing.assert_allclose(found["prediction"], module(dense[:2]).squeeze(1).detach().numpy(), atol=1e-6)
     with pytest.raises(DataError, match=r"no sparse vector: \['size'\]"):
         mlflow.pyfunc.load_model(str(tmp_path / "model")).predict(pd.DataFrame({"v": [{"size": 3}]}))
+
+
+FILES = [ColumnSpec("png", BYTES, "ragged")]
+
+
+class Sizes(nn.Module):
+    """The sum of the bytes of each row."""
+
+    def forward(self, files: Any) -> Tensor:
+        lengths = files.offsets[1:] - files.offsets[:-1]
+        row = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
+        return torch.zeros(len(lengths)).index_add(0, row, files.values.float())
+
+
+def test_files(loaded: Callable[..., Any], tmp_path: Path) -> None:
+    model = small_model("TorchModel", tmp_path, Sizes(), FILES, types={"png": "binary"})
+    given = pd.DataFrame({"png": [bytearray(b"\x01\x02"), b"", b"\xff"]})  # Spark has bytearrays
+    scored = loaded(model, input_example=given)
+    assert scored.metadata.signature.inputs.input_types() == [DataType.binary]
+    assert scored.predict(given)["prediction"].tolist() == [3.0, 0.0, 255.0]
+    with pytest.raises(Exception, match="png"):
+        scored.predict(pd.DataFrame({"png": [b"\x01", None]}))
+
+
+def test_files_that_are_missing_are_skipped(loaded: Callable[..., Any], tmp_path: Path) -> None:
+    model = small_model("TorchModel", tmp_path, Sizes(), FILES, types={"png": "binary"}).setHandleInvalid("skip")
+    found = loaded(model).predict(pd.DataFrame({"png": [b"\x01", None, b""]}))
+    assert found["prediction"].to_dict() == {0: 1.0, 2: 0.0}
 
 
 def test_many_rows_are_scored_in_parts(

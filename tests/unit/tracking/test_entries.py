@@ -48,3 +48,12 @@ def test_long_texts_say_how_much_is_missing() -> None:
     assert len(param("featureCols", ["column"] * 10_000).value) == MAX_PARAM <= validation.MAX_PARAM_VAL_LENGTH
     assert len(tag("hvdspark.error", "x" * 10_000).value) == MAX_TAG <= validation.MAX_TAG_VAL_LENGTH
     assert param("featureCols", ["a", "b"]).value == "['a', 'b']", "as autologging writes it"
+
+
+def test_no_text_has_a_password() -> None:
+    said = (
+        "ConnectionError: HTTPConnectionPool: http://ann:s3cr@et@host:5000/api/2.0, file:///a@b, ann@host, s3a://b/c@d"
+    )
+    hidden = said.replace("ann:s3cr@et@host:5000", "***@host:5000")
+    for text in (tag("hvdspark.error", said).value, param("x", said).value):
+        assert text == hidden

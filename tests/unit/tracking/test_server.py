@@ -100,7 +100,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 def fit(uri: str) -> float:
     """The seconds that the events of a fit of no time take."""
     started = time.monotonic()
-    told = FanOut("run", listeners(uri, Caller(), "a-fit"))
+    told = FanOut("run", listeners(uri, Caller(), "a-fit", "E"))
     with told.fit(FitStarted("E_1", {"epochs": 3}, ("x",), ("y",), None, 1)):
         told.emit(PhaseStarted("materialize"))
         told.emit(DatasetReady(DATA))
@@ -176,3 +176,12 @@ def test_the_dataset_is_one_that_mlflow_reads() -> None:
     schema = mlflow.types.Schema.from_json(json.dumps(json.loads(made.dataset.schema)["mlflow_colspec"]))
     assert schema.input_names() == ["x", "y"]
     assert mlflow.data.get_source(made).to_dict()["tags"]["mlflow.source.type"]
+
+
+def test_the_password_of_an_address_is_in_no_message(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "hvdspark")
+    fit("http://ann:s3cret@127.0.0.1:9")
+    written()
+    said = "\n".join(record.getMessage() for record in caplog.records if record.name.startswith("hvdspark"))
+    assert "***@127.0.0.1" in said
+    assert "s3cret" not in said

@@ -46,7 +46,7 @@ def test_where_a_fit_is_written_to(
 def test_who_never_imported_mlflow_has_no_active_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "mlflow", raising=False)
     assert active_run() is None
-    assert listeners(None, Caller(), "fit") == ()
+    assert listeners(None, Caller(), "fit", "E") == ()
     assert "mlflow" not in sys.modules
 
 
@@ -58,5 +58,5 @@ def test_an_mlflow_that_fails_is_no_active_run(monkeypatch: pytest.MonkeyPatch) 
 def test_a_server_is_asked_for_and_there_is_no_mlflow(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runs.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(DependencyError, match=r"trackingUri.*pip install 'hvdspark\[mlflow\]'"):
-        listeners("http://a", Caller(), "fit")
-    assert listeners("", Caller(), "fit") == ()
+        listeners("http://a", Caller(), "fit", "E")
+    assert listeners("", Caller(), "fit", "E") == ()
