@@ -145,8 +145,10 @@ def spark_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for entry in Path(specification.origin).parent.iterdir():
         (home / entry.name).symlink_to(entry)
     # The second compiler of a JVM pays off after minutes of the same work, which no test does. Without it, sessions,
-    # executors and the drivers of other processes start with half of the CPU.
-    options = "".join(f"spark.{role}.extraJavaOptions -XX:TieredStopAtLevel=1\n" for role in ("driver", "executor"))
+    # executors and the drivers of other processes start with half of the CPU. Nor does it pay to look for garbage in
+    # several threads, beside everything else.
+    for_short_lives = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
+    options = "".join(f"spark.{role}.extraJavaOptions {for_short_lives}\n" for role in ("driver", "executor"))
     (home / "conf").mkdir()
     (home / "conf" / "spark-defaults.conf").write_text(options)
     os.environ["SPARK_HOME"] = str(home)
