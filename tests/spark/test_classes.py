@@ -74,7 +74,7 @@ def test_several_classes_and_what_a_log_says_of_logits(
     spark: SparkSession, store_uri: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     data = separable(spark).withColumn("y", (F.col("id") % 3).cast("int"))
-    estimator = linear(model=nn.Linear(3, 3), loss="cross_entropy", epochs=1, storeUri=store_uri)
+    estimator = linear(model=nn.Linear(3, 3), loss="cross_entropy", numWorkers=1, epochs=1, storeUri=store_uri)
     with caplog.at_level(logging.WARNING, "hvdspark"):
         model = estimator.fit(data)
     assert "predictionCol will be a logit" in caplog.text

@@ -24,7 +24,7 @@ def test_lazy_and_parametrized_layers_are_trained_and_a_last_sigmoid_is_warned_o
     module = nn.Sequential(nn.LazyLinear(4), weight_norm(nn.Linear(4, 1)), nn.Sigmoid())
     data = separable(spark, rows=200)
     with caplog.at_level(logging.WARNING, "hvdspark"):
-        model = linear(model=module, storeUri=store_uri).fit(data)
+        model = linear(model=module, numWorkers=1, storeUri=store_uri).fit(data)
     assert "ends in Sigmoid" in caplog.text
     assert any("ends in Sigmoid" in warning for warning in model.summary.warnings)
     assert isinstance(module[0], nn.LazyLinear), "the user's module is not changed"
@@ -56,7 +56,8 @@ def test_a_column_may_be_feature_label_and_weight(
         torch.testing.assert_close(tensor, plain.state_dict()[name], rtol=0, atol=1e-6)
 
     net = nn.Sequential(nn.Embedding(3, 1))
-    linear(model=net, loss="mse", featureCols=["n"], labelCol="n", weightCol="n", storeUri=store_uri).fit(data)
+    of_one = {"featureCols": ["n"], "labelCol": "n", "weightCol": "n", "numWorkers": 1, "storeUri": store_uri}
+    linear(model=net, loss="mse", **of_one).fit(data)
 
 
 def test_default_metrics_suit_what_the_module_returns(spark: SparkSession, store_uri: str) -> None:

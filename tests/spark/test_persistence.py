@@ -27,7 +27,7 @@ pytestmark = pytest.mark.spark
 
 
 def test_model_survives_saving_without_its_store(spark: SparkSession, store_uri: str, tmp_path: Path) -> None:
-    model = linear(storeUri=store_uri).fit(separable(spark))
+    model = linear(numWorkers=1, storeUri=store_uri).fit(separable(spark))
     path = str(tmp_path / "saved model")
     model.save(path)
     before = scores(model.transform(separable(spark)))
@@ -42,7 +42,7 @@ def test_model_survives_saving_without_its_store(spark: SparkSession, store_uri:
 
 
 def test_estimator_survives_saving(spark: SparkSession, store_uri: str, tmp_path: Path) -> None:
-    estimator = linear(storeUri=store_uri, epochs=1)
+    estimator = linear(numWorkers=1, storeUri=store_uri, epochs=1)
     estimator.write().overwrite().save(str(tmp_path / "e"))
     loaded = TorchEstimator.load(str(tmp_path / "e"))
     assert loaded.getEpochs() == 1
@@ -56,7 +56,7 @@ def test_pipeline_with_sparks_own_stages(spark: SparkSession, store_uri: str, tm
     pipeline = Pipeline(
         stages=[
             VectorAssembler(inputCols=["a", "y"], outputCol="x"),
-            linear(model=nn.Sequential(nn.Linear(2, 1)), storeUri=store_uri),
+            linear(model=nn.Sequential(nn.Linear(2, 1)), numWorkers=1, storeUri=store_uri),
         ]
     )
     pipeline.save(str(tmp_path / "pipeline"))
@@ -99,7 +99,7 @@ def test_a_class_without_an_import_path_needs_an_opt_in(
             return self.inner(x)
 
     with caplog.at_level("WARNING", "hvdspark"):
-        model = linear(model=Local(), epochs=1, storeUri=store_uri).fit(separable(spark))
+        model = linear(model=Local(), numWorkers=1, epochs=1, storeUri=store_uri).fit(separable(spark))
     (warning,) = [text for text in caplog.messages if "save will refuse it" in text]
     assert "no import path" in warning
     assert warning in model.summary.warnings

@@ -136,18 +136,23 @@ def test_killed_in_the_middle_of_a_save_and_resumed_is_never_interrupted(
 
 def test_a_bad_id_of_one_row_is_named_on_the_driver(spark: SparkSession, store_uri: str) -> None:
     data = visits(spark)
-    for bad in (-3, 50):
+    for bad, ranks in ((-3, 1), (50, 2)):
         broken = data.withColumn("page", F.when(F.col("id") == 17, bad).otherwise(F.col("page")))
         with pytest.raises(DataError, match=rf"{bad} .*feature 'page' of table 'pages'"):
-            estimator(storeUri=store_uri).fit(broken)
+            estimator(storeUri=store_uri, numWorkers=ranks).fit(broken)
     assert files_in(Path(store_uri.removeprefix("file://"))) == []
 
 
-def test_a_bad_id_at_scoring_is_named(spark: SparkSession, store_uri: str) -> None:
+@pytest.fixture(scope="module")
+def hardly_trained(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> TorchModel:
+    store = tmp_path_factory.mktemp("store").as_uri()
+    return estimator(storeUri=store, epochs=1, numWorkers=1).fit(visits(spark, 100))
+
+
+def test_a_bad_id_at_scoring_is_named(spark: SparkSession, hardly_trained: TorchModel) -> None:
     data = visits(spark, 200)
-    model = estimator(storeUri=store_uri, epochs=1).fit(data)
     with pytest.raises(Exception, match="feature 'page' of table 'pages'"):
-        model.transform(data.withColumn("page", F.lit(50))).agg(F.sum("prediction")).collect()
+        hardly_trained.transform(data.withColumn("page", F.lit(50))).agg(F.sum("prediction")).collect()
 
 
 def test_a_table_larger_than_memory_is_refused_before_anything_is_written(spark: SparkSession, store_uri: str) -> None:
@@ -157,9 +162,8 @@ def test_a_table_larger_than_memory_is_refused_before_anything_is_written(spark:
     assert files_in(Path(store_uri.removeprefix("file://"))) == []
 
 
-def test_a_row_alone_scores_as_among_others(spark: SparkSession, store_uri: str) -> None:
+def test_a_row_alone_scores_as_among_others(spark: SparkSession, hardly_trained: TorchModel) -> None:
     data = visits(spark, 100)
-    model = estimator(storeUri=store_uri, epochs=1).fit(data)
-    together = scores(model.transform(data))
-    alone = pd.concat([model.transform(data.filter(F.col("id") == id)).toPandas() for id in (3, 57)])
+    together = scores(hardly_trained.transform(data))
+    alone = pd.concat([hardly_trained.transform(data.filter(F.col("id") == id)).toPandas() for id in (3, 57)])
     assert [together[3], together[57]] == pytest.approx(alone["prediction"].tolist(), abs=1e-6)

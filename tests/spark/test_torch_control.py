@@ -94,7 +94,7 @@ def test_killed_and_resumed_is_never_interrupted(spark: SparkSession, store_uri:
         torch.testing.assert_close(resumed.module().state_dict()[name], tensor, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("fits", [3, pytest.param(20, marks=[pytest.mark.slow, pytest.mark.timeout(300)])])
+@pytest.mark.parametrize("fits", [2, pytest.param(20, marks=[pytest.mark.slow, pytest.mark.timeout(300)])])
 def test_many_fits_leak_nothing(spark: SparkSession, tmp_path: Path, nothing_left_behind: None, fits: int) -> None:
     store = tmp_path / "s"
     data = separable(spark)

@@ -156,14 +156,18 @@ def test_ids_beyond_float_precision_survive(spark: SparkSession, store_uri: str)
 
     big = 2**62
     data = spark.range(0, 50, 1, 2).select("id", (F.col("id") + big).alias("key"), F.lit(0.0).alias("y"))
-    model = linear(model=Parity(), loss="mse", featureCols=["key"], storeUri=store_uri).fit(data)
+    model = linear(model=Parity(), loss="mse", featureCols=["key"], numWorkers=1, storeUri=store_uri).fit(data)
     assert scores(model.transform(data)) == {k: float((k + big) % 1000) for k in range(50)}
 
 
 def test_several_outputs(spark: SparkSession, store_uri: str) -> None:
     data = separable(spark).withColumn("class", (F.col("id") % 4).cast("long"))
     estimator = linear(
-        model=TwoHeads(), loss=["bce_with_logits", "cross_entropy"], labelCols=["y", "class"], storeUri=store_uri
+        model=TwoHeads(),
+        loss=["bce_with_logits", "cross_entropy"],
+        labelCols=["y", "class"],
+        numWorkers=1,
+        storeUri=store_uri,
     )
     model = estimator.fit(data)
     assert any("TwoHeads.calls" in warning and "register_buffer" in warning for warning in model.summary.warnings)
@@ -177,7 +181,8 @@ def test_several_outputs(spark: SparkSession, store_uri: str) -> None:
         model.copy().setOutputCols(["click"]).transform(data)
 
 
-@pytest.mark.parametrize("weight", [None, "w"])
+# Without weights: tests/ranks has it, too.
+@pytest.mark.parametrize("weight", [pytest.param(None, marks=pytest.mark.slow), "w"])
 def test_any_number_of_ranks_gives_the_same_weights(spark: SparkSession, store_uri: str, weight: str | None) -> None:
     # 600 rows in batches of 64: the last one is ragged. Without shuffling, global batches do not depend on the ranks.
     weights = []
@@ -191,7 +196,7 @@ def test_any_number_of_ranks_gives_the_same_weights(spark: SparkSession, store_u
 
 def test_the_seed_decides(spark: SparkSession, store_uri: str) -> None:
     first, again, other = (
-        linear(seed=seed, storeUri=store_uri).fit(separable(spark)).module().state_dict()["0.weight"]
+        linear(seed=seed, numWorkers=1, storeUri=store_uri).fit(separable(spark)).module().state_dict()["0.weight"]
         for seed in (1, 1, 2)
     )
     assert torch.equal(first, again)
@@ -199,7 +204,7 @@ def test_the_seed_decides(spark: SparkSession, store_uri: str) -> None:
 
 
 def test_fit_leaves_the_users_module_alone(spark: SparkSession, store_uri: str) -> None:
-    estimator = linear(storeUri=store_uri)
+    estimator = linear(numWorkers=1, epochs=1, storeUri=store_uri)
     before = estimator.getModel()[0].weight.clone()
     estimator.fit(separable(spark))
     assert torch.equal(estimator.getModel()[0].weight, before)
