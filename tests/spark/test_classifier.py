@@ -263,7 +263,7 @@ def digits(spark: SparkSession) -> DataFrame:
 def test_digits_in_a_pipeline_under_cross_validation(spark: SparkSession, store_uri: str) -> None:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
-    estimator = TorchClassifier(model=net, featuresCol="scaled", storeUri=store_uri, numWorkers=2, learningRate=1e-2)
+    estimator = TorchClassifier(model=net, featuresCol="scaled", storeUri=store_uri, learningRate=1e-2)
     pipeline = Pipeline(stages=[StandardScaler(inputCol="features", outputCol="scaled"), estimator])
     evaluator = MulticlassClassificationEvaluator(metricName="accuracy")
     grid = ParamGridBuilder().addGrid(estimator.learningRate, [1e-2]).build()

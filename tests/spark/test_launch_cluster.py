@@ -65,7 +65,8 @@ def kill_executor_of(rank: int, generation: int, marker: Path) -> int:
     return context.generation
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+# That of rank 1 is killed below, too.
+@pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_lost_executor_is_named(local_cluster: SparkSession, tmp_path: Path, rank: int) -> None:
     marker = tmp_path / "died"
     with pytest.raises(RankFailedError, match=rf"rank {rank} on host .* failed: its executor was lost.*Hint") as caught:
@@ -137,6 +138,7 @@ def test_ranks_see_the_gpu_that_spark_assigned(spark_home: Path, tmp_path: Path)
     assert "CUDA is not available to torch" in cuda
 
 
+@pytest.mark.slow  # what is counted is tested with launch/devices.py
 def test_an_executor_that_sees_some_gpus_counts_from_zero(spark_home: Path, tmp_path: Path) -> None:
     (seen,) = run_with_gpus(tmp_path, ["1"], ["auto"], CUDA_VISIBLE_DEVICES="GPU-aa,GPU-bb")
     assert seen == [["GPU-bb", "cpu"], ["GPU-bb", "cpu"]]
