@@ -144,7 +144,7 @@ def test_an_empty_dataframe_is_refused(spark: SparkSession, tmp_path: Path) -> N
 def test_a_null_vector_is_refused_or_skipped(spark: SparkSession, tmp_path: Path, store_uri: str) -> None:
     data = separable(spark).withColumn("x", F.when(F.col("id") != 5, F.col("x")))
     refused(spark, tmp_path, DataError, "x", data)
-    model = linear(handleInvalid="skip", storeUri=store_uri).fit(data)
+    model = linear(handleInvalid="skip", numWorkers=1, storeUri=store_uri).fit(data)
     assert model.summary.history[0]["rows"] == 599
     assert 5 not in scores(model.transform(data))
     with pytest.raises(Exception, match="null in feature column 'x'"):
@@ -197,7 +197,7 @@ def test_an_unwritable_store_is_refused(spark: SparkSession, tmp_path: Path) -> 
 
 
 def test_store_directories_are_private(spark: SparkSession, tmp_path: Path) -> None:
-    linear(storeUri=(tmp_path / "s").as_uri()).fit(separable(spark))
+    linear(numWorkers=1, storeUri=(tmp_path / "s").as_uri()).fit(separable(spark))
     for directory in (tmp_path / "s", *(path for path in (tmp_path / "s").rglob("*") if path.is_dir())):
         assert stat.S_IMODE(directory.stat().st_mode) == 0o700, directory
 
