@@ -20,6 +20,7 @@ from hvdspark.specs import ColumnSpec, TrainSpec
 from hvdspark.store import Store
 
 _WHERE = "warmStartFrom"
+_STAGES = "stages"  # of a saved pipeline, as Spark ML writes it
 _OF_MLFLOW = re.compile(r"(models|runs|mlflow-artifacts):/")
 _IN_A_STACK = re.compile(r"(network\..+)\.(\d+)\.\w+")
 
@@ -53,13 +54,19 @@ def trained_before(spark: SparkSession, uri: str | None) -> Artifact | None:
         hint = f"give the model itself: warmStartFrom=hvdspark.mlflow_flavor.load_model({uri!r})"
         raise ConfigurationError("MLflow alone knows where this is", value=uri, where=_WHERE, hint=hint)
     store = spark_store(spark, uri, _WHERE)
-    if store.exists(DATA):
-        return Artifact.open(store, DATA)
     parent, _, name = store.uri.rstrip("/").rpartition("/")
-    if not store.exists() or not parent or parent.endswith("/"):
+    if store.exists(DATA):
+        artifact = Artifact.open(store, DATA)
+    elif not store.exists() or not parent or parent.endswith("/") or store.exists(_STAGES):
         hint = "give a fitted model, its uri, or the path that it was saved to"
+        if stages := store.list(_STAGES):
+            hint = f"of a pipeline that was saved give one of its stages: {uri.rstrip('/')}/{_STAGES}/{stages[-1]}"
         raise CheckpointError("there is no trained model here", value=uri, where=_WHERE, hint=hint)
-    return Artifact.open(Store(parent, _WHERE), name)
+    else:
+        artifact = Artifact.open(Store(parent, _WHERE), name)
+    if "features" not in artifact.manifest.get("state", ["features"]):
+        raise CheckpointError("an estimator was saved here, and nothing is trained", value=uri, where=_WHERE)
+    return artifact
 
 
 def begin(source: Artifact | None, spec: TrainSpec, module: nn.Module) -> Beginning:

@@ -159,10 +159,11 @@ def _readable_tables(
 
 def _check_table(saved: dict[str, Any], wanted: dict[str, Any], where: str, rows_alone: bool = False) -> None:
     here = f"table {saved['name']!r} of {where}"
+    was, now = ((table["optimizer"].get("last") or {}).get("name") for table in (saved, wanted))
     for field, hint in _FIELDS.items():
         if not (rows_alone and field == "init" and saved["num_embeddings"] is None):
-            _check_equal(field, saved[field], wanted[field], here, hint)
-    was, now = ((table["optimizer"].get("last") or {}).get("name") for table in (saved, wanted))
+            named = "dim, with the last column," if field == "dim" and was and now else field
+            _check_equal(named, saved[field], wanted[field], here, hint)
     if rows_alone:
         _check_equal("a last column of its own", was is not None, now is not None, here, "keep optimizer.last")
         return

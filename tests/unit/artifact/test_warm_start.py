@@ -38,10 +38,12 @@ class Net(nn.Module):
         optimizer: str = "adagrad",
         tables: tuple[str, ...] = ("open", "closed"),
         seed: int = 3,
+        initial_accumulator: float = 0.0,
         **changes: Any,
     ) -> None:
         super().__init__()
-        configs = {"init": Initialization("uniform", 0.5), "optimizer": SparseOptimizer(optimizer, rate), **changes}
+        of_rows = SparseOptimizer(optimizer, rate, initial_accumulator=initial_accumulator)
+        configs = {"init": Initialization("uniform", 0.5), "optimizer": of_rows, **changes}
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             self.hidden, self.out = nn.Linear(3 + 4 * len(tables), hidden), nn.Linear(hidden, 1)
@@ -118,6 +120,19 @@ def test_what_is_taken_over_is_the_models(
     assert rows(Artifact.open(store, result.model_path)) == rows(model)
     moved, _ = run(store, dataset, compared, size, rate=0.05, optimizer=optimizer)
     assert not torch.equal(outputs(moved), expected), "training goes on"
+
+
+def test_ftrl_goes_on_from_the_rows(store: Store, dataset: DatasetSpec, model: Artifact) -> None:
+    """It makes rows of its state, which begins anew: as that of these rows, and not of zeros."""
+    compared = compare(model, Net())
+    _, result = run(store, dataset, compared, rate=1e-4, optimizer="ftrl", initial_accumulator=0.1)
+    before, after = rows(model), rows(Artifact.open(store, result.model_path))
+    distances = {
+        name: np.abs(np.array(list(table.values())) - [after[name][key] for key in table]).max()
+        for name, table in before.items()
+    }
+    assert all(0 < distance < 0.01 for distance in distances.values()), distances
+    assert max(abs(value) for table in before.values() for row in table.values() for value in row) > 0.4
 
 
 def test_the_first_loss_is_the_models(store: Store, dataset: DatasetSpec, model: Artifact) -> None:

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from hvdspark.artifact.directory import Artifact
-from hvdspark.artifact.model import DATA
-from hvdspark.artifact.tables import write_tables
+from hvdspark.artifact.model import DATA, inputs_of
+from hvdspark.artifact.tables import load_model, write_tables
+from hvdspark.artifact.warm_start import begin_from
 from hvdspark.artifact.weights import write_weights
 from hvdspark.collectives import LocalCollective
 from hvdspark.errors import CheckpointError, ConfigurationError, StoreError
@@ -121,6 +123,54 @@ def test_a_model_is_found_however_its_place_is_spelled(tmp_path: Path, spelling:
 def test_where_no_model_is(uri: str, error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
         trained_before(NO_SESSION, uri)
+
+
+BEFORE = Path(__file__).parents[2] / "fixtures" / "models-0.1.0"
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("ctr-estimator", "an estimator was saved here, and nothing is trained.*ctr-estimator"),
+        ("torch-estimator", "an estimator"),
+        ("pipeline", "no trained model here.*one of its stages: file://.*pipeline/stages/2_CTRClassifier_"),
+        ("pipeline/stages", "no complete model"),
+    ],
+)
+def test_what_is_saved_and_no_trained_model(name: str, words: str) -> None:
+    with pytest.raises(CheckpointError, match=words):
+        trained_before(NO_SESSION, f"file://{BEFORE}/{name}/")
+
+
+@pytest.mark.parametrize("dim", [3, 4])
+def test_models_of_before_are_gone_on_from(dim: int) -> None:
+    """Their collections have no name, and their rows no counts."""
+    source = trained_before(NO_SESSION, f"file://{BEFORE}/deepfm")
+    assert source is not None
+    inputs = inputs_of(source.manifest["state"])
+    settings: dict[str, Any] = {"number_inputs": "linear_and_log", "first_order": True, "one_table": True}
+    made, scored = (
+        ClickModel("deepfm", 2, inputs.categories, ["tags"], dim=width, hidden=(4,), **settings) for width in (dim, 3)
+    )
+    load_model(source.store, source.directory, scored, source.fingerprint)
+    data = DatasetSpec("d", inputs.features, RowGroups.of())
+    spec = TrainSpec("run", "file:///s", data, tuple(column.name for column in inputs.features), ("label",))
+    begins = begin(source, spec, made)
+    assert begins.said is not None
+    assert begins.spec.warm_start is not None
+    begin_from(begins.spec.warm_start, made, LocalCollective())
+    assert made.rows is not None
+    assert scored.rows is not None
+    (shard,) = made.rows.shards
+    if dim == 3:
+        assert begins.said["fresh"] == {}
+        for number, name in enumerate(made.rows.tables):
+            now = shard.export(number)  # type: ignore[attr-defined]
+            assert len(now["ids"]) > 0
+            assert torch.equal(now["rows"], scored.rows.rows_of(name, now["ids"]))
+    else:
+        assert begins.said["fresh"]["table user"] == "dim, with the last column, was 4 when saved, and is 5 now"
+        assert shard.row_counts() == [0, 0, 0]
 
 
 def test_dropout_renumbers_the_layers(tmp_path: Path) -> None:
