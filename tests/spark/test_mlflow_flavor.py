@@ -183,7 +183,7 @@ def test_mlflows_own_flavor_takes_a_pipeline_with_our_stage(
     fitted = Pipeline(stages=[assembler, torch_stage]).fit(frame)
     with mlflow.start_run():
         info = mlflow.spark.log_model(
-            fitted, name="pipeline", pip_requirements=["pyspark"], dfs_tmpdir=str(tmp_path / "dfs")
+            fitted, "pipeline", pip_requirements=["pyspark"], dfs_tmpdir=str(tmp_path / "dfs")
         )
     expected = as_pandas(fitted.transform(frame))["prediction"]
     loaded = mlflow.spark.load_model(info.model_uri, dfs_tmpdir=str(tmp_path / "loaded"))
