@@ -1,4 +1,4 @@
-"""Makes the pictures of docs/mlflow.md and docs/notebooks.md: `.venv/bin/python -m docs.pictures`.
+"""Makes the pictures of docs/what-you-see.md: `.venv/bin/python -m docs.pictures`.
 
 It starts a real MLflow server, runs examples/clicks_mlflow.py against it, and looks at what is there with a real
 browser without a window. It needs a Chromium (on Debian: apt-get install chromium) and `pip install playwright`. Look
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import os
 import shutil
 import sys
 import tempfile
@@ -23,10 +24,18 @@ if TYPE_CHECKING:
     from playwright.sync_api import Page
     from pyspark.sql import SparkSession
 
+    from hvdspark.estimators import CTRClassificationModel
+
 ROOT = Path(__file__).resolve().parents[1]
 PICTURES = ROOT / "docs" / "pictures"
-_COLOURS = 96  # enough for flat colours; a quarter of the bytes
+_COLOURS = 255  # enough for flat colours; a third of the bytes
 _WAIT_MS = 30_000
+# The menu of training in place of that of prompts and judges, and no assistant that opens itself.
+_PLAIN_PAGES = """
+localStorage.setItem("mlflow.workflowType_v1", '"machine_learning"');
+localStorage.setItem("mlflow.assistant.fab.autoOpenedOnFirstLoad_v1", "true");
+localStorage.setItem("mlflow.assistant.panelOpen_v1", "false");
+"""
 
 
 def missing() -> str:
@@ -76,41 +85,38 @@ def mlflow_pictures(page: Page, uri: str, folder: Path) -> None:
     experiment = client.get_experiment_by_name("clicks").experiment_id
     (run,) = client.search_runs([experiment], "attributes.run_name = 'clicks'")
     of_run = f"{uri}/#/experiments/{experiment}/runs/{run.info.run_id}"
+    page.add_init_script(_PLAIN_PAGES)
 
-    page.goto(of_run)
-    _tidy(page)
-    page.get_by_text("val_auc", exact=True).first.scroll_into_view_if_needed()
-    _settle(page)
+    _open(page, of_run, "Metrics (", height=1500)
     take(page, "mlflow-run", folder)
 
-    page.goto(f"{of_run}/model-metrics")
-    page.get_by_text("val_auc", exact=True).first.wait_for()
+    _open(page, f"{of_run}/model-metrics", "Add section", height=1400)
+    page.get_by_placeholder("Search metric charts").fill("loss|auc|accuracy|rows_per_s")
     _settle(page)
     take(page, "mlflow-curves", folder)
 
-    page.goto(f"{of_run}/artifacts/loss_curve.png")
+    _open(page, f"{of_run}/artifacts/loss_curve.png", "Path: ", height=900)
     page.locator("img[src^='blob:'], img[src*='loss_curve']").first.wait_for()
-    _settle(page)
     take(page, "mlflow-loss-curve", folder)
 
-    page.goto(f"{uri}/#/experiments/{experiment}/runs")
-    page.get_by_text("learning rate", exact=True).first.wait_for()
+    _open(page, f"{uri}/#/experiments/{experiment}/runs", "learning rate", height=640)
     page.get_by_role("row").filter(has_text="learning rate").get_by_role("button").first.click()
+    page.get_by_text("learningRate=0.005").first.wait_for()
+    page.locator(".ag-header-cell[col-id*='Run Name'] .ag-header-cell-resize").dblclick()  # as wide as the names
     _settle(page)
     take(page, "mlflow-nested-runs", folder)
 
-    page.goto(f"{uri}/#/models/clicks")
-    page.get_by_text("champion").first.wait_for()
-    _settle(page)
+    _open(page, f"{uri}/#/models/clicks", "champion", height=520)
     take(page, "mlflow-registered-model", folder)
 
 
-def _tidy(page: Page) -> None:
-    """Only what is about the run: no assistant, and the menu of training."""
-    page.get_by_text("Created at").first.wait_for()
-    page.get_by_text("Model training").first.click()
-    if (close := page.get_by_role("button", name="Close")).count():
-        close.first.click()
+def _open(page: Page, url: str, text: str, height: int) -> None:
+    """Show a page of MLflow's, as soon as it has a text. Its connections never rest, so nothing else says when."""
+    page.set_viewport_size({"width": 1200, "height": height})
+    page.goto("about:blank")
+    page.goto(url)
+    page.get_by_text(text).first.wait_for()
+    _settle(page)
 
 
 def _settle(page: Page) -> None:
@@ -130,6 +136,7 @@ def notebook_picture(page: Page, shown: list[Any], folder: Path) -> None:
 def _session() -> SparkSession:
     from pyspark.sql import SparkSession
 
+    os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     settings = {"spark.ui.enabled": "false", "spark.ui.showConsoleProgress": "false", "spark.sql.shuffle.partitions": 4}
     made: SparkSession = SparkSession.builder.master("local[2]").config(map=settings).getOrCreate()
     return made
@@ -142,23 +149,30 @@ def main() -> None:
     if need := missing():
         sys.exit(f"first: {need}")
     folder.mkdir(exist_ok=True)
-    sys.path.insert(0, str(ROOT / "examples"))
-    import clicks_mlflow
-
     from hvdspark import doctor
     from tests.mlflow_server import mlflow_server
 
     with tempfile.TemporaryDirectory(prefix="hvdspark-pictures-") as name, mlflow_server(Path(name)) as server:
-        uri = getattr(server, "uri", server)
         spark = _session()
         try:
-            model = clicks_mlflow.run(spark, clicks_mlflow.parse(["--tracking", uri]), Path(name))
+            model = _example(spark, server.uri, Path(name))
             report = doctor.diagnose(doctor.gather())
         finally:
             spark.stop()
         with browser() as page:
             notebook_picture(page, [model.summary, plan_of_tables(), report], folder)
-            mlflow_pictures(page, uri, folder)
+            mlflow_pictures(page, server.uri, folder)
+
+
+def _example(spark: SparkSession, uri: str, scratch: Path) -> CTRClassificationModel:
+    """Run the example where no git is, whose branches MLflow would show; returns the model of its first run."""
+    examples = shutil.copytree(ROOT / "examples", scratch / "examples")
+    sys.path.insert(0, str(examples))
+    import clicks_mlflow
+
+    sys.argv = [str(examples / "clicks_mlflow.py")]
+    model: CTRClassificationModel = clicks_mlflow.run(spark, clicks_mlflow.parse(["--tracking", uri]), scratch)
+    return model
 
 
 def plan_of_tables() -> Any:

@@ -81,12 +81,16 @@ class TrainingEstimator(Estimator[M], TrainingParams, MLWritable, MLReadable[Any
     def copy(self: E, extra: ParamMap | None = None) -> E:
         """This estimator again, with other Params; it shares the objects (module, loss, listeners) with this one.
 
-        A copy knows MLflow's run that is active here: tuning fits copies in other threads. Whoever tries Params, alone
-        or in a Pipeline, makes a copy and of that a copy for each try (`fitMultiple` of pyspark). So the first copy
-        lives as long as the search does, and datasets are kept for its copies.
+        A copy knows MLflow's run that is active here, and `extra`: tuning fits copies in other threads. Whoever tries
+        Params, alone or in a Pipeline, makes a copy and of that a copy for each try (`fitMultiple` of pyspark). So the
+        first copy lives as long as the search does, and datasets are kept for its copies.
         """
         copied: E = super().copy(extra)
-        copied._caller = replace(self._caller, active=active_run() or self._caller.active)
+        copied._caller = replace(
+            self._caller,
+            active=active_run() or self._caller.active,
+            tried=", ".join(f"{param.name}={value}" for param, value in (extra or {}).items()) or self._caller.tried,
+        )
         if self._candidates is None or not self._candidates.one_state:
             copied._candidates = self._of_copies
             copied._of_copies = Candidates(one_state=False)

@@ -30,7 +30,7 @@ from hvdspark.errors import PersistenceError
 from hvdspark.estimators.paths import check_same_place, spark_store
 from hvdspark.estimators.table_files import copy_tables, verify_tables
 from hvdspark.score import MODELS_PLACE
-from hvdspark.session import is_connect
+from hvdspark.session import is_connect, session_of
 from hvdspark.store import Store
 from hvdspark.train.pickling import pickled, unpickled
 
@@ -106,13 +106,14 @@ class HvdSparkWriter(MLWriter):
 
     def saveImpl(self, path: str) -> None:
         saved, store = self._saved, Store(path, "path")
-        DefaultParamsWriter.saveMetadata(self._instance, store.uri, self.sparkSession)
-        writer = ArtifactWriter(store, DATA)
-        for name, content in saved.files.items():
-            writer.file(name, content)
-        source = Store(saved.tables_at[0] or path, MODELS_PLACE)
-        copy_tables(self.sparkSession, source, saved.tables_at[1], store, DATA, saved.tables)
-        writer.commit({"state": saved.state, "aliases": saved.aliases}, saved.tables)
+        with session_of(self.sparkSession).described(f"hvdspark save {self._instance.uid}"):
+            DefaultParamsWriter.saveMetadata(self._instance, store.uri, self.sparkSession)
+            writer = ArtifactWriter(store, DATA)
+            for name, content in saved.files.items():
+                writer.file(name, content)
+            source = Store(saved.tables_at[0] or path, MODELS_PLACE)
+            copy_tables(self.sparkSession, source, saved.tables_at[1], store, DATA, saved.tables)
+            writer.commit({"state": saved.state, "aliases": saved.aliases}, saved.tables)
 
 
 class HvdSparkReader(MLReader[Any]):
@@ -127,7 +128,10 @@ class HvdSparkReader(MLReader[Any]):
         self._cls = cls
 
     def load(self, path: str) -> Any:
-        store = spark_store(self.sparkSession, path)
+        with session_of(self.sparkSession).described(f"hvdspark load {path}"):
+            return self._loaded(path, spark_store(self.sparkSession, path))
+
+    def _loaded(self, path: str, store: Store) -> Any:
         metadata = DefaultParamsReader.loadMetadata(store.uri, self.sparkSession)
         if metadata["class"] != f"{self._cls.__module__}.{self._cls.__name__}":
             raise PersistenceError("another class was saved here", value=metadata["class"], where=path)

@@ -89,7 +89,7 @@ class TrainingSummary:
         return "\n".join(lines + [f"  warning: {warning}" for warning in self.warnings])
 
     def _repr_html_(self) -> str:
-        shown = self._curves()
+        shown = notebook.once({name: [row.get(name, math.nan) for row in self.history] for name in self._curves()})
         losses = [name for name in shown if name in _LOSSES]
         columns = [name for name in ("epoch", *shown, *_PACE) if name in self.history[-1]]
         return notebook.block(

@@ -1,6 +1,6 @@
 """A click model in MLflow: fitted under a run, tuned under another, registered, loaded again and scored.
 
-    pip install 'hvdspark[mlflow]'
+    pip install 'hvdspark[mlflow]' mlflow     # the second has the server, which may be another machine's
     mlflow server --port 5000 &
     python examples/clicks_mlflow.py --tracking http://127.0.0.1:5000
 
@@ -34,7 +34,6 @@ from pyspark.sql import DataFrame, SparkSession
 from hvdspark import mlflow_flavor
 from hvdspark.estimators import CTRClassificationModel, CTRClassifier
 
-AUC = BinaryClassificationEvaluator(numBins=0)
 CROSSED = "C2_C8"  # a pair of categories as one, which no single one of them tells
 
 
@@ -46,6 +45,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--workers", type=int, default=2, help="ranks")
     parser.add_argument("--folds", type=int, default=2)
+    parser.add_argument("--store", help="store URI; by default a temporary directory")
     return parser.parse_args(arguments)
 
 
@@ -58,17 +58,23 @@ def read_splits(spark: SparkSession, rows: int, scratch: Path) -> tuple[DataFram
     return splits[0], splits[1]
 
 
+def exact_auc() -> BinaryClassificationEvaluator:
+    return BinaryClassificationEvaluator(numBins=0)
+
+
 def crossed() -> SQLTransformer:
     return SQLTransformer(statement=f"SELECT *, concat_ws('/', C2, C8) AS {CROSSED} FROM __THIS__")
 
 
 def classifier(store_uri: str, arguments: argparse.Namespace) -> CTRClassifier:
     return CTRClassifier(
-        architecture="deepfm",
+        architecture="wide_deep",
         continuousCols=INTEGERS,
         categoricalCols=[*CATEGORIES, CROSSED],
         handleInvalid="keep",
         embeddingDim=8,
+        embeddingMinCount=3,  # most ids occur once or twice in so few rows, and would be learnt by heart
+        embeddingLearningRate=0.02,
         hiddenUnits=[64, 32],
         numWorkers=arguments.workers,
         batchSize=1024,
@@ -83,7 +89,7 @@ def fit_once(ctr: CTRClassifier, train: DataFrame, test: DataFrame) -> CTRClassi
     """A Pipeline under a run: what happens in the fit is written there, by hvdspark and without a word of ours."""
     with mlflow.start_run(run_name="clicks"):
         pipeline = Pipeline(stages=[crossed(), ctr]).fit(train)
-        mlflow.log_metric("test_auc", AUC.evaluate(pipeline.transform(test)))
+        mlflow.log_metric("test_auc", exact_auc().evaluate(pipeline.transform(test)))
         model: CTRClassificationModel = pipeline.stages[-1]
         mlflow_flavor.log_model(model, name="clicks", registered_model_name="clicks")
     return model
@@ -94,7 +100,7 @@ def tune(ctr: CTRClassifier, train: DataFrame, test: DataFrame, folds: int) -> N
     validator = CrossValidator(
         estimator=ctr,
         estimatorParamMaps=ParamGridBuilder().addGrid(ctr.learningRate, [5e-4, 5e-3]).build(),
-        evaluator=AUC,
+        evaluator=exact_auc(),
         numFolds=folds,
         seed=7,
     )
@@ -102,7 +108,8 @@ def tune(ctr: CTRClassifier, train: DataFrame, test: DataFrame, folds: int) -> N
         # In the Pipeline, and not around it: the stages before are applied once, not for each candidate.
         model = Pipeline(stages=[crossed(), validator]).fit(train)
         tuned = model.stages[-1]
-        mlflow.log_metrics({"best_mean_auc": max(tuned.avgMetrics), "test_auc": AUC.evaluate(model.transform(test))})
+        mlflow.log_metric("best_mean_auc", max(tuned.avgMetrics))
+        mlflow.log_metric("test_auc", exact_auc().evaluate(model.transform(test)))
         mlflow_flavor.log_model(
             tuned.bestModel, name="clicks", registered_model_name="clicks", registered_model_alias="champion"
         )
@@ -110,7 +117,7 @@ def tune(ctr: CTRClassifier, train: DataFrame, test: DataFrame, folds: int) -> N
 
 def load_and_score(test: DataFrame) -> float:
     """The champion as a Transformer of Spark, and on rows of pandas; how far their probabilities are apart at most."""
-    rows = crossed().transform(test).limit(1000).cache()
+    rows = crossed().transform(test).drop("label").limit(1000).cache()
     scored = mlflow_flavor.load_model("models:/clicks@champion").transform(rows)
     in_spark = scored.select(vector_to_array("probability")[1].alias("p")).toPandas()["p"]
     without_spark = mlflow.pyfunc.load_model("models:/clicks@champion").predict(rows.toPandas())["probability"]
@@ -123,7 +130,7 @@ def run(spark: SparkSession, arguments: argparse.Namespace, scratch: Path) -> CT
         mlflow.set_tracking_uri(arguments.tracking)
     mlflow.set_experiment(arguments.experiment)
     train, test = read_splits(spark, arguments.rows, scratch)
-    ctr = classifier(f"file://{scratch}/store", arguments)
+    ctr = classifier(arguments.store or f"file://{scratch}/store", arguments)
     model = fit_once(ctr, train, test)
     print(model.summary)
     tune(ctr, train, test, arguments.folds)

@@ -114,6 +114,18 @@ def curves(epochs: Sequence[int], lines: Mapping[str, Sequence[float]], marked: 
     return f'<div style="display:inline-block;vertical-align:top;margin-right:1em"><div>{legend}</div>{picture}</div>'
 
 
+def once(lines: Mapping[str, Sequence[float]], name: str = "val_loss") -> dict[str, Sequence[float]]:
+    """Lines without those that lie on the one of a name: the loss is often a metric, too, such as `val_logloss`."""
+    covering = lines.get(name, ())
+    return {other: values for other, values in lines.items() if other == name or not _alike(values, covering)}
+
+
+def _alike(one: Sequence[float], other: Sequence[float]) -> bool:
+    return len(one) == len(other) and all(
+        math.isclose(a, b, rel_tol=1e-5) or (math.isnan(a) and math.isnan(b)) for a, b in zip(one, other, strict=True)
+    )
+
+
 def _cycled(count: int) -> list[str]:
     return [_COLOURS[place % len(_COLOURS)] for place in range(count)]
 

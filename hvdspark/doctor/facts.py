@@ -208,7 +208,8 @@ def _session_facts(active: SparkSession | None, master: str | None) -> SessionFa
     spark = active or _start(master)
     try:
         session = session_of(spark)
-        spark.range(0, 1, 1, 1).count()  # returns when there is an executor, so that its slots are counted
+        with session.described("hvdspark doctor"):  # returns when there is an executor, so that its slots are counted
+            spark.range(0, 1, 1, 1).count()
         slots = session.slots()
         settings = {key: value for key in _SETTINGS if (value := spark.conf.get(key, None))}
         facts = SessionFacts(
@@ -218,7 +219,8 @@ def _session_facts(active: SparkSession | None, master: str | None) -> SessionFa
             settings=settings,
         )
         try:
-            return replace(facts, workers=_workers(spark, min(slots or 1, _MAX_WORKERS_ASKED)))
+            with session.described("hvdspark doctor"):
+                return replace(facts, workers=_workers(spark, min(slots or 1, _MAX_WORKERS_ASKED)))
         except Exception as error:  # any failure of the job is what the user has to see
             return replace(facts, workers_error=_last_line(str(error)))
     finally:

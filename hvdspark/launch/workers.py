@@ -72,7 +72,8 @@ def hosts_without(spark: SparkSession, path: str) -> list[str]:
         yield from _told_where_missing(path, batches)
 
     asked = spark.range(0, tasks, 1, tasks).mapInArrow(sees, "host string, missing boolean")
-    rows = interruptible(spark, asked.collect, new_tag())
+    with session.described("hvdspark looks whether the executors see the store"):
+        rows = interruptible(spark, asked.collect, new_tag())
     return sorted({row["host"] for row in rows if row["missing"]})
 
 

@@ -6,6 +6,7 @@ import importlib.util
 import math
 from typing import TYPE_CHECKING
 
+from hvdspark.notebook import once
 from hvdspark.tracking.entries import Curve
 
 if TYPE_CHECKING:
@@ -24,8 +25,10 @@ def drawn(curve: Curve) -> Figure | None:
         return None
     from matplotlib.figure import Figure
 
-    losses = [name for name in LOSSES if name in curve.history[0]]
-    metrics = [name for name in curve.history[0] if name.startswith("val_") and name not in LOSSES]
+    names = [*LOSSES, *(name for name in curve.history[0] if name.startswith("val_") and name not in LOSSES)]
+    lines = once({name: _values(curve, name) for name in names if name in curve.history[0]})
+    losses = [name for name in lines if name in LOSSES]
+    metrics = [name for name in lines if name not in LOSSES]
     figure = Figure(figsize=(7, 3.2 * (1 + bool(metrics))), dpi=110, layout="constrained")
     panels = figure.subplots(1 + bool(metrics), 1, sharex=True, squeeze=False)[:, 0]
     for axes, names in zip(panels, (losses, metrics), strict=False):
@@ -42,11 +45,13 @@ def _draw(axes: Axes, curve: Curve, names: list[str]) -> None:
 
     epochs = [row["epoch"] for row in curve.history]
     for name in names:
-        axes.plot(
-            epochs, [float(row.get(name, math.nan)) for row in curve.history], marker="o", markersize=4, label=name
-        )
+        axes.plot(epochs, _values(curve, name), marker="o", markersize=4, label=name)
     if len(epochs) > 1:
         axes.axvline(curve.best_epoch, linestyle=":", color="grey", label="best epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.grid(alpha=0.3)
     axes.legend()
+
+
+def _values(curve: Curve, name: str) -> list[float]:
+    return [float(row.get(name, math.nan)) for row in curve.history]

@@ -26,6 +26,7 @@ from hvdspark.specs import DatasetSpec
 from hvdspark.tracking.entries import Curve, Entry, Metric, Rows, Status, Text, key, param, tag
 from hvdspark.tracking.writer import Writer
 
+_MIB = 2.0**20
 _MOST_AT_INTERVAL = 1000  # points between epochs; then the interval doubles
 
 
@@ -146,14 +147,14 @@ def _of_start(event: FitStarted) -> Iterator[Entry]:
 
 
 def _memory(event: FitStarted) -> Iterator[tuple[str, float]]:
-    """What sharded tables take, in bytes, by name."""
+    """What sharded tables take, in MiB, by name: MLflow writes every figure of a number of bytes."""
     if not event.plan:
         return
     by_rank = [sum(parts) for parts in zip(*(plan.rank_bytes for plan in event.plan), strict=True)]
-    yield "tables_bytes", sum(by_rank)
-    yield "tables_bytes_of_largest_rank", max(by_rank)
+    yield "tables_mib", sum(by_rank) / _MIB
+    yield "tables_mib_of_largest_rank", max(by_rank) / _MIB
     if event.plan[0].available is not None:
-        yield "available_bytes_of_a_rank", event.plan[0].available
+        yield "available_mib_of_a_rank", event.plan[0].available / _MIB
 
 
 def _of_dataset(data: DatasetSpec) -> Iterator[Entry]:

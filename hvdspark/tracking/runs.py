@@ -12,7 +12,7 @@ from hvdspark.errors import DependencyError
 from hvdspark.events import FitListener
 from hvdspark.tracking.listener import MlflowListener
 from hvdspark.tracking.server import MlflowRun
-from hvdspark.tracking.target import ActiveRun, Caller, target_of
+from hvdspark.tracking.target import ActiveRun, Caller, name_of, target_of
 from hvdspark.tracking.writer import Writer
 
 logger = logging.getLogger(__name__)
@@ -48,4 +48,6 @@ def listeners(tracking_uri: str | None, caller: Caller, fit: str, kind: str) -> 
             "mlflow is not installed", where="trackingUri", hint="python -m pip install 'hvdspark[mlflow]'"
         )
     target = target_of(tracking_uri, active_run(), caller, threading.get_ident())
-    return () if target is None else (MlflowListener(Writer(MlflowRun(target, fit, kind))),)
+    if target is None:
+        return ()
+    return (MlflowListener(Writer(MlflowRun(target, fit, kind, name_of(target, caller, fit)))),)

@@ -39,12 +39,13 @@ class MlflowRun:
 
     Args:
         target: where.
-        fit: unique id of the fit; the name of a run that is made.
+        fit: unique id of the fit.
         kind: name of the estimator's class.
+        run_name: of a run that is made.
     """
 
-    def __init__(self, target: Target, fit: str, kind: str) -> None:
-        self._target, self._fit, self._kind = target, fit, kind
+    def __init__(self, target: Target, fit: str, kind: str, run_name: str) -> None:
+        self._target, self._fit, self._kind, self._run_name = target, fit, kind, run_name
         self._client: MlflowClient | None = None
         self._run_id, self._is_ours = "", False
         self._present = Present()
@@ -110,7 +111,7 @@ class MlflowRun:
         active = self._target.active
         ours = {FIT: self._fit} if active is None else {FIT: self._fit, "mlflow.parentRunId": active.run_id}
         experiment = _experiment(client) if active is None else active.experiment_id
-        run = client.create_run(experiment, tags=resolve_tags(ours), run_name=self._fit)
+        run = client.create_run(experiment, tags=resolve_tags(ours), run_name=self._run_name)
         return str(run.info.run_id)
 
     def _log_batch(self, client: MlflowClient, batch: Batch) -> None:

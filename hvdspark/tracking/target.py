@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+_LONGEST_NAME = 200
+
 
 @dataclass(frozen=True)
 class ActiveRun:
@@ -27,10 +29,12 @@ class Caller:
     Attributes:
         active: the run in which the estimator was copied: CrossValidator fits copies in threads that have none.
         candidate: whether it is one of several that are fitted for comparison.
+        tried: what it has that the others may have otherwise, such as "learningRate=0.01"; the name of a nested run.
     """
 
     active: ActiveRun | None = None
     candidate: bool = False
+    tried: str = ""
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,11 @@ def target_of(tracking_uri: str | None, here: ActiveRun | None, caller: Caller, 
     if active is not None:
         return Target(active.uri, active, nested)
     return None if tracking_uri is None else Target(tracking_uri)
+
+
+def name_of(target: Target, caller: Caller, fit: str) -> str:
+    """Name of a run that is made for a fit: one of several is told from the others by what it tries."""
+    return caller.tried[:_LONGEST_NAME] if caller.tried and (target.nested or caller.candidate) else fit
 
 
 def _plain(uri: str) -> str:

@@ -120,7 +120,7 @@ def test_the_server_of_a_param_gets_a_run_of_its_own_which_is_ended(
     assert run.info.status == "FINISHED"
     assert run.info.run_name.startswith(classifier.uid)
     assert run.data.tags["hvdspark.model_uri"] == model.uri
-    assert run.data.metrics["memory/tables_bytes"] > 0
+    assert run.data.metrics["memory/tables_mib"] > 0
     assert {"loss_curve.png", "sharding_plan.txt"} <= artifacts(run)
 
 
@@ -165,6 +165,7 @@ def test_candidates_are_nested_runs_and_the_best_model_is_in_the_run_itself(
     assert first.info.run_id == active.info.run_id
     assert parents([first, *others]) == [None, *[active.info.run_id] * 4]
     assert sorted(run.data.params["seed"] for run in others) == ["1", "1", "2", "2"]
+    assert all(run.info.run_name == f"seed={run.data.params['seed']}" for run in others)
     assert all(run.info.status == "FINISHED" and len(curve(run, "train_loss")) == 1 for run in [first, *others])
     digests = {run.inputs.dataset_inputs[0].dataset.digest for run in others}
     assert len(digests) == 2, "one for each fold"
@@ -183,6 +184,7 @@ def test_candidates_that_are_pipelines_are_nested_runs(spark: SparkSession, stor
         split.fit(separable(spark, 90))
     runs = runs_of(experiment)
     assert parents(runs) == [None, active.info.run_id, active.info.run_id]
+    assert sorted(run.info.run_name for run in runs[1:]) == ["seed=1", "seed=2"]
 
 
 @pytest.mark.slow

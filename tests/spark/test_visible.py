@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,8 +14,8 @@ from pyspark.sql import functions as F
 
 import hvdspark
 from hvdspark.errors import HvdSparkError
-from hvdspark.estimators import CTRClassifier
-from hvdspark.launch import described
+from hvdspark.estimators import CTRClassificationModel, CTRClassifier
+from hvdspark.session import session_of
 from tests.spark.listeners import Seen
 from tests.spark.toys import linear, separable
 
@@ -57,7 +58,7 @@ def test_jobs_of_a_fit_say_which_fit_they_are_of_and_what_for(spark: SparkSessio
     assert {spark.sparkContext.getLocalProperty(key) for key in (DESCRIPTION, GROUP)} == {None}
 
 
-def test_what_the_caller_says_stays(spark: SparkSession, store_uri: str, jobs: Any) -> None:
+def test_what_the_caller_says_stays(spark: SparkSession, store_uri: str, tmp_path: Path, jobs: Any) -> None:
     """A notebook cancels the jobs of a cell by their group."""
     spark.sparkContext.setJobGroup("cell 7", "nightly")
     clicks = spark.range(300).select(
@@ -71,6 +72,11 @@ def test_what_the_caller_says_stays(spark: SparkSession, store_uri: str, jobs: A
     parts = ("rows are written", "generation 0")  # few rows are looked through without a job
     assert jobs() == [(f"{name}, {part}", "cell 7") for part in parts]
     assert spark.sparkContext.getLocalProperty(DESCRIPTION) == "nightly"
+    path = (tmp_path / "model").as_uri()
+    model.save(path)
+    CTRClassificationModel.load(path)
+    done = [f"nightly, hvdspark save {model.uid}", f"nightly, hvdspark load {path}"]
+    assert jobs()[len(parts) :] == [(text, "cell 7") for text in done]
     assert "hvdspark_score" in model.transform(clicks)._jdf.queryExecution().toString()
 
 
@@ -88,7 +94,7 @@ def test_threads_describe_their_own_jobs(spark: SparkSession, jobs: Any) -> None
     both = threading.Barrier(2)
 
     def work(name: str) -> None:
-        with described(spark, name, group=name):
+        with session_of(spark).described(name, group=name):
             both.wait(60)
             spark.range(1).collect()
 

@@ -70,3 +70,9 @@ def test_every_value_lies_between_the_marks(values: list[float]) -> None:
     assert 2 <= len(marks) <= 7
     heights = [float(dot.attrib["cy"]) for dot in found.iter("circle")]
     assert all(12 <= height <= 166 for height in heights)
+
+
+def test_a_loss_that_is_a_metric_too_is_shown_once() -> None:
+    lines = {"train_loss": [0.5], "val_loss": [0.5, 0.4], "val_logloss": [0.5, 0.4000001], "val_auc": [0.5, 0.6]}
+    assert list(notebook.once(lines)) == ["train_loss", "val_loss", "val_auc"]
+    assert list(notebook.once({"train_loss": [0.5]})) == ["train_loss"]

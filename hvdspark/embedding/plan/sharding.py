@@ -147,7 +147,7 @@ class ShardingPlan:
                 f"{table.name:<24}{rows:>14}{table.dim:>5}  {table.dtype:<9}{planned.table.placement:<12}"
                 f"{planned.traffic.ids:>10,.0f}{format_bytes(table_bytes(planned, self.world_size)):>11}"
             )
-        lines.append(f"{len(self.groups)} groups, {3 * len(self.groups)} collectives a step")
+        lines.append(self._exchanges())
         lines.append(
             f"{'rank':<6}{'rows':>11}{'state':>11}{'exchange':>11}{'replicated':>12}{'total':>11}{'ids/step':>11}"
         )
@@ -189,10 +189,14 @@ class ShardingPlan:
                 tables,
                 right=("memory", "share"),
             ),
-            notebook.line(f"{len(self.groups)} groups, {3 * len(self.groups)} collectives a step"),
+            notebook.line(self._exchanges()),
             notebook.table(("rank", *_PARTS, "ids/step"), ranks, right=_PARTS),
             notebook.line(f"fullest rank {bytes_peak:.2f} x the average, busiest rank {ids_peak:.2f} x"),
         )
+
+    def _exchanges(self) -> str:
+        groups = len(self.groups)
+        return f"{groups} {'group' if groups == 1 else 'groups'}, {3 * groups} collectives a step"
 
     def check(self, budget_bytes: float, setting: str) -> None:
         """Refuse a plan that does not fit.

@@ -104,9 +104,9 @@ def test_a_fit_that_ends_well(clock: list[float]) -> None:
     }
     memory = {entry.key: entry.value for entry in kept.of(Metric) if entry.key.startswith("memory/")}
     assert memory == {
-        "memory/tables_bytes": 420.0,
-        "memory/tables_bytes_of_largest_rank": 310.0,
-        "memory/available_bytes_of_a_rank": 5000.0,
+        "memory/tables_mib": 420 / 2**20,
+        "memory/tables_mib_of_largest_rank": 310 / 2**20,
+        "memory/available_mib_of_a_rank": 5000 / 2**20,
     }
     assert kept.of(Rows) == [
         Rows("training rows", "training", "f" * 32, 600, COLUMNS),

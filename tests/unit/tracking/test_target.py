@@ -9,7 +9,7 @@ import pytest
 
 from hvdspark.errors import DependencyError
 from hvdspark.tracking import active_run, listeners, runs
-from hvdspark.tracking.target import ActiveRun, Caller, Target, target_of
+from hvdspark.tracking.target import ActiveRun, Caller, Target, name_of, target_of
 
 HERE, THERE = 1, 2
 A = ActiveRun("http://a", "run-a", "7", HERE)
@@ -60,3 +60,16 @@ def test_a_server_is_asked_for_and_there_is_no_mlflow(monkeypatch: pytest.Monkey
     with pytest.raises(DependencyError, match=r"trackingUri.*pip install 'hvdspark\[mlflow\]'"):
         listeners("http://a", Caller(), "fit", "E")
     assert listeners("", Caller(), "fit", "E") == ()
+
+
+@pytest.mark.parametrize(
+    ("target", "caller", "name"),
+    [
+        (Target("http://a", A, nested=True), Caller(tried="learningRate=0.1"), "learningRate=0.1"),
+        (Target("http://a"), Caller(candidate=True, tried="learningRate=0.1"), "learningRate=0.1"),
+        (Target("http://a"), Caller(tried="learningRate=0.1"), "a-fit"),
+        (Target("http://a", A, nested=True), Caller(candidate=True), "a-fit"),
+    ],
+)
+def test_candidates_are_named_by_what_they_try(target: Target, caller: Caller, name: str) -> None:
+    assert name_of(target, caller, "a-fit") == name
