@@ -113,6 +113,9 @@ def clicks_are_learned_saved_and_loaded(spark: SparkSession, folder: str) -> Non
     rates = model.transform(data).groupBy("clicked").agg(F.avg(vector_to_array("probability")[1])).collect()
     not_clicked, clicked = (rate for _, rate in sorted(rates))
     assert clicked > not_clicked + 0.05
+    assert (
+        model.embeddings("item", data).filter("category is not null").count() == data.select("item").distinct().count()
+    )
     path = f"file://{folder}/clicks"
     for _ in range(2):
         model.write().overwrite().save(path)

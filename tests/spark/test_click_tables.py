@@ -8,10 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pyspark.ml.evaluation import BinaryClassificationEvaluator
+from pyspark.ml.tuning import CrossValidator, ParamGridBuilder
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from torch import nn
 
+from hvdspark import mlflow_flavor
 from hvdspark.errors import CheckpointError, ConfigurationError, SchemaError
 from hvdspark.estimators import CTRClassificationModel, CTRClassifier, TorchEstimator
 
@@ -116,6 +119,35 @@ def test_what_is_asked_for_must_be_there(spark: SparkSession, fitted: CTRClassif
         fitted.vectors("price", [1.0])
     with pytest.raises(SchemaError, match="home"):
         fitted.embeddings("home", games(spark).select("away"))
+    for wrong in ("current_date()", "7", "map('a', 'b')"):  # text is hashed as it is spelled
+        with pytest.raises(SchemaError, match="column 'home'"):
+            fitted.embeddings("home", spark.range(1).select(F.expr(wrong).alias("home")))
+
+
+def test_categories_are_named_as_they_are_given(spark: SparkSession, fitted: CTRClassificationModel) -> None:
+    given = spark.createDataFrame([("7",), (None,), ("3.0",), (" 7",), ("x",)], "user string")  # training had integers
+    found = fitted.embeddings("user", given).select("category", "key", "vector").collect()
+    named = {row["category"]: row["vector"] for row in found if row["category"] is not None}
+    assert sorted(name.strip() for name in named) == ["3.0", "7"]
+    assert len(found) == len({row["key"] for row in found}) == 20, "what nobody named has no name"
+    assert fitted.vectors("user", [3, "7", None, 99]).tolist() == [
+        named["3.0"],
+        next(vector for name, vector in named.items() if name.strip() == "7"),
+        [0.0, 0.0],
+        [0.0, 0.0],
+    ]
+
+
+@pytest.mark.parametrize("copy_tables", [pytest.param(True, marks=pytest.mark.slow), "reference"])
+def test_embeddings_of_a_model_that_mlflow_has(
+    spark: SparkSession, fitted: CTRClassificationModel, tmp_path: Path, copy_tables: Any
+) -> None:
+    mlflow_flavor.save_model(fitted, str(tmp_path / "logged"), copy_tables=copy_tables)
+    assert bool(list((tmp_path / "logged").rglob("tables/*"))) == (copy_tables is True)
+    model = mlflow_flavor.load_model(str(tmp_path / "logged"))
+    assert isinstance(model, CTRClassificationModel)
+    assert sorted(model.embeddings("home").collect()) == sorted(fitted.embeddings("home").collect())
+    assert model.vectors("user", [7, 3]).tolist() == fitted.vectors("user", [7, 3]).tolist()
 
 
 def test_a_fit_goes_on_from_a_model(spark: SparkSession, fitted: CTRClassificationModel, store_uri: str) -> None:
@@ -132,6 +164,70 @@ def test_a_fit_goes_on_from_a_model(spark: SparkSession, fitted: CTRClassificati
     assert by_category(same.embeddings("user", data)) == by_category(fitted.embeddings("user", data))
     counts = {row["key"]: row["count"] for row in fitted.embeddings("user").collect()}
     assert all(row["count"] > counts[row["key"]] for row in same.embeddings("user").collect())
+
+
+@pytest.mark.slow
+def test_a_fit_goes_on_in_another_precision_from_tables_that_are_elsewhere(
+    spark: SparkSession, fitted: CTRClassificationModel, store_uri: str, tmp_path: Path
+) -> None:
+    mlflow_flavor.save_model(fitted, str(tmp_path / "logged"), copy_tables="reference")
+    data = games(spark).withColumn("user", F.when(F.col("user") > 4, F.col("user")))  # some are null
+    model = classifier(
+        store_uri,
+        warmStartFrom=mlflow_flavor.load_model(str(tmp_path / "logged")),
+        sharedTables={"place": ["home", "away"]},  # `seen` has its own now
+        embeddingOptimizers={},
+        embeddingDims={"user": 2, "seen": 3},
+        embeddingOptimizer="ftrl",
+        embeddingMinCount=1000,
+        handleInvalid="keep",
+        learningRate=NOTHING,
+        embeddingLearningRate=NOTHING,
+    ).fit(data)
+    said = model.summary.warmStart
+    assert said is not None
+    assert {"table place", "table user"} <= set(said["kept"])
+    before, after = (by_category(found.embeddings("home", data)) for found in (fitted, model))
+    assert before.keys() == after.keys()
+    for name, vector in before.items():  # FTRL makes rows of its state, up to rounding
+        np.testing.assert_allclose(after[name], vector, rtol=1e-4, atol=1e-7)
+    assert {"table seen", "network.deep.0.weight"} == said["fresh"].keys()
+    assert model.embeddings("seen").count() == 0, "no category was met so often"
+    halves = classifier(store_uri, warmStartFrom=model, embeddingDtype="bfloat16", handleInvalid="keep").fit(data)
+    assert halves.summary.warmStart is not None
+    words = "dtype was 'float32' when saved, and is 'bfloat16' now"
+    assert {halves.summary.warmStart["fresh"][f"table {name}"] for name in ("place", "user")} == {words}
+    rows = halves.embeddings("user", data).collect()
+    (null,) = [row for row in rows if row["category"] is None]
+    assert (null["key"], len(rows)) == (0, 16)
+    for row in rows:
+        given = torch.tensor(row["vector"])
+        assert torch.equal(given, given.bfloat16().float())
+        assert halves.vectors("user", [row["category"]]).tolist() == [row["vector"]]
+
+
+@pytest.mark.slow
+def test_candidates_of_a_search_begin_with_a_model(
+    spark: SparkSession, fitted: CTRClassificationModel, store_uri: str, tmp_path: Path
+) -> None:
+    estimator = classifier(store_uri, warmStartFrom=fitted, learningRate=NOTHING)
+    grid = ParamGridBuilder().addGrid(estimator.embeddingLearningRate, [NOTHING, 0.1])  # type: ignore[attr-defined]
+    search = CrossValidator(
+        estimator=estimator,
+        estimatorParamMaps=grid.build(),
+        evaluator=BinaryClassificationEvaluator(labelCol="clicked"),
+        numFolds=2,
+        collectSubModels=True,
+    )
+    search.save(str(tmp_path / "search"))
+    found = CrossValidator.load(str(tmp_path / "search")).fit(games(spark))
+    assert found.subModels is not None
+    places = by_category(fitted.embeddings("home", games(spark)))
+    for fold in found.subModels:
+        for number, model in enumerate(fold):
+            assert model.summary.warmStart["source"] == fitted.uri
+            assert (by_category(model.embeddings("home", games(spark))) == places) == (number == 0)
+    assert found.bestModel.summary.warmStart["fresh"] == {}
 
 
 def test_a_fit_goes_on_with_other_columns(
@@ -204,3 +300,5 @@ def test_a_module_goes_on_from_a_model(spark: SparkSession, store_uri: str, tmp_
             estimator(3, warmStartFrom=str(wrong)).fit(data)
     with pytest.raises(ConfigurationError, match="nothing in common"):
         estimator(3, model=nn.Linear(2, 1), warmStartFrom=first).fit(data)
+    with pytest.raises(ConfigurationError, match="nothing in common"):
+        classifier(store_uri, warmStartFrom=first).fit(games(spark))
