@@ -103,7 +103,8 @@ class TrainingSummary:
         )
 
     def _title(self) -> str:
-        text = f"TrainingSummary: {len(self.history)} epochs, best {self.bestEpoch}, {self.precision}"
+        epochs = "1 epoch" if len(self.history) == 1 else f"{len(self.history)} epochs, best {self.bestEpoch}"
+        text = f"TrainingSummary: {epochs}, {self.precision}"
         return text if self.stopped is None else f"{text}, stopped by {self.stopped}"
 
     def _curves(self) -> list[str]:

@@ -56,7 +56,7 @@ def wanted(environ: Mapping[str, str] = os.environ) -> bool:
 class ProgressBar(FitListener):
     """One bar for a fit: global batches over all epochs, with rows/s, loss and the validation metric.
 
-    It begins with the first batch. On a terminal Spark draws its own for the jobs before; as a notebook shows none of
+    It begins with the first batch. On a terminal Spark draws its own for the jobs before; as not every notebook shows
     these, and Spark may be told to draw none, there is a line every 30 seconds until then, and while ranks start again.
 
     Attributes:
@@ -176,7 +176,8 @@ class ProgressLines(FitListener):
     def on_fit_ended(self, event: FitEnded) -> None:
         self._lines.stop()
         if self._lines.said:
-            self._say(f"hvdspark fit: {len(event.history)} epochs in {self._lines.seconds():.0f} s{self._metric}")
+            epochs = "1 epoch" if len(event.history) == 1 else f"{len(event.history)} epochs"
+            self._say(f"hvdspark fit: {epochs} in {self._lines.seconds():.0f} s{self._metric}")
 
     def on_fit_failed(self, event: FitFailed) -> None:
         self._lines.stop()

@@ -109,6 +109,7 @@ def test_clicks_in_mlflow(
     parents = [run.data.tags.get("mlflow.parentRunId") for run in runs.values()]
     tuned = by_name["learning rate"]
     assert parents.count(tuned.info.run_id) == 4, "two learning rates in two folds"
+    assert set(by_name) == {"clicks", "learning rate", "learningRate=0.0005", "learningRate=0.005"}
     assert parents.count(None) == 2
     assert {run.info.status for run in runs.values()} == {"FINISHED"}
     for run in (by_name["clicks"], tuned):
