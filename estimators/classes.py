@@ -159,6 +159,11 @@ def class_columns(params: Params) -> list[str]:
     return [str(params.getOrDefault(name)) for name in ("rawPredictionCol", "probabilityCol", "predictionCol")]
 
 
+def new_columns(params: Params) -> list[str]:
+    """Those of them that are wanted."""
+    return [name for name in class_columns(params) if name]
+
+
 def _largest(values: Column) -> Column:
     """The first class with the largest number, as double; NaN is none."""
     known = F.transform(values, lambda value: F.when(F.isnan(value), float("-inf")).otherwise(value))

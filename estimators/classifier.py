@@ -10,6 +10,7 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 from torch import nn
 
+from hvdspark.estimators.classes import new_columns
 from hvdspark.estimators.classification import ClassificationModel
 from hvdspark.estimators.columns import check_one_number
 from hvdspark.estimators.declare import accessors, model_accessors
@@ -106,6 +107,9 @@ class TorchClassifier(ModuleEstimator["TorchClassificationModel"], ClassifierSco
     ) -> None:
         super().__init__()
         self.setParams(**self._input_kwargs)  # type: ignore[attr-defined]
+
+    def _new_columns(self) -> list[str]:
+        return new_columns(self)
 
     def _columns(self, dataset: DataFrame) -> tuple[list[str], list[str]]:
         label = self.getOrDefault("labelCol")

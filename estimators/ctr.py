@@ -18,6 +18,7 @@ from hvdspark.errors import ConfigurationError
 from hvdspark.estimators.asked import columns_of
 from hvdspark.estimators.base import TrainingEstimator
 from hvdspark.estimators.categories import category_key, check_categories, is_array
+from hvdspark.estimators.classes import new_columns
 from hvdspark.estimators.classification import ClassificationModel
 from hvdspark.estimators.columns import check_one_number, scoring_input
 from hvdspark.estimators.continuous import check_numbers, number
@@ -112,6 +113,9 @@ class CTRClassifier(TrainingEstimator["CTRClassificationModel"], CTRScoringParam
     ) -> None:
         super().__init__()
         self.setParams(**self._input_kwargs)  # type: ignore[attr-defined]
+
+    def _new_columns(self) -> list[str]:
+        return new_columns(self)
 
     def _train(self, dataset: DataFrame) -> CTRClassificationModel:
         value = self.getOrDefault

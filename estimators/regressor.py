@@ -98,6 +98,9 @@ class TorchRegressor(ModuleEstimator["TorchRegressionModel"], RegressorScoringPa
         super().__init__()
         self.setParams(**self._input_kwargs)  # type: ignore[attr-defined]
 
+    def _new_columns(self) -> list[str]:
+        return [self.getOrDefault("predictionCol")]
+
     def _columns(self, dataset: DataFrame) -> tuple[list[str], list[str]]:
         label = self.getOrDefault("labelCol")
         check_one_number(dataset.schema, label, "for several labels use TorchEstimator")

@@ -109,6 +109,12 @@ class TorchEstimator(ModuleEstimator["TorchModel"], TorchScoringParams, TorchTra
         super().__init__()
         self.setParams(**self._input_kwargs)  # type: ignore[attr-defined]
 
+    def _new_columns(self) -> list[str]:
+        if wants_classes(self):
+            return _class_columns(self)
+        names: list[str] = self.getOrDefault("outputCols") if self.isDefined("outputCols") else []
+        return names or [self.getOrDefault("predictionCol")]
+
     def _columns(self, dataset: DataFrame) -> tuple[list[str], list[str]]:
         if not self.isDefined("featureCols"):
             raise ConfigurationError("not set", where="featureCols", hint="name at least one input column")
@@ -232,8 +238,7 @@ class TorchModel(ModuleModel, TorchScoringParams, TorchTrainingParams):
         prediction = self.getOrDefault("predictionCol")
         if wants_classes(self):
             check_classifies(self._state.result.loss, self._state.result.outputs)
-            others = [self.getOrDefault(name) for name in ("rawPredictionCol", "probabilityCol")]
-            return [*(name for name in others if name), prediction]
+            return _class_columns(self)
         if not self.isDefined("outputCols"):
             return [prediction, *(f"{prediction}_{o.name or k}" for k, o in enumerate(outputs[1:], start=1))]
         names: list[str] = self.getOrDefault("outputCols")
@@ -242,3 +247,9 @@ class TorchModel(ModuleModel, TorchScoringParams, TorchTrainingParams):
                 f"the module returns {len(outputs)} outputs", value=names, where="outputCols", hint="name each of them"
             )
         return names
+
+
+def _class_columns(params: TorchScoringParams) -> list[str]:
+    """Names of raw prediction and probability, as far as they are wanted, and of the class."""
+    others = [params.getOrDefault(name) for name in ("rawPredictionCol", "probabilityCol")]
+    return [*(name for name in others if name), params.getOrDefault("predictionCol")]

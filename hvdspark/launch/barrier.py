@@ -27,7 +27,7 @@ from hvdspark.launch.outcomes import Outcome
 from hvdspark.launch.protocol import DriverAddress, LaunchSpec, Located, Program
 from hvdspark.launch.task import Place, run_task
 from hvdspark.launch.workers import check_workers
-from hvdspark.session import is_connect, session_of
+from hvdspark.session import session_of
 
 if TYPE_CHECKING:
     from pyspark import BarrierTaskContext
@@ -65,9 +65,6 @@ class BarrierLauncher:
 
     @contextlib.contextmanager
     def turn(self, world_size: int, on_wait: Callable[[Waiting], None]) -> Iterator[None]:
-        if is_connect(self._spark):  # it does not say how many slots there are
-            yield
-            return
         line = _lines.setdefault(session_of(self._spark).application(), Line())
         came_s = time.monotonic()
         with line.turn(world_size, self._slots, on_wait):

@@ -13,8 +13,9 @@ from pyspark.ml.param import Param
 from pyspark.ml.tuning import ParamGridBuilder
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
+from torch import nn
 
-from hvdspark.estimators import CTRClassifier, TorchEstimator
+from hvdspark.estimators import CTRClassifier, TorchClassifier, TorchEstimator
 from hvdspark.events import DatasetReady, EpochEnded, FitEvent, FitListener, GenerationStarted, SlotsAwaited
 from tests.spark.toys import linear
 
@@ -75,6 +76,11 @@ def clicks(store_uri: str, **changes: Any) -> CTRClassifier:
     return CTRClassifier(storeUri=store_uri, **{**settings, **changes})
 
 
+def classifier(store_uri: str, **changes: Any) -> TorchClassifier:
+    settings = {"optimizer": "sgd", "featuresCol": "x", "labelCol": "y", "numWorkers": 1, "epochs": 1, "batchSize": 32}
+    return TorchClassifier(model=nn.Linear(3, 1), storeUri=store_uri, **{**settings, **changes})
+
+
 def rates(estimator: Any) -> list[dict[Param[Any], Any]]:
     """A grid of the estimator's learning rate."""
     return ParamGridBuilder().addGrid(estimator.learningRate, RATES).build()
@@ -87,7 +93,8 @@ def auc(**changes: Any) -> BinaryClassificationEvaluator:
 def written(spark: SparkSession) -> int:
     """Bytes that this JVM, in local mode with all tasks, has written into files through Hadoop, by its own count."""
     statistics: Any = spark._jvm.org.apache.hadoop.fs.FileSystem.getGlobalStorageStatistics()  # type: ignore[union-attr]
-    return int(statistics.get("file").getLong("bytesWritten"))
+    files = statistics.get("file")  # None until the first
+    return 0 if files is None else int(files.getLong("bytesWritten"))
 
 
 def unprovable(rows: DataFrame) -> DataFrame:
@@ -115,7 +122,12 @@ def same_params(one: Any, other: Any) -> None:
         for stage, of_other in zip(stages, others, strict=True):
             same_params(stage, of_other)
         return
-    assert params_of(one) == params_of(other)
+    values, others = params_of(one), params_of(other)
+    if "classifier" in values:  # of OneVsRest and its model
+        same_params(values.pop("classifier"), others.pop("classifier"))
+    for model, of_other in zip(getattr(one, "models", ()), getattr(other, "models", ()), strict=True):
+        same_params(model, of_other)
+    assert values == others
     for param in other.params:
         assert param.parent == one.uid
     if not type(one).__module__.startswith("hvdspark."):

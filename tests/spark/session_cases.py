@@ -12,15 +12,17 @@ from typing import Any
 import psutil
 import pytest
 from pyspark.ml import Pipeline, PipelineModel
+from pyspark.ml.evaluation import BinaryClassificationEvaluator
 from pyspark.ml.feature import VectorAssembler
 from pyspark.ml.functions import vector_to_array
+from pyspark.ml.tuning import ParamGridBuilder, TrainValidationSplit
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 import hvdspark
 from hvdspark.errors import NotEnoughSlotsError, PersistenceError, RankFailedError
 from hvdspark.estimators import CTRClassificationModel, CTRClassifier, TorchEstimator, TorchModel
-from hvdspark.events import CheckpointCommitted, EpochEnded, FitEnded, FitFailed
+from hvdspark.events import CheckpointCommitted, DatasetReady, EpochEnded, FitEnded, FitFailed, SlotsAwaited
 from hvdspark.launch import interruptible, new_tag
 from hvdspark.session import session_of
 from tests.spark.listeners import Seen
@@ -125,6 +127,25 @@ def clicks_are_learned_saved_and_loaded(spark: SparkSession, folder: str) -> Non
     with pytest.raises(PersistenceError, match="saved over the one that it was loaded from"):
         loaded.write().overwrite().save(path)
     assert scores(CTRClassificationModel.load(path).transform(data), "probability") == probabilities
+
+
+def candidates_take_turns(spark: SparkSession, folder: str) -> None:
+    """Two of two ranks each, side by side on fewer than four slots."""
+    seen = Seen()
+    estimator = linear(epochs=2, storeUri=f"file://{folder}/store", rawPredictionCol="raw", listeners=[seen])
+    search = TrainValidationSplit(
+        estimator=estimator,
+        estimatorParamMaps=ParamGridBuilder().addGrid(estimator.batchSize, [16, 32]).build(),
+        evaluator=BinaryClassificationEvaluator(labelCol="y", rawPredictionCol="raw"),
+        parallelism=2,
+        seed=1,
+    )
+    model = search.fit(separable(spark, 200))
+    assert min(model.validationMetrics) > 0.8
+    assert len({event.dataset.path for event in seen.of(DatasetReady)}) == 2, "one for both, one for the best"
+    waited = seen.of(SlotsAwaited)
+    assert waited
+    assert {(event.slots, event.total) for event in waited} == {(2, session_of(spark).slots())}
 
 
 def a_failure_names_its_rank(spark: SparkSession) -> None:

@@ -28,6 +28,11 @@ def test_clicks_are_learned_saved_and_loaded(any_session: AnySession, tmp_path: 
     any_session.call(cases.clicks_are_learned_saved_and_loaded, str(tmp_path))
 
 
+@pytest.mark.slow
+def test_candidates_take_turns(any_session: AnySession, tmp_path: Path) -> None:
+    any_session.call(cases.candidates_take_turns, str(tmp_path))
+
+
 def test_a_failure_names_its_rank(any_session: AnySession) -> None:
     any_session.call(cases.a_failure_names_its_rank)
 

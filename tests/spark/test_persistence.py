@@ -10,9 +10,7 @@ from typing import Any
 import pytest
 import torch
 from pyspark.ml import Pipeline, PipelineModel
-from pyspark.ml.evaluation import BinaryClassificationEvaluator
 from pyspark.ml.feature import VectorAssembler
-from pyspark.ml.tuning import CrossValidator, CrossValidatorModel, ParamGridBuilder
 from pyspark.sql import SparkSession
 from torch import Tensor, nn
 
@@ -65,26 +63,6 @@ def test_pipeline_with_sparks_own_stages(spark: SparkSession, store_uri: str, tm
     model.write().overwrite().save(str(tmp_path / "model"))
     loaded = PipelineModel.load(str(tmp_path / "model"))
     assert scores(loaded.transform(data)) == scores(model.transform(data))
-
-
-def test_cross_validator(spark: SparkSession, store_uri: str, tmp_path: Path) -> None:
-    estimator = linear(numWorkers=1, epochs=1, storeUri=store_uri)
-    grid = ParamGridBuilder().addGrid(estimator.batchSize, [16, 600]).build()
-    evaluator = BinaryClassificationEvaluator(labelCol="y", rawPredictionCol="prediction")
-    tuned = CrossValidator(
-        estimator=estimator, estimatorParamMaps=grid, evaluator=evaluator, numFolds=2, parallelism=2
-    ).fit(separable(spark))
-    assert tuned.avgMetrics[0] > 0.9
-    assert isinstance(tuned.bestModel, TorchModel)
-    assert tuned.bestModel.getOrDefault("batchSize") in (16, 600)
-    tuned.save(str(tmp_path / "tuned"))
-    loaded = CrossValidatorModel.load(str(tmp_path / "tuned"))
-    assert loaded.avgMetrics == tuned.avgMetrics
-    assert [set(map(str, point)) for point in loaded.getEstimatorParamMaps()] == [
-        set(map(str, point)) for point in grid
-    ]
-    assert isinstance(loaded.bestModel, TorchModel)
-    assert loaded.bestModel.getOrDefault("batchSize") == tuned.bestModel.getOrDefault("batchSize")
 
 
 def test_a_class_without_an_import_path_needs_an_opt_in(

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from pyspark.ml import Pipeline, PipelineModel
+from pyspark.ml.classification import OneVsRest, OneVsRestModel
 from pyspark.ml.evaluation import RegressionEvaluator
 from pyspark.ml.feature import VectorAssembler
 from pyspark.ml.functions import vector_to_array
@@ -33,6 +34,7 @@ from tests.spark.searches import (
     Watch,
     auc,
     candidate,
+    classifier,
     clicks,
     params_of,
     rates,
@@ -144,6 +146,21 @@ def test_a_fitted_search_is_saved_with_its_models_and_without(tuned: Search, tmp
     assert _points(loaded.getEstimatorParamMaps()) == _points(rates(tuned.estimator))
 
 
+def test_what_a_cross_validator_found_is_saved_with_every_fold(tuned: Search, tmp_path: Path) -> None:
+    low, high = tuned.model.subModels
+    settings = {"estimatorParamMaps": rates(tuned.estimator), "evaluator": auc(), "numFolds": 2, "foldCol": "fold"}
+    found = CrossValidatorModel(high, [0.25, 0.75], [[low, high], [low, high]], [0.125, 0.0])
+    CrossValidator(estimator=tuned.estimator, **settings)._copyValues(found).save(str(tmp_path / "found"))
+    loaded = CrossValidatorModel.load(str(tmp_path / "found"))
+    assert (loaded.avgMetrics, loaded.stdMetrics) == ([0.25, 0.75], [0.125, 0.0])
+    assert (loaded.getNumFolds(), loaded.getFoldCol()) == (2, "fold")
+    assert _points(loaded.getEstimatorParamMaps()) == _points(rates(tuned.estimator))
+    same_params(loaded.bestModel, high)
+    assert [[model.getLearningRate() for model in fold] for fold in loaded.subModels] == [RATES, RATES]
+    few = tuned.data.limit(20)
+    assert scores(loaded.transform(few)) == scores(high.transform(few))
+
+
 def _points(grid: list[dict[Any, Any]]) -> list[dict[tuple[str, str], Any]]:
     return [{(param.parent, param.name): value for param, value in point.items()} for point in grid]
 
@@ -152,9 +169,10 @@ def _points(grid: list[dict[Any, Any]]) -> list[dict[tuple[str, str], Any]]:
     ("kind", "make"),
     [
         (CrossValidator, candidate),
-        (TrainValidationSplit, clicks),
+        pytest.param(TrainValidationSplit, clicks, marks=pytest.mark.slow),
         pytest.param(CrossValidator, clicks, marks=pytest.mark.slow),
         pytest.param(TrainValidationSplit, candidate, marks=pytest.mark.slow),
+        (TrainValidationSplit, classifier),
     ],
 )
 def test_a_search_is_saved_before_it_is_fitted(
@@ -162,8 +180,10 @@ def test_a_search_is_saved_before_it_is_fitted(
 ) -> None:
     estimator = make(store_uri)
     assembler = VectorAssembler(inputCols=["id"], outputCol="x")
-    nested = Pipeline(stages=[assembler, Pipeline(stages=[estimator])])
-    for whole in (estimator, nested):
+    wholes = [estimator, Pipeline(stages=[assembler, Pipeline(stages=[estimator])])]
+    if make is classifier:
+        wholes += [OneVsRest(classifier=estimator), Pipeline(stages=[assembler, OneVsRest(classifier=estimator)])]
+    for whole in wholes:
         search = kind(estimator=whole, estimatorParamMaps=rates(estimator), evaluator=auc(), parallelism=2, seed=3)
         path = str(tmp_path / whole.uid)
         search.save(path)
@@ -172,6 +192,19 @@ def test_a_search_is_saved_before_it_is_fitted(
         same_params(search.getEvaluator(), loaded.getEvaluator())
         assert _points(loaded.getEstimatorParamMaps()) == _points(rates(estimator))
         assert (loaded.uid, loaded.getParallelism(), loaded.getSeed()) == (search.uid, 2, 3)
+
+
+def test_a_grid_of_classifiers_is_saved(spark: SparkSession, store_uri: str, tmp_path: Path) -> None:
+    few, many = classifier(store_uri, batchSize=16), clicks(store_uri, batchSize=64)
+    rest = OneVsRest(classifier=classifier(store_uri))
+    grid = ParamGridBuilder().addGrid(rest.classifier, [few, many]).build()
+    CrossValidator(estimator=rest, estimatorParamMaps=grid, evaluator=auc()).save(str(tmp_path / "search"))
+    loaded = CrossValidator.load(str(tmp_path / "search"))
+    same_params(rest, loaded.getEstimator())
+    for point, one in zip(loaded.getEstimatorParamMaps(), (few, many), strict=True):
+        ((param, value),) = point.items()
+        assert (param.parent, param.name) == (rest.uid, "classifier")
+        same_params(value, one)
 
 
 def test_rows_that_nobody_can_prove_are_written_once_for_all_maps(spark: SparkSession, store_uri: str) -> None:
@@ -247,11 +280,11 @@ def test_a_cross_validator_finds_the_better_one(
 @pytest.mark.slow
 def test_folds_that_the_user_gives(spark: SparkSession, store_uri: str) -> None:
     watch = Watch(store_uri)
-    classifier = clicks(store_uri, listeners=[watch])
+    estimator = clicks(store_uri, listeners=[watch])
     data = separable(spark, ROWS).withColumns({"id": F.col("id") % 5, "fold": (F.col("id") % 2).cast("int")})
     search = CrossValidator(
-        estimator=Pipeline(stages=[classifier]),
-        estimatorParamMaps=rates(classifier),
+        estimator=Pipeline(stages=[estimator]),
+        estimatorParamMaps=rates(estimator),
         evaluator=auc(rawPredictionCol="rawPrediction"),
         numFolds=2,
         foldCol="fold",
@@ -281,6 +314,24 @@ def test_a_search_is_a_stage_of_a_pipeline(spark: SparkSession, store_uri: str, 
     loaded = PipelineModel.load(str(tmp_path / "model"))
     assert loaded.stages[1].bestModel.getLearningRate() == RATES[1]
     assert scores(loaded.transform(data)) == scores(model.transform(data))
+
+
+@pytest.mark.slow
+def test_one_against_the_rest_for_each_class(spark: SparkSession, store_uri: str, tmp_path: Path) -> None:
+    """Spark ML's own way to many classes, with classifiers of two: they are fitted side by side."""
+    data = separable(spark, ROWS).withColumn("y", F.col("y") + (vector_to_array("x")[2] > 0.5).cast("int"))
+    one = classifier(store_uri, epochs=4, learningRate=0.5)
+    rest = OneVsRest(classifier=one, featuresCol="x", labelCol="y", weightCol="w", parallelism=3)
+    model = rest.fit(data)
+    assert [each.getWeightCol() for each in model.models] == ["w"] * 3
+    scored = model.transform(data)
+    assert scored.select("rawPrediction").first()["rawPrediction"].size == 3
+    assert scored.where(F.col("prediction") == F.col("y")).count() > 0.5 * ROWS
+    for whole, kind in ((rest, OneVsRest), (model, OneVsRestModel)):
+        whole.save(str(tmp_path / kind.__name__))
+        loaded = kind.load(str(tmp_path / kind.__name__))
+        same_params(loaded, whole)
+    assert scores(loaded.transform(data)) == scores(scored)
 
 
 _PROGRAM = """

@@ -24,7 +24,7 @@ from hvdspark.errors import (
     StoreError,
     TrainingDivergedError,
 )
-from hvdspark.estimators import TorchEstimator, TorchModel
+from hvdspark.estimators import CTRClassifier, TorchClassifier, TorchEstimator, TorchModel, TorchRegressor
 from tests.spark.toys import files_in, linear, scores, separable
 
 pytestmark = pytest.mark.spark
@@ -205,6 +205,26 @@ def test_store_directories_are_private(spark: SparkSession, tmp_path: Path) -> N
 def test_output_column_must_be_new(spark: SparkSession, fitted: TorchModel) -> None:
     with pytest.raises(SchemaError, match="exists already: 'y'"):
         fitted.copy().setPredictionCol("y").transform(separable(spark))
+
+
+@pytest.mark.parametrize(
+    ("estimator", "name"),
+    [
+        (linear(predictionCol="y"), "y"),
+        (linear(probabilityCol="W"), "w"),
+        (linear(outputCols=["id"]), "id"),
+        (TorchClassifier(model=nn.Linear(3, 1), featuresCol="x", labelCol="y", rawPredictionCol="w"), "w"),
+        (TorchRegressor(model=nn.Linear(3, 1), featuresCol="x", labelCol="w", predictionCol="y"), "y"),
+        (CTRClassifier(categoricalCols=["id"], labelCol="y", probabilityCol="id"), "id"),
+    ],
+)
+def test_what_transform_would_refuse_to_add_fit_refuses(
+    spark: SparkSession, tmp_path: Path, estimator: Any, name: str
+) -> None:
+    """As in Spark ML: a Pipeline learns it before it trains for hours."""
+    with pytest.raises(SchemaError, match=f"output column exists already: '{name}'.*predictionCol.*Hint: drop it"):
+        estimator.setStoreUri((tmp_path / "s").as_uri()).fit(separable(spark))
+    assert files_in(tmp_path / "s") == []
 
 
 def test_scoring_other_columns_than_trained(spark: SparkSession, fitted: TorchModel) -> None:

@@ -84,8 +84,6 @@ def materialize(
     prepared = _prepare(df, selection)
     session = session_of(df.sparkSession)
     proof = session.evidence(df)
-    if isinstance(proof, Unproven):
-        logger.info("the rows are written, whether or not they were before: %s", proof.reason)
     one_state = candidates is not None and candidates.one_state
     # What cannot be proven unchanged equals nothing, not even itself a moment later. Where a seed draws rows it is a
     # part of the plan, and the plans are compared; where it draws none, it makes no other dataset.
@@ -93,6 +91,8 @@ def materialize(
     key = (store, dataclasses.replace(selection, seed=0), unproven if isinstance(proof, Unproven) else proof)
 
     def write(path: str) -> DatasetSpec:
+        if isinstance(proof, Unproven):
+            logger.info("the rows are written, whether or not they were before: %s", proof.reason)
         return _write(prepared, selection, store, path, num_workers)
 
     holder = object()

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from pyspark.ml import Pipeline
+from pyspark.sql.types import StructType
 from torch import nn
 
 from hvdspark.errors import ConfigurationError, UnknownParamError
@@ -17,7 +18,7 @@ from hvdspark.estimators.params import SPEC_PARAMS
 from hvdspark.events import FitListener
 from hvdspark.specs import TrainSpec
 
-ROWS: Any = SimpleNamespace(isStreaming=False)  # of which nothing else is asked
+ROWS: Any = SimpleNamespace(isStreaming=False, schema=StructType([]))  # of which nothing else is asked
 
 
 @pytest.mark.parametrize("kind", [TorchEstimator, TorchClassifier, TorchRegressor, CTRClassifier])

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from pyspark.sql.types import StructType
 
 from hvdspark.errors import ConfigurationError
 from hvdspark.estimators import CTRClassifier, TorchEstimator, base
@@ -30,7 +31,7 @@ def test_candidates_know_that_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(TorchEstimator, "_train", lambda self, dataset: callers.append(self.caller))
     monkeypatch.setattr(base, "active_run", lambda: RUN)
     estimator = TorchEstimator()
-    rows: Any = SimpleNamespace(isStreaming=False)  # of which nothing else is asked
+    rows: Any = SimpleNamespace(isStreaming=False, schema=StructType([]))  # of which nothing else is asked
     models = estimator.fitMultiple(rows, [{estimator.seed: 1}, {}])
     monkeypatch.setattr(base, "active_run", lambda: None)
     for _ in models:
