@@ -81,7 +81,11 @@ class ProgressBar(FitListener):
     def on_phase_started(self, event: PhaseStarted) -> None:
         self._doing = _DOING[event.phase]
 
+    def on_slots_awaited(self, event: SlotsAwaited) -> None:
+        self._doing = _awaited(event)
+
     def on_generation_started(self, event: GenerationStarted) -> None:
+        self._doing = _DOING["launch"]
         if event.generation:
             self._doing = f"ranks start, generation {event.generation}"
             self._notes["generation"] = str(event.generation)
@@ -156,7 +160,7 @@ class ProgressLines(FitListener):
         self._doing = _DOING[event.phase]
 
     def on_slots_awaited(self, event: SlotsAwaited) -> None:
-        self._doing = f"waits for {event.slots} task slots, {event.free} of {event.total} are free"
+        self._doing = _awaited(event)
 
     def on_generation_started(self, event: GenerationStarted) -> None:
         again = f", generation {event.generation}" if event.generation else ""
@@ -230,6 +234,10 @@ class Lines:
     def _watch(self) -> None:
         while not self._over.wait(max(0.0, self._last + _INTERVAL_S - self._clock())):
             self.say_if_due()
+
+
+def _awaited(event: SlotsAwaited) -> str:
+    return f"waits for {event.slots} task slots, {event.free} of {event.total} are free"
 
 
 def _say(text: str) -> None:

@@ -20,6 +20,7 @@ from hvdspark.events import (
     FitStarted,
     GenerationStarted,
     PhaseStarted,
+    SlotsAwaited,
     StepsDone,
 )
 from hvdspark.train import progress as progress_module
@@ -177,8 +178,10 @@ def test_lines_come_until_there_is_a_bar_and_while_ranks_start_again(capsys: pyt
     assert after(30) == "hvdspark fit: rows are written, 30 s\n"
     assert after(59) == ""
     bar.on_event(PhaseStarted("launch"))
+    bar.on_event(SlotsAwaited(2, 1, 4, 2, 1.5))
+    assert after(60) == "hvdspark fit: waits for 2 task slots, 1 of 4 are free, 60 s\n"
     bar.on_event(GenerationStarted(0, 2))
-    assert after(61) == "hvdspark fit: ranks start, 61 s\n"
+    assert after(91) == "hvdspark fit: ranks start, 91 s\n"
     bar.on_event(PROGRESS)
     assert ", 200 s" not in after(200), "there is the bar"
     bar.on_event(GenerationStarted(1, 2))
