@@ -26,7 +26,11 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
     check = commands.add_parser("doctor", help="say what works here, what does not, and how to repair it")
-    check.add_argument("--master", help="Spark master to start a session on (default: spark-defaults, else local[*])")
+    check.add_argument(
+        "--master",
+        help="Spark master to start a session on, or sc://host for Spark Connect (default: "
+        "SPARK_REMOTE, spark-defaults, else local[*])",
+    )
     check.add_argument("--store", metavar="URI", help="also check that this store can be written")
     check.add_argument("--timeout", type=_seconds, default=120.0, metavar="SECONDS", help="for the session (120)")
     check.add_argument("--json", action="store_true", help="print JSON")

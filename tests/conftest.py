@@ -19,7 +19,7 @@ import torch  # begins with another seed in every process, so the first module t
 
 from tests.footprint import RUN_MARKER, Footprint, leaks_after_settling
 from tests.mlflow_server import mlflow_server
-from tests.sessions import AnySession, Child, Here
+from tests.sessions import AnySession, ConnectClient, ConnectServer, Here
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -122,17 +122,29 @@ def local_cluster(spark_home: Path, tmp_path_factory: pytest.TempPathFactory) ->
 def any_session(request: pytest.FixtureRequest) -> AnySession:
     """A session of each kind, one after the other. What is run in it is a function of a module of tests."""
     if request.param == "connect":
-        child: Child = request.getfixturevalue("connect")
+        child: ConnectClient = request.getfixturevalue("connect")
         return child
     return Here(request.getfixturevalue({"local": "spark", "local-cluster": "local_cluster"}[request.param]))
 
 
 @pytest.fixture(scope="session")
-def connect(spark_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Child]:
-    """A Spark Connect session of two task slots, in a process of its own, with its server."""
-    child = Child(_settings(tmp_path_factory.mktemp("connect"), "1g"))
-    yield child
-    child.close()
+def connect(spark_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ConnectClient]:
+    """A Spark Connect session of two task slots, in a process of its own that has no JVM."""
+    yield from _connected("local[2]", tmp_path_factory.mktemp("connect"))
+
+
+@pytest.fixture(scope="session")
+def connect_cluster(spark_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ConnectClient]:
+    """As `connect`, of a server with two executors of one slot each."""
+    yield from _connected("local-cluster[2,1,1024]", tmp_path_factory.mktemp("connect-cluster"))
+
+
+def _connected(master: str, scratch: Path) -> Iterator[ConnectClient]:
+    server = ConnectServer({"spark.master": master, **_settings(scratch, "1g")})
+    client = ConnectClient(server)
+    yield client
+    client.close()
+    server.close()
 
 
 @pytest.fixture(scope="session")

@@ -1,14 +1,17 @@
 """One suite for every kind of session: `any_session` runs a function where there is a session of a kind.
 
 Classic sessions are this process's. A process that has had one cannot have a Connect session as well (pyspark decides
-once for each process which of the two `pyspark.sql.functions` and `pyspark.ml` speak to), so that one lives in a child,
-which starts its own server, as `SparkSession.builder.remote("local[2]")` does.
+once for each process which of the two `pyspark.sql.functions` and `pyspark.ml` speak to), so that one lives in a child.
+The child can import neither py4j nor what of pyspark needs it, as where `pyspark-client` is installed. The server is
+another process.
 """
 
 from __future__ import annotations
 
 import importlib
+import importlib.abc
 import os
+import socket
 import subprocess
 import sys
 import traceback
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
 _START_S = 90
+_NOT_OF_A_CLIENT = ("py4j", "pyspark.core")
 
 
 class AnySession(Protocol):
@@ -44,62 +48,106 @@ class Here:
         case(self._spark, *arguments)
 
 
-class Child:
-    """A Connect session in a process of its own, which lives until `close`."""
+class _Child:
+    """A process of this module, which lives until `close`."""
 
-    def __init__(self, settings: Mapping[str, str]) -> None:
+    def __init__(self, role: str, settings: Mapping[str, str]) -> None:
         key = os.urandom(16)
         with Listener(("127.0.0.1", 0), authkey=key) as listener:
             host, port = listener.address
-            command = [sys.executable, "-m", "tests.sessions", str(host), str(port)]
+            command = [sys.executable, "-m", "tests.sessions", role, str(host), str(port)]
             self._process = subprocess.Popen(command, stdin=subprocess.PIPE)
             assert self._process.stdin is not None
             self._process.stdin.write(key)
             self._process.stdin.close()
-            self._connection = listener.accept()
-        self._connection.send(dict(settings))
-        self._answer(_START_S)
-
-    def call(self, case: Callable[..., None], *arguments: Any) -> None:
-        self._connection.send((case.__module__, case.__qualname__, arguments))
-        self._answer(None)
+            self.connection = listener.accept()
+        self.connection.send(dict(settings))
+        assert self.connection.poll(_START_S), f"the {role} does not start"
+        self.started: str = self.connection.recv()
 
     def close(self) -> None:
-        self._connection.close()
+        self.connection.close()
         self._process.wait(timeout=30)
 
-    def _answer(self, limit_s: float | None) -> None:
-        assert self._connection.poll(limit_s), "the Connect session does not start"
-        failure = self._connection.recv()
+
+class ConnectServer(_Child):
+    """A Spark Connect server, as `start-connect-server.sh` makes one.
+
+    Args:
+        settings: with its master.
+    """
+
+    def __init__(self, settings: Mapping[str, str]) -> None:
+        super().__init__("server", settings)
+        self.remote = f"sc://127.0.0.1:{self.started}"
+
+
+class ConnectClient(_Child):
+    """A Connect session in a process that has no JVM."""
+
+    def __init__(self, server: ConnectServer) -> None:
+        super().__init__("client", {"remote": server.remote})
+
+    def call(self, case: Callable[..., None], *arguments: Any) -> None:
+        self.connection.send((case.__module__, case.__qualname__, arguments))
+        failure = self.connection.recv()
         assert not failure, f"in the Connect session:\n{failure}"
 
 
-def main(host: str, port: int) -> None:
-    """The child: a Connect session that runs what it is told until the other end is closed."""
-    connection = Client((host, port), authkey=sys.stdin.buffer.read())
-    settings = connection.recv()
+class _Refused(importlib.abc.MetaPathFinder):
+    """Finds that packages are not installed."""
+
+    def find_spec(self, fullname: str, path: object, target: object = None) -> None:
+        if any(fullname == name or fullname.startswith(f"{name}.") for name in _NOT_OF_A_CLIENT):
+            raise ModuleNotFoundError(f"No module named '{fullname}'", name=fullname)
+
+
+def _serve(connection: Connection) -> None:
     from pyspark.sql import SparkSession
 
-    spark = SparkSession.builder.remote("local[2]").config(map=settings).getOrCreate()
-    connection.send("")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    settings = {
+        "spark.plugins": "org.apache.spark.sql.connect.SparkConnectPlugin",
+        "spark.connect.grpc.binding.address": "127.0.0.1",
+        "spark.connect.grpc.binding.port": port,
+        **connection.recv(),
+    }
+    spark = SparkSession.builder.appName("hvdspark tests").config(map=settings).getOrCreate()
+    spark.sparkContext.setLogLevel("ERROR")
+    connection.send(port)
     try:
-        while True:
-            _run(spark, connection, *connection.recv())
+        connection.recv()
     except EOFError:
         spark.stop()
 
 
-def _run(spark: SparkSession, connection: Connection, module: str, name: str, arguments: tuple[Any, ...]) -> None:
-    failure = ""
+def _ask(connection: Connection) -> None:
+    """Run what one is told until the other end is closed."""
+    sys.meta_path.insert(0, _Refused())
+    from pyspark.sql import SparkSession
+
+    spark = SparkSession.builder.remote(connection.recv()["remote"]).getOrCreate()
+    spark.range(1).count()
+    connection.send("")
     try:
-        case = importlib.import_module(module)
+        while True:
+            connection.send(_failure(spark, *connection.recv()))
+    except EOFError:
+        spark.stop()
+
+
+def _failure(spark: SparkSession, module: str, name: str, arguments: tuple[Any, ...]) -> str:
+    try:
+        case: Any = importlib.import_module(module)
         for part in name.split("."):
             case = getattr(case, part)
-        case(spark, *arguments)  # type: ignore[operator]
+        case(spark, *arguments)
     except BaseException:
-        failure = traceback.format_exc()
-    connection.send(failure)
+        return traceback.format_exc()
+    return ""
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]))
+    roles = {"server": _serve, "client": _ask}
+    roles[sys.argv[1]](Client((sys.argv[2], int(sys.argv[3])), authkey=sys.stdin.buffer.read()))

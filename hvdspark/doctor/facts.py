@@ -229,8 +229,12 @@ def _session_facts(active: SparkSession | None, master: str | None) -> SessionFa
 
 
 def _start(master: str | None) -> SparkSession:
-    from pyspark import SparkConf
     from pyspark.sql import SparkSession
+
+    remote = master or os.environ.get("SPARK_REMOTE") or ""
+    if remote.startswith("sc://"):
+        return SparkSession.builder.remote(remote).getOrCreate()
+    from pyspark import SparkConf  # which a client of Spark Connect may not have
 
     chosen = master or SparkConf().get("spark.master") or "local[*]"
     # What goes wrong stands in the table.

@@ -110,8 +110,9 @@ def _unpickle(program: bytes) -> Any:
         raise DependencyError(
             f"the function or the module to train cannot be imported on the executors ({error})",
             value=error.name,
-            hint="ship the file it is in: spark.sparkContext.addPyFile(path) or spark-submit --py-files; or install it "
-            "on every executor; or cloudpickle.register_pickle_by_value(module)",
+            hint="ship the file it is in: spark.sparkContext.addPyFile(path), with Spark Connect "
+            "spark.addArtifact(path, pyfile=True), or spark-submit --py-files; or install it on every executor; or "
+            "cloudpickle.register_pickle_by_value(module)",
         ) from error
 
 
