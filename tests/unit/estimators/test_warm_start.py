@@ -76,6 +76,13 @@ def test_weights_of_columns_that_changed_are_fresh(
     assert fresh(store, saved(store), numbers, categories) == expected
 
 
+def test_a_table_that_others_share_now_goes_on(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    source = saved(store)
+    assert fresh(store, source, NUMBERS, CATEGORIES, shared_tables={"user": CATEGORIES}) == set()
+    assert fresh(store, source, NUMBERS, CATEGORIES, shared_tables={"both": CATEGORIES}) == {"table both"}
+
+
 def test_columns_that_nobody_knows_are_others(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     assert fresh(store, saved(store, known=False), NUMBERS, CATEGORIES) == OF_NUMBERS
