@@ -4,7 +4,9 @@ Provable are files, by a fresh listing of their directories with sizes and times
 itself. Everything else (catalog tables whose partitions the catalog lists, JDBC, Hive, table formats with an index of
 their own, RDDs read from somewhere) counts as changed. So do plans that ask for the time, or whose rows come out of
 functions that may give others in every call: `mapInPandas` and its kind, functions over RDDs, and UDFs that say of
-themselves that they are not deterministic. What is cached was computed already, and is judged by its files alone.
+themselves that they are not deterministic. (Spark ML says it of functions that may raise an error, those of
+`VectorAssembler` and `StringIndexer`; they give the same in every call nevertheless.) What is cached was computed
+already, and is judged by its files alone.
 """
 
 from __future__ import annotations
@@ -89,9 +91,14 @@ def _check_expressions(expressions: list[Any]) -> None:
             continue
         kind = str(expression.getClass().getSimpleName())
         children = _items(expression.children())
-        if kind not in _REPEATABLE and ("UD" in kind or all(child.deterministic() for child in children)):
+        refused = kind not in _REPEATABLE and ("UD" in kind or all(child.deterministic() for child in children))
+        if refused and not (kind == "ScalaUDF" and _of_spark_ml(expression.function())):
             raise _UnprovenError(f"a function in it is not deterministic ({kind})")
         _check_expressions(children)
+
+
+def _of_spark_ml(function: Any) -> bool:
+    return str(function.getClass().getName()).startswith("org.apache.spark.ml.")
 
 
 def _items(sequence: Any) -> list[Any]:

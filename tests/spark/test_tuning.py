@@ -180,10 +180,8 @@ def test_a_search_is_saved_before_it_is_fitted(
 ) -> None:
     estimator = make(store_uri)
     assembler = VectorAssembler(inputCols=["id"], outputCol="x")
-    wholes = [estimator, Pipeline(stages=[assembler, Pipeline(stages=[estimator])])]
-    if make is classifier:
-        wholes += [OneVsRest(classifier=estimator), Pipeline(stages=[assembler, OneVsRest(classifier=estimator)])]
-    for whole in wholes:
+    alone = OneVsRest(classifier=estimator) if make is classifier else estimator
+    for whole in (alone, Pipeline(stages=[assembler, Pipeline(stages=[alone])])):
         search = kind(estimator=whole, estimatorParamMaps=rates(estimator), evaluator=auc(), parallelism=2, seed=3)
         path = str(tmp_path / whole.uid)
         search.save(path)

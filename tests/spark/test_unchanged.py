@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from pyspark.ml.feature import StringIndexerModel, VectorAssembler
+from pyspark.ml.functions import vector_to_array
 from pyspark.sql import functions as F
 
 from hvdspark.errors import StoreError
 from hvdspark.store import Store
-from tests.spark.datasets import written
+from tests.spark.datasets import rows_of, written
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -268,6 +270,22 @@ def test_rows_that_provably_did_not_change_are_written_once(
     with written(df, store, ["x"]) as again:
         assert again == first
     df.unpersist(blocking=True)
+
+
+def test_stages_that_prepare_the_rows_anew_are_compared_by_what_they_do(spark: SparkSession, store: Store) -> None:
+    """As each candidate of a search over a Pipeline does: no function that is called equals another one to Spark."""
+    rows = spark.sql("SELECT * FROM VALUES ('a', 1D), ('b', 0D) AS t(name, y)")
+
+    def prepared(*names: str) -> DataFrame:
+        indexer = StringIndexerModel.from_labels(list(names), inputCol="name", outputCol="index", handleInvalid="keep")
+        assembler = VectorAssembler(inputCols=["index", "y"], outputCol="v")
+        return assembler.transform(indexer.transform(rows)).withColumn("x", vector_to_array("v")[0])
+
+    first, same, other = prepared("a", "b"), prepared("a", "b"), prepared("b", "a")
+    with written(first, store, ["x"]) as one, written(same, store, ["x"]) as again, written(other, store, ["x"]) as new:
+        assert rows_of(store, one) == [(0.0, 1.0), (1.0, 0.0)]
+        assert again == one
+        assert rows_of(store, new) == [(0.0, 0.0), (1.0, 1.0)]
 
 
 def test_rows_read_by_an_rdd_are_never_shared(
