@@ -171,6 +171,7 @@ def test_candidates_are_nested_runs_and_the_best_model_is_in_the_run_itself(
     assert len(digests) == 2, "one for each fold"
 
 
+@pytest.mark.slow
 def test_candidates_that_are_pipelines_are_nested_runs(spark: SparkSession, store_uri: str, experiment: str) -> None:
     estimator, grid = candidates(store_uri)
     split = TrainValidationSplit(
@@ -199,7 +200,6 @@ def test_several_fits_in_one_run(spark: SparkSession, store_uri: str, experiment
     assert parents(runs) == [None, *[active.info.run_id] * 3]
 
 
-@pytest.mark.slow
 def test_two_fits_in_two_threads_do_not_mix(spark: SparkSession, store_uri: str, experiment: str) -> None:
     data, ids = separable(spark, 90), {}
 
