@@ -13,7 +13,7 @@ from pyspark.sql import DataFrame
 
 from hvdspark.data.dataset.candidates import Candidates
 from hvdspark.errors import ConfigurationError
-from hvdspark.estimators.columns import check_new_columns, check_not_a_stream
+from hvdspark.estimators.columns import check_new_columns, check_rows
 from hvdspark.estimators.declare import setter_name
 from hvdspark.estimators.keywords import keyword_only
 from hvdspark.estimators.model import FittedModel
@@ -109,7 +109,7 @@ class TrainingEstimator(Estimator[M], TrainingParams, MLWritable, MLReadable[Any
         return models
 
     def _fit(self, dataset: DataFrame) -> M:
-        check_not_a_stream(dataset)
+        check_rows(dataset)
         with names_of_params():
             # Here, as in Spark ML, and not when hours of training are over and `transform` finds out.
             check_new_columns(dataset.schema, self._new_columns())

@@ -44,8 +44,16 @@ def vectors_as_arrays(dataset: DataFrame, names: Sequence[str]) -> tuple[DataFra
     return (dataset.withColumns(converted) if converted else dataset), tuple(vectors)
 
 
-def check_not_a_stream(dataset: DataFrame) -> None:
-    """ConfigurationError where a DataFrame of Structured Streaming is to be trained on."""
+def check_rows(dataset: DataFrame) -> None:
+    """ConfigurationError where what is to be trained on is no DataFrame of Spark, or one of Structured Streaming."""
+    if not hasattr(dataset, "isStreaming"):
+        kind = type(dataset)
+        raise ConfigurationError(
+            "a fit takes a DataFrame of Spark",
+            value=f"{kind.__module__.partition('.')[0]}.{kind.__qualname__}",
+            where="fit",
+            hint="spark.createDataFrame(rows) makes one of pandas or of a list, spark.read.parquet(path) of files",
+        )
     if dataset.isStreaming:
         raise ConfigurationError(
             "a fit goes through its rows more than once, and a stream has no end",

@@ -219,7 +219,12 @@ def _columns(params: CTRScoringParams) -> tuple[list[str], list[str]]:
     if not numbers and not categories:
         raise ConfigurationError("not set", where="continuousCols and categoricalCols", hint="name some columns")
     if both := sorted(set(numbers) & set(categories)):
-        raise ConfigurationError("a column is both continuous and categorical", value=both)
+        raise ConfigurationError(
+            "a column is both continuous and categorical",
+            value=both,
+            where="continuousCols and categoricalCols",
+            hint="amounts belong into continuousCols, ids and codes into categoricalCols; for both, add a copy of it",
+        )
     return numbers, categories
 
 

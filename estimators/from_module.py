@@ -19,7 +19,7 @@ from hvdspark.artifact.tables import collections_of
 from hvdspark.artifact.weights import check_saveable, write_weights
 from hvdspark.data.dataset.schema import SourceColumn, check_columns, types_of_named
 from hvdspark.errors import ConfigurationError, DataError, HvdSparkError
-from hvdspark.estimators.columns import check_not_a_stream, column
+from hvdspark.estimators.columns import check_rows, column
 from hvdspark.estimators.default_store import check_place, check_reached
 from hvdspark.estimators.fitted import FittedModule
 from hvdspark.estimators.paths import spark_store
@@ -47,7 +47,7 @@ def fitted_of(
         SchemaError, DataError: a column is missing or of no type that can be used; there are no rows.
     """
     _check_module(module)
-    check_not_a_stream(example)
+    check_rows(example)
     features, values = _first_rows(example, columns)
     types = types_of(example.schema, columns)
     tensors = Inputs(features, types).tensors(values)

@@ -24,11 +24,13 @@ class LabelClasses:
         count: how many there are.
         source: who says so, for messages.
         exact: whether the user says so.
+        smallest: label that was seen, where that is known and nobody says how many classes there are.
     """
 
     count: int
     source: str
     exact: bool = False
+    smallest: float | None = None
 
 
 def count_classes(label: ColumnSpec, metadata: Mapping[str, Any], given: int | None = None) -> LabelClasses:
@@ -59,7 +61,8 @@ def count_classes(label: ColumnSpec, metadata: Mapping[str, Any], given: int | N
     elif named >= 2:
         found = LabelClasses(named, f"the metadata of column {name!r}")
     else:
-        return LabelClasses(seen, f"the largest label in column {name!r}, {high:g}" if high is not None else "a guess")
+        source = f"the largest label in column {name!r}, {high:g}" if high is not None else "a guess"
+        return LabelClasses(seen, source, smallest=low)
     if seen > found.count:
         raise DataError(
             f"labels of {found.count} classes are 0 to {found.count - 1}, says {found.source}",
@@ -91,6 +94,8 @@ def check_classes(module: nn.Module, outputs: Sequence[Tensor], classes: LabelCl
         )
     if (width == 1 and count != 2) or 1 < width < count or (classes.exact and width not in (1, count)):
         alternative = "" if classes.exact or width > 1 else "; for a label that is a quantity use TorchRegressor"
+        if classes.smallest == 1:
+            alternative += f". Or subtract 1 from the label: classes count from 0, and these from {classes.smallest:g}"
         raise ConfigurationError(
             f"the module returns {_numbers(width)} for each row, and there are {count} classes, says {classes.source}",
             value=f"shape {_shapes(outputs)}",

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pyspark.ml.util import DefaultParamsReader
 from pyspark.sql import SparkSession
 
 import hvdspark.estimators
 from hvdspark.errors import PersistenceError
 from hvdspark.estimators.model import FittedModel
 from hvdspark.estimators.paths import spark_store
+from hvdspark.estimators.persistence import read_metadata
 
 
 def load_fitted(spark: SparkSession, path: str) -> FittedModel:
@@ -18,7 +18,7 @@ def load_fitted(spark: SparkSession, path: str) -> FittedModel:
         PersistenceError: something else was saved there, or as the class's `load`.
         CheckpointError, StoreError: as the class's `load`.
     """
-    named = str(DefaultParamsReader.loadMetadata(spark_store(spark, path).uri, spark)["class"])
+    named = str(read_metadata(spark, spark_store(spark, path), path)["class"])
     package, _, name = named.rpartition(".")
     found = getattr(hvdspark.estimators, name, None) if f"{package}.".startswith("hvdspark.estimators.") else None
     if not (isinstance(found, type) and issubclass(found, FittedModel)):

@@ -31,13 +31,14 @@ from hvdspark.estimators.paths import check_same_place, spark_store
 from hvdspark.estimators.table_files import copy_tables, verify_tables
 from hvdspark.score import MODELS_PLACE
 from hvdspark.session import is_connect, session_of
-from hvdspark.store import Store
+from hvdspark.store import MANIFEST, Store
 from hvdspark.train.pickling import pickled, unpickled
 
 logger = logging.getLogger(__name__)
 
 ALLOW_PICKLE = "spark.hvdspark.allowPickle"
 _PICKLE = "objects.pickle"
+_METADATA = "metadata"  # Spark ML's directory
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,13 @@ class HvdSparkWriter(MLWriter):
             )
         if self.shouldOverwrite:
             check_same_place(self.sparkSession, path, store)
+        elif store.exists(_METADATA):  # Spark itself would name a file in there, and a writer of its own
+            raise PersistenceError(
+                "what was saved here exists already",
+                value=path,
+                where="save",
+                hint="write().overwrite().save(path) replaces it; or choose another path",
+            )
         super().save(store.uri)
 
     def _handleOverwrite(self, path: str) -> None:
@@ -132,9 +140,11 @@ class HvdSparkReader(MLReader[Any]):
             return self._loaded(path, spark_store(self.sparkSession, path))
 
     def _loaded(self, path: str, store: Store) -> Any:
-        metadata = DefaultParamsReader.loadMetadata(store.uri, self.sparkSession)
+        metadata = read_metadata(self.sparkSession, store, path)
         if metadata["class"] != f"{self._cls.__module__}.{self._cls.__name__}":
-            raise PersistenceError("another class was saved here", value=metadata["class"], where=path)
+            name = str(metadata["class"]).rpartition(".")[2]
+            hint = f"{name}.load(path) reads it"
+            raise PersistenceError("another class was saved here", value=metadata["class"], where=path, hint=hint)
         artifact = Artifact.open(store, DATA)
         artifact.verify()
         verify_tables(self.sparkSession, *artifact.tables_at, artifact.tables)
@@ -147,6 +157,26 @@ class HvdSparkReader(MLReader[Any]):
         saved = Saved(manifest["state"], files, manifest["aliases"], artifact.tables, (place.uri, directory))
         instance._restore(saved, store, trust_of(self.sparkSession))
         return instance
+
+
+def read_metadata(spark: SparkSession, store: Store, path: str) -> Mapping[str, Any]:
+    """Spark ML's metadata of what was saved in a store. PersistenceError where nothing was.
+
+    Args:
+        path: what the user calls it.
+    """
+    try:
+        metadata: Mapping[str, Any] = DefaultParamsReader.loadMetadata(store.uri, spark)
+    except Exception as error:
+        if store.exists(_METADATA):
+            raise
+        hint = "give the path that save was given"
+        if store.exists(MANIFEST):
+            hint = "these are the weights of a fitted model: model.save(path) makes what load reads"
+        elif not store.exists():
+            hint += "; there is no such directory"
+        raise PersistenceError("nothing was saved here", value=path, where="load", hint=hint) from error
+    return metadata
 
 
 def _set_params(instance: Any, metadata: Mapping[str, Any], written_by: str) -> None:

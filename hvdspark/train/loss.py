@@ -146,6 +146,17 @@ class RowLoss:
             parts[place] = part if before is None else Part(before.numerator + part.numerator, before.weight)
         return [part for part in parts if part is not None]
 
+    def check_ends(self, outputs: Sequence[Tensor], ends: Mapping[str, Tensor]) -> None:
+        """DataError where the smallest or the largest value of a label is none that its loss can take.
+
+        Args:
+            outputs: of some rows.
+            ends: [2] each, by the label's name, of those that are known.
+        """
+        for number, term in enumerate(() if self._takes_tuples else self._terms):
+            if (name := self._labels[number]) in ends:
+                term.check_ends(outputs[self._first_output(number)], ends[name], name)
+
     def agree_on_call(self, collective: Collective) -> None:
         """Collective. Where some rank gave a callable all outputs at once in training, it gets tuples everywhere, in
         validation too: there the module may return one output alone."""

@@ -58,6 +58,19 @@ class Term:
         weight = row_weights(parsed, target)
         return Part(numerator, weight.flatten(1).sum(dim=1) if weight.dim() > 1 else weight)
 
+    def check_ends(self, output: Tensor, ends: Tensor, name: str) -> None:
+        """DataError where the smallest or the largest of all labels is none that this loss can take.
+
+        Args:
+            output: of some rows.
+            ends: [2], of labels that are one number each.
+        """
+        form = self.parsed.form
+        if form is not None and form.target in ("class", "classes"):
+            self._target(output, ends, name)
+        elif self.parsed.shape_is_known and self.parsed.name in BINARY:
+            _check_range(ends, 0.0, 1.0, name, str(self.parsed.name))
+
     def _target(self, output: Tensor, label: Tensor, name: str) -> Tensor:
         """The label as this loss needs it: class indices int64, else the output's dtype and shape."""
         parsed = self.parsed
@@ -143,8 +156,17 @@ def _check_range(target: Tensor, low: float, high: float, name: str, loss: str) 
             f"labels of {loss} must lie in [{low:g}, {high:g}]",
             value=smallest if smallest < low else largest,
             where=name,
-            hint="map the label to this range before training",
+            hint=_to_range(smallest, low),
         )
+
+
+def _to_range(smallest: float, low: float) -> str:
+    """What may have been meant by labels that are out of range."""
+    if smallest < low:
+        return "map the label to this range before training: (F.col(label) > 0).cast('int') makes 0 and 1 of -1 and 1"
+    if smallest > low:
+        return "classes count from 0: subtract 1 from labels that count from 1"
+    return "map the label to this range before training; for a label that is a quantity use a loss such as mse"
 
 
 def per_row(value: Tensor, rows: int, weighted: bool, parsed: Parsed) -> Tensor:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from hvdspark.artifact.forward import as_prediction
+from hvdspark.checks import one_of
 from hvdspark.errors import ConfigurationError
 
 Probabilities = Callable[[Tensor], Tensor] | None
@@ -114,8 +115,7 @@ def make_metric(name: str, probabilities: Probabilities, loss_has_logits: bool) 
     Raises:
         ConfigurationError: unknown name, or a metric that needs probabilities where nothing says how to get them.
     """
-    if name not in METRICS:
-        raise ConfigurationError("unknown metric", value=name, where="metrics", hint=f"one of {', '.join(METRICS)}")
+    one_of("metric", name, METRICS, "metrics")
     if name == "mse":
         return WeightedMean(lambda output, label: _difference(output, label) ** 2)
     if name == "mae":

@@ -31,7 +31,7 @@ from hvdspark.specs import DatasetSpec, TrainSpec
 from hvdspark.store import Store
 from hvdspark.train.chosen_metrics import Probabilities, fresh_metric
 from hvdspark.train.diagnosis import Watch, is_about_the_driver, what_failed
-from hvdspark.train.labels import tensor_column
+from hvdspark.train.labels import label_ends, tensor_column, warnings_about_labels
 from hvdspark.train.last_layer import warnings_about
 from hvdspark.train.loss import RowLoss
 from hvdspark.train.metrics import metric_names
@@ -193,13 +193,16 @@ def _rehearsed(tried: FirstRows, batch: Batch) -> FirstRows:
         if isinstance(error, HvdSparkError) or is_about_the_driver(error):
             raise
         raise what_failed(error, "the loss", outputs.tensors, labels, spec.labels) from error
+    ends = label_ends(spec.dataset, spec.labels)
+    loss.check_ends(outputs.tensors, ends)
     if not any(part.numerator.requires_grad for part in parts):
         raise ConfigurationError(
             "the loss does not depend on any trained parameter",
             where=type(program.module).__name__,
             hint="do not detach outputs, do not use torch.no_grad inside the module, and return numbers, not classes",
         )
-    warnings = (*about_rows, *warnings_about(loss, outputs.tensors, spec.labels))
+    about_outputs = warnings_about(loss, outputs.tensors, spec.labels)
+    warnings = (*about_rows, *about_outputs, *warnings_about_labels(loss, spec.labels, ends))
     unsuited = (
         _unsuited_metrics(spec, loss, program.probabilities, scored, labels) if spec.dataset.validation_rows else {}
     )

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn import _reduction as _Reduction
 
+from hvdspark.checks import one_of
 from hvdspark.errors import ConfigurationError
 
 ROWS, LABELS, NOTHING = "rows", "labels", "nothing"
@@ -126,10 +127,7 @@ def parse(loss: Any, device: str) -> Parsed:
         ConfigurationError: unknown, or it cannot be the same for parts of a batch as for the whole.
     """
     if isinstance(loss, str):
-        if loss not in NAMED:
-            raise ConfigurationError(
-                "unknown loss", value=loss, where="loss", hint=f"one of {', '.join(sorted(NAMED))}"
-            )
+        one_of("loss", loss, sorted(NAMED), "loss")
         return _functional(NAMED[loss], {}, device, is_plain_callable=False)
     if isinstance(loss, nn.Module):
         return _module(loss, device)

@@ -8,12 +8,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pyspark.ml import PipelineModel
 from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+from torch import nn
 
 import tests.unit.artifact.saved_before  # noqa: F401  a class that is imported is one that a save may name
 from hvdspark.errors import ConfigurationError
-from hvdspark.estimators import CTRClassificationModel, CTRClassifier, TorchModel
-from tests.spark.toys import linear
+from hvdspark.estimators import (
+    CTRClassificationModel,
+    CTRClassifier,
+    TorchClassificationModel,
+    TorchClassifier,
+    TorchModel,
+    TorchRegressionModel,
+    TorchRegressor,
+)
+from tests.spark.toys import linear, scores, separable
 
 pytestmark = pytest.mark.spark
 
@@ -65,9 +76,56 @@ def test_files_are_scored_as_they_arrive(spark: SparkSession, tmp_path: Path, na
     assert as_text(found) == as_text(expected), "each row once"
 
 
-@pytest.mark.parametrize("estimator", [linear(), CTRClassifier(categoricalCols=["page"], labelCol="y")])
+def renamed(model: Any, name: str) -> Any:
+    """The model with output columns that begin with a name."""
+    params = [model.predictionCol]
+    if isinstance(model, CTRClassificationModel | TorchClassificationModel):
+        params += [model.probabilityCol, model.rawPredictionCol]
+    return model.copy({param: f"{name} {param.name}" for param in params})
+
+
+def test_a_pipeline_of_every_kind_of_model_scores_a_stream(spark: SparkSession, tmp_path: Path) -> None:
+    kinds = {"lr": CTRClassificationModel, "classifier": TorchClassificationModel}
+    kinds |= {"regressor": TorchRegressionModel, "from-module": TorchModel}
+    models = [renamed(cls.load(str(SAVED / name)), name) for name, cls in kinds.items()]
+    # Those of the saved pipeline are a VectorAssembler, a TorchModel and a click model.
+    pipeline = PipelineModel([*PipelineModel.load(str(SAVED / "pipeline")).stages, *models])
+    data = rows(spark).coalesce(1)
+    data.write.parquet(str(tmp_path / "in"))
+    scored = pipeline.transform(spark.readStream.schema(KNOWN["schema"]).parquet(str(tmp_path / "in")))
+    query = scored.writeStream.trigger(availableNow=True).format("memory").queryName("scored").start()
+    try:
+        assert query.awaitTermination(60)
+        assert as_text(spark.table("scored")) == as_text(pipeline.transform(data))
+    finally:
+        query.stop()
+        spark.catalog.dropTempView("scored")
+
+
+@pytest.mark.slow
+def test_batches_of_a_stream_are_fitted(spark: SparkSession, tmp_path: Path, store_uri: str) -> None:
+    separable(spark, rows=200).write.parquet(str(tmp_path / "in"))
+    stream = spark.readStream.schema(separable(spark).schema).parquet(str(tmp_path / "in"))
+    models = []
+
+    def learn(batch: DataFrame, batch_id: int) -> None:
+        models.append(linear(storeUri=store_uri, numWorkers=1).fit(batch))
+
+    query = stream.writeStream.trigger(availableNow=True).foreachBatch(learn).start()
+    try:
+        assert query.awaitTermination(120)
+    finally:
+        query.stop()
+    assert [model.summary.history[-1]["rows"] for model in models] == [200]
+    assert len(scores(models[0].transform(separable(spark, rows=10)))) == 10
+
+
+REFUSING = [linear(), TorchClassifier(model=nn.Linear(3, 1)), TorchRegressor(model=nn.Linear(3, 1)), CTRClassifier()]
+
+
+@pytest.mark.parametrize("estimator", REFUSING, ids=lambda estimator: type(estimator).__name__)
 def test_a_fit_on_a_stream_is_refused(spark: SparkSession, estimator: Any) -> None:
-    stream = spark.readStream.format("rate").load().selectExpr("value AS id", "'a' AS page", "value % 2 AS y")
+    stream = spark.readStream.format("rate").load().select(F.col("value").alias("y"))
     started = time.monotonic()
     with pytest.raises(ConfigurationError, match="a stream has no end.*Hint: .*spark.read.*foreachBatch"):
         estimator.fit(stream)

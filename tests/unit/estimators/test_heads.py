@@ -45,6 +45,12 @@ def test_classes_are_given_or_found(column: ColumnSpec, metadata: dict[str, Any]
     assert count_classes(column, metadata, given).count == count
 
 
+def test_labels_that_count_from_1_are_told_so() -> None:
+    classes = count_classes(label(low=1.0), {})
+    with pytest.raises(ConfigurationError, match=r"3 classes, says the largest label .*, 2.*Or subtract 1 from the la"):
+        check_classes(nn.Linear(3, 2), [torch.zeros(4, 2)], classes)
+
+
 @pytest.mark.parametrize(
     ("column", "metadata", "given", "message"),
     [
