@@ -44,21 +44,25 @@ def vectors_as_arrays(dataset: DataFrame, names: Sequence[str]) -> tuple[DataFra
     return (dataset.withColumns(converted) if converted else dataset), tuple(vectors)
 
 
-def check_rows(dataset: DataFrame) -> None:
-    """ConfigurationError where what is to be trained on is no DataFrame of Spark, or one of Structured Streaming."""
+def check_rows(dataset: DataFrame, where: str = "fit") -> None:
+    """ConfigurationError where what is to be trained on is no DataFrame of Spark, or one of Structured Streaming.
+
+    Args:
+        where: as what it was given.
+    """
     if not hasattr(dataset, "isStreaming"):
         kind = type(dataset)
         raise ConfigurationError(
-            "a fit takes a DataFrame of Spark",
+            "not a DataFrame of Spark",
             value=f"{kind.__module__.partition('.')[0]}.{kind.__qualname__}",
-            where="fit",
+            where=where,
             hint="spark.createDataFrame(rows) makes one of pandas or of a list, spark.read.parquet(path) of files",
         )
     if dataset.isStreaming:
         raise ConfigurationError(
             "a fit goes through its rows more than once, and a stream has no end",
             value="a streaming DataFrame",
-            where="fit",
+            where=where,
             hint="fit on a table or on files: read with spark.read what a query has written, or call fit on the "
             "batches inside writeStream.foreachBatch; model.transform(stream) scores a stream",
         )

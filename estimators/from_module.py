@@ -47,7 +47,7 @@ def fitted_of(
         SchemaError, DataError: a column is missing or of no type that can be used; there are no rows.
     """
     _check_module(module)
-    check_rows(example)
+    check_rows(example, "example")
     features, values = _first_rows(example, columns)
     types = types_of(example.schema, columns)
     tensors = Inputs(features, types).tensors(values)

@@ -106,6 +106,8 @@ def _explained(error: Exception) -> DependencyError | None:
         return _wrong_python("and it cannot be started", found[1])
     if found := re.search(r"No module named '([^']*)'", text):
         return _wrong_python(f"which lacks {found[1]}", None)
+    if found := re.search(r"different version\D*([\d.]*\d) than that in driver\D*([\d.]*\d)", text):
+        return _wrong_python(f"which is {found[1]}; the driver's is {found[2]}", None)
     if "PYTHON_VERSION_MISMATCH" in text:
         return _wrong_python("of another version than the driver's", None)
     return None

@@ -87,5 +87,11 @@ ESTIMATORS = [linear(), TorchClassifier(model=nn.Linear(3, 1)), TorchRegressor(m
 
 @pytest.mark.parametrize("estimator", ESTIMATORS, ids=lambda estimator: type(estimator).__name__)
 def test_only_dataframes_of_spark_are_fitted(estimator: Any) -> None:
-    with pytest.raises(ConfigurationError, match=r"takes a DataFrame of Spark: '.*'.*Hint: spark.createDataFrame"):
+    with pytest.raises(ConfigurationError, match=r"not a DataFrame of Spark: 'pandas.*' \(in fit\). Hint: spark.createDataFrame"):
         estimator.fit(pd.DataFrame({"x": [1.0], "y": [1]}))
+
+
+def test_only_dataframes_of_spark_are_an_example() -> None:
+    example: Any = pd.DataFrame({"x": [1.0]})
+    with pytest.raises(ConfigurationError, match=r"not a DataFrame of Spark.*\(in example\)"):
+        TorchModel.fromModule(nn.Linear(1, 1), inputCols=["x"], example=example)

@@ -17,6 +17,11 @@ from hvdspark.launch.workers import _explained
         ),
         ("PythonException: ... ModuleNotFoundError: No module named 'hvdspark'", "which lacks hvdspark"),
         ("[PYTHON_VERSION_MISMATCH] Python in worker has different version: 3.9", "another version than the driver's"),
+        (
+            "[PYTHON_VERSION_MISMATCH] Python in worker has different version: 3.9 than that in driver: 3.11, PySpark "
+            "cannot run with different minor versions.",
+            "which is 3.9; the driver's is 3.11",
+        ),
     ],
 )
 def test_errors_of_spark(said: str, understood: str) -> None:
