@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 
 from pyspark.ml.functions import vector_to_array
@@ -50,14 +51,7 @@ def check_rows(dataset: DataFrame, where: str = "fit") -> None:
     Args:
         where: as what it was given.
     """
-    if not hasattr(dataset, "isStreaming"):
-        kind = type(dataset)
-        raise ConfigurationError(
-            "not a DataFrame of Spark",
-            value=f"{kind.__module__.partition('.')[0]}.{kind.__qualname__}",
-            where=where,
-            hint="spark.createDataFrame(rows) makes one of pandas or of a list, spark.read.parquet(path) of files",
-        )
+    check_dataframe(dataset, where)
     if dataset.isStreaming:
         raise ConfigurationError(
             "a fit goes through its rows more than once, and a stream has no end",
@@ -65,6 +59,18 @@ def check_rows(dataset: DataFrame, where: str = "fit") -> None:
             where=where,
             hint="fit on a table or on files: read with spark.read what a query has written, or call fit on the "
             "batches inside writeStream.foreachBatch; model.transform(stream) scores a stream",
+        )
+
+
+def check_dataframe(dataset: DataFrame, where: str) -> None:
+    """ConfigurationError where something else was given, as what `where` says."""
+    if inspect.getattr_static(dataset, "isStreaming", None) is None:  # not asked: that takes a server's answer
+        kind = type(dataset)
+        raise ConfigurationError(
+            "not a DataFrame of Spark",
+            value=f"{kind.__module__.partition('.')[0]}.{kind.__qualname__}",
+            where=where,
+            hint="spark.createDataFrame(rows) makes one of pandas or of a list, spark.read.parquet(path) of files",
         )
 
 
@@ -133,7 +139,7 @@ def scoring_input(
     found = check_columns(types, [spec.name for spec in features], [])
     type_of, columns, invalid = dict(types), [], []
     for spec, source in zip(features, found, strict=True):
-        _check_layout(spec, source, type_of[spec.name])
+        _check_layout(spec, source, type_of[spec.name], trained.get(spec.name))
         raw = derived.get(spec.name, column(spec.name))
         if spec.dtype == BYTES:
             columns.append(raw)
@@ -166,12 +172,13 @@ def _type_of_bytes(name: str, type_name: str) -> str:
     return "array<tinyint>"
 
 
-def _check_layout(spec: ColumnSpec, source: SourceColumn, type_name: str) -> None:
+def _check_layout(spec: ColumnSpec, source: SourceColumn, type_name: str, trained: str | None) -> None:
     if source.is_array == (spec.layout == "scalar"):
         raise SchemaError(
             f"the model was trained with {'a number' if spec.layout == 'scalar' else 'an array or vector'} here",
             value=type_name,
-            where=spec.name,
+            where=f"column {spec.name!r}",
+            hint=f"give it what training had{f', {trained}' if trained else ''}; VectorAssembler makes vectors of numbers",
         )
 
 

@@ -53,6 +53,13 @@ def count_classes(label: ColumnSpec, metadata: Mapping[str, Any], given: int | N
             hint=f"StringIndexer makes classes of any values, (F.col({name!r}) > 0).cast('int') of -1 and 1; a label "
             "that is a quantity is for TorchRegressor",
         )
+    if high is not None and high > 1 and high != math.floor(high):
+        raise DataError(
+            "labels of classes are whole numbers: 0, 1, ...",
+            value=f"the largest is {high:g}",
+            where=f"column {name!r}",
+            hint="StringIndexer makes classes of any values; a label that is a quantity is for TorchRegressor",
+        )
     seen = 2 if high is None else max(2, math.ceil(high) + 1)
     attribute = metadata.get("ml_attr", {})
     named = len(attribute.get("vals", ())) or attribute.get("num_vals", 0)
@@ -93,7 +100,7 @@ def check_classes(module: nn.Module, outputs: Sequence[Tensor], classes: LabelCl
             hint="return that tensor alone; TorchEstimator takes modules that return others",
         )
     if (width == 1 and count != 2) or 1 < width < count or (classes.exact and width not in (1, count)):
-        alternative = "" if classes.exact or width > 1 else "; for a label that is a quantity use TorchRegressor"
+        alternative = "" if classes.exact else "; for a label that is a quantity use TorchRegressor"
         if classes.smallest == 1:
             alternative += f". Or subtract 1 from the label: classes count from 0, and these from {classes.smallest:g}"
         raise ConfigurationError(

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pyspark.ml.base import Model
 from pyspark.ml.linalg import VectorUDT
 from pyspark.ml.util import MLReadable, MLReader, MLWritable, MLWriter
+from pyspark.sql import DataFrame
 from pyspark.sql.types import StructType
 from torch import nn
 
@@ -17,10 +18,15 @@ from hvdspark.artifact.inputs import Inputs
 from hvdspark.artifact.scored import CLASS, OUTPUT, PROBABILITY, RAW, ScoredColumn, Scoring
 from hvdspark.artifact.trust import Trust
 from hvdspark.errors import ConfigurationError
+from hvdspark.estimators.columns import check_dataframe
 from hvdspark.estimators.fitted import FittedModule
 from hvdspark.estimators.persistence import HvdSparkReader, HvdSparkWriter, Saved
 from hvdspark.estimators.summary import TrainingSummary
 from hvdspark.store import Store
+
+
+if TYPE_CHECKING:
+    from pyspark.ml._typing import ParamMap
 
 
 @dataclass(frozen=True)
@@ -85,6 +91,16 @@ class FittedModel(Model, MLWritable, MLReadable[Any]):
     def uri(self) -> str:
         """Directory of the weights and of sharded embedding tables."""
         return self._state.uri
+
+    def transform(self, dataset: DataFrame, params: ParamMap | None = None) -> DataFrame:
+        """The rows with the columns that this model adds, or that its copy with other Params would add.
+
+        Raises:
+            ConfigurationError: not a DataFrame of Spark.
+            SchemaError: its columns are not those of training, or an output column exists already.
+        """
+        check_dataframe(dataset, "transform")
+        return super().transform(dataset, params)
 
     def module(self) -> nn.Module:
         """The trained module on this machine, in evaluation mode; a fresh one for each call.

@@ -36,6 +36,8 @@ def check_still_numbers(now: Mapping[str, str], trained: Mapping[str, str]) -> N
     for name, was in trained.items():
         if name in now and kind_of(now[name]) not in NUMBERS:
             hint = f"cast it to {was} where it holds the same numbers; or derive these as for training"
+            if was == "vector":
+                hint = "make it as for training: VectorAssembler makes vectors of numbers, array_to_vector of arrays"
             raise not_as_trained(name, now[name], was, hint)
 
 

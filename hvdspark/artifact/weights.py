@@ -17,7 +17,7 @@ from hvdspark.store import Store
 def check_saveable(module: nn.Module) -> None:
     """Raise ConfigurationError where a module has what would be lost on its way to ranks and into the store.
 
-    That is state that is not a tensor, and hooks of parameters, which no copy of a tensor has.
+    That is state that is not a tensor, or one without values, and hooks of parameters, which no copy of a tensor has.
     """
     for name, parameter in module.named_parameters():
         if parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None):
@@ -34,6 +34,13 @@ def check_saveable(module: nn.Module) -> None:
                 value=name,
                 where=type(module).__name__,
                 hint="register it as a buffer instead of using get_extra_state",
+            )
+        if value.is_meta:
+            raise ConfigurationError(
+                "a parameter or buffer has no values: it is on torch's device 'meta'",
+                value=name,
+                where=type(module).__name__,
+                hint="make the module on the CPU, or call module.to_empty(device='cpu') and give it values",
             )
 
 

@@ -14,6 +14,7 @@ from hvdspark.errors import ConfigurationError, DataError, SchemaError
 from hvdspark.specs import TrainSpec
 from hvdspark.train.batch_norm import check_layers
 from hvdspark.train.best_epoch import resolve_monitor
+from hvdspark.train.callbacks import Callback
 from hvdspark.train.chosen_metrics import validation_keys
 from hvdspark.train.loss import RowLoss
 from hvdspark.train.optimizer import check_optimizer
@@ -65,6 +66,7 @@ def check_program(
     loss = RowLoss(program.loss, labels, program.loss_weights, "cpu")
     check_loss(program.loss, program.module)
     check_layers(program.module)
+    _check_callbacks(program.callbacks)
     if ranks > 1:
         _check_same_for_parts(program.module)
     chosen = loss.suitable_metrics() if metrics is None else tuple(metrics)
@@ -100,6 +102,19 @@ def check_spec(spec: TrainSpec) -> None:
             raise ConfigurationError(f"unknown {field.name}", value=value, where=field.name, hint=hint)
         if limits is not None and value is not None and value not in limits:
             raise ConfigurationError(f"{field.name} must be {limits}", value=value, where=field.name)
+
+
+def _check_callbacks(callbacks: Sequence[object]) -> None:
+    """ConfigurationError where one has not the methods that the loop calls."""
+    called = [name for name in vars(Callback) if name.startswith("on_")]
+    for callback in callbacks:
+        if isinstance(callback, type) or not all(callable(getattr(callback, name, None)) for name in called):
+            raise ConfigurationError(
+                "not a callback",
+                value=getattr(callback, "__name__", type(callback).__name__),
+                where="callbacks",
+                hint="give instances of classes that inherit from hvdspark.train.Callback",
+            )
 
 
 def _check_same_for_parts(module: nn.Module) -> None:

@@ -134,7 +134,9 @@ class RowLoss:
                 else f"the loss takes {taken} outputs",
                 value=f"{len(outputs)} outputs",
                 where=", ".join(self._labels),
-                hint="return a tuple in the order of the labels, or give one callable taking (outputs, labels)",
+                hint="return a tuple in the order of the labels, or give one callable taking (outputs, labels)"
+                if len(self._labels) > 1
+                else "return that tensor alone which the label is for, or give one callable taking (outputs, labels)",
             )
         parts: list[Part | None] = [None] * len(self.divisors)
         for number, (term, place) in enumerate(zip(self._terms, self._place, strict=True)):

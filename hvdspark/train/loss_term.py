@@ -99,6 +99,7 @@ class Term:
                 "output and label must have the same shape",
                 value=f"output {tuple(output.shape)}, label {tuple(label.shape)}",
                 where=name,
+                hint="let the module return what a label holds in a row; a number for each class is for cross_entropy",
             )
         target = target.to(output.dtype)
         if parsed.name in BINARY:

@@ -54,6 +54,8 @@ def test_rows_that_are_not_those_of_training(rows: DataFrame, name: str) -> None
         model.transform(rows.withColumn(column, F.lit(1.5)))
     with pytest.raises(SchemaError, match="exists already: '.*rediction'.*Hint: drop it, or choose another name"):
         model.transform(model.transform(rows))
+    with pytest.raises(ConfigurationError, match=r"not a DataFrame of Spark: 'pandas.*\(in transform\)"):
+        model.transform(pd.DataFrame({column: [1.0]}))
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -87,7 +89,9 @@ ESTIMATORS = [linear(), TorchClassifier(model=nn.Linear(3, 1)), TorchRegressor(m
 
 @pytest.mark.parametrize("estimator", ESTIMATORS, ids=lambda estimator: type(estimator).__name__)
 def test_only_dataframes_of_spark_are_fitted(estimator: Any) -> None:
-    with pytest.raises(ConfigurationError, match=r"not a DataFrame of Spark: 'pandas.*' \(in fit\). Hint: spark.createDataFrame"):
+    with pytest.raises(
+        ConfigurationError, match=r"not a DataFrame of Spark: 'pandas.*' \(in fit\). Hint: spark.createDataFrame"
+    ):
         estimator.fit(pd.DataFrame({"x": [1.0], "y": [1]}))
 
 

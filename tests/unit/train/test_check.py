@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from hvdspark.errors import ConfigurationError
+from hvdspark.train.callbacks import Callback
 from hvdspark.train.check import check_program
 from hvdspark.train.program import Program
 
@@ -55,6 +56,20 @@ def test_what_is_another_thing_for_a_part_of_a_batch_needs_one_rank(layer: nn.Mo
     check_program(program, ("x",), ("y",), ranks=1)
     with pytest.raises(ConfigurationError, match=words):
         check_program(program, ("x",), ("y",), ranks=2)
+
+
+@pytest.mark.parametrize("callback", [print, Callback, object()])
+def test_callbacks_that_no_loop_can_call_are_refused(callback: Any) -> None:
+    with pytest.raises(
+        ConfigurationError, match=r"not a callback: .*\(in callbacks\). Hint: .*hvdspark.train.Callback"
+    ):
+        check_program(Program(nn.Linear(2, 1), "mse", callbacks=[callback]), ("x",), ("y",))
+
+
+def test_a_module_without_values_is_refused() -> None:
+    module = nn.Linear(2, 1, device="meta")
+    with pytest.raises(ConfigurationError, match=r"no values: .*'meta': 'weight'.*Hint: make the module on the CPU"):
+        check_program(Program(module, "mse"), ("x",), ("y",))
 
 
 def test_an_optimizer_of_another_module_is_refused() -> None:

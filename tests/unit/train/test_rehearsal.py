@@ -145,7 +145,7 @@ REFUSED: list[Any] = [
     (FEATURES, "label", Applied(lambda y: y.abs() + 2), "bce", "between 0 and 1", "bce_with_logits"),
     (FEATURES, "label", Mean(), "mse", "one row for each of the 8", "first dimension"),
     (FEATURES, "label", Applied(lambda y: y.detach()), "mse", "does not depend on any trained", "detach"),
-    (FEATURES, "label", Applied(lambda y: (y, y)), "mse", "one output for each of the 1 labels", "return a tuple"),
+    (FEATURES, "label", Applied(lambda y: (y, y)), "mse", "one output for each of the 1 labels", "that tensor alone"),
     (FEATURES, "label", Applied(lambda y: "text"), "mse", "must return a tensor", None),
     (FEATURES, "label", Applied(lambda y: y.no_such_thing), "mse", "AttributeError", r"module\(torch.zeros\(8, 3\)\)"),
     (FEATURES, "label", Applied(n for n in []), "mse", "cannot be pickled", "cannot travel"),
