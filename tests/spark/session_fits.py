@@ -172,7 +172,7 @@ def runs_are_tracked_and_models_logged(spark: SparkSession, folder: str) -> None
 
     from hvdspark import mlflow_flavor
 
-    tracking, data = f"file://{folder}/tracking", separable(spark)
+    tracking, data = f"sqlite:///{folder}/mlflow.db", separable(spark)
     model = linear(storeUri=f"file://{folder}/store", trackingUri=tracking).fit(data)
     client = mlflow.MlflowClient(tracking)
     (run,) = client.search_runs(["0"])
@@ -233,7 +233,7 @@ def clicks_are_learned_saved_and_loaded(spark: SparkSession, folder: str) -> Non
 
 
 def a_fit_begins_with_a_trained_model(spark: SparkSession, folder: str) -> None:
-    settings = {"storeUri": f"file://{folder}/store", "validation": 0.2, "seed": 1}
+    settings = {"storeUri": f"file://{folder}/store", "validationFraction": 0.2, "seed": 1}
     first = linear(epochs=4, **settings).fit(separable(spark))
     again = linear(epochs=1, warmStartFrom=first, **settings).fit(separable(spark))
     assert again.summary.history[0]["train_loss"] < first.summary.history[1]["train_loss"]

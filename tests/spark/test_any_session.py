@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -94,8 +95,16 @@ def test_an_interrupt_frees_the_executors(any_session: AnySession) -> None:
 
 
 @pytest.mark.slow
-def test_a_server_that_does_not_say_its_slots(connect_cluster: ConnectClient, tmp_path: Path) -> None:
-    connect_cluster.call(ranks.ranks_meet_and_return_what_they_like)
-    connect_cluster.call(ranks.a_failure_names_its_rank)
+@pytest.mark.parametrize("case", [ranks.ranks_meet_and_return_what_they_like, ranks.a_failure_names_its_rank])
+def test_a_server_that_does_not_say_its_slots(connect_cluster: ConnectClient, case: Callable[..., None]) -> None:
+    connect_cluster.call(case)
+
+
+@pytest.mark.slow
+def test_clicks_on_a_server_that_does_not_say_its_slots(connect_cluster: ConnectClient, tmp_path: Path) -> None:
     connect_cluster.call(fits.clicks_are_learned_saved_and_loaded, str(tmp_path))
+
+
+@pytest.mark.slow
+def test_an_interrupt_on_a_server_that_does_not_say_its_slots(connect_cluster: ConnectClient) -> None:
     connect_cluster.call(ranks.an_interrupt_frees_the_executors)
