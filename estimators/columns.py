@@ -178,7 +178,7 @@ def _check_layout(spec: ColumnSpec, source: SourceColumn, type_name: str, traine
             f"the model was trained with {'a number' if spec.layout == 'scalar' else 'an array or vector'} here",
             value=type_name,
             where=f"column {spec.name!r}",
-            hint=f"give it what training had{f', {trained}' if trained else ''}; VectorAssembler makes vectors of numbers",
+            hint=f"give it what training had{trained and f', {trained}'}; VectorAssembler makes vectors of numbers",
         )
 
 

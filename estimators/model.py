@@ -24,7 +24,6 @@ from hvdspark.estimators.persistence import HvdSparkReader, HvdSparkWriter, Save
 from hvdspark.estimators.summary import TrainingSummary
 from hvdspark.store import Store
 
-
 if TYPE_CHECKING:
     from pyspark.ml._typing import ParamMap
 
