@@ -171,9 +171,11 @@ def runs_are_tracked_and_models_logged(spark: SparkSession, folder: str) -> None
     import mlflow
 
     from hvdspark import mlflow_flavor
+    from tests.spark.mlflow_runs import written
 
     tracking, data = f"sqlite:///{folder}/mlflow.db", separable(spark)
     model = linear(storeUri=f"file://{folder}/store", trackingUri=tracking).fit(data)
+    written()
     client = mlflow.MlflowClient(tracking)
     (run,) = client.search_runs(["0"])
     assert run.info.status == "FINISHED"
