@@ -23,7 +23,8 @@ def test_a_copy_knows_the_run_that_is_active_where_it_is_made(kind: type[Any], m
     monkeypatch.setattr(base, "active_run", lambda: None)
     assert estimator.caller == Caller()
     assert estimator.copy().caller == Caller()
-    assert copied.caller == copied.copy({copied.seed: 2}).caller == Caller(RUN)
+    assert copied.caller == Caller(RUN)
+    assert copied.copy({copied.seed: 2}).caller == Caller(RUN, tried="seed=2")
 
 
 def test_candidates_know_that_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -37,7 +38,7 @@ def test_candidates_know_that_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in models:
         pass
     estimator.fit(rows)
-    assert callers == [Caller(RUN, candidate=True), Caller(RUN, candidate=True), Caller()]
+    assert callers == [Caller(RUN, candidate=True, tried="seed=1"), Caller(RUN, candidate=True), Caller()]
 
 
 def test_a_password_is_no_part_of_a_param() -> None:
