@@ -101,10 +101,5 @@ def test_a_server_that_does_not_say_its_slots(connect_cluster: ConnectClient, ca
 
 
 @pytest.mark.slow
-def test_clicks_on_a_server_that_does_not_say_its_slots(connect_cluster: ConnectClient, tmp_path: Path) -> None:
-    connect_cluster.call(fits.clicks_are_learned_saved_and_loaded, str(tmp_path))
-
-
-@pytest.mark.slow
 def test_an_interrupt_on_a_server_that_does_not_say_its_slots(connect_cluster: ConnectClient) -> None:
     connect_cluster.call(ranks.an_interrupt_frees_the_executors)
