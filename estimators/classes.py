@@ -122,7 +122,7 @@ def by_rule(rule: ClassRule, score: Column, classes: int) -> tuple[Column, Colum
         score: double, or array<double> of a module that returns a number for each class.
         classes: the length of that array; 1 of a double.
     """
-    if classes == 2:
+    if classes == 2 and not rule.as_returned:
         return as_classes("bce_with_logits", score[1] - score[0], rule.threshold)
     raw, probability, prediction = as_classes(rule.loss, score, rule.threshold)
     if rule.thresholds:

@@ -74,7 +74,7 @@ class ClassRule:
         """
         if "classes" in state:
             rule = state["classes"]
-            return cls(rule["loss"], rule["threshold"], tuple(rule["thresholds"]))
+            return cls(rule["loss"], rule["threshold"], tuple(rule["thresholds"]), rule.get("as_returned", False))
         result = state.get("result", {})
         loss, outputs = result.get("loss", ""), [tuple(output["shape"]) for output in result.get("outputs", ())]
         return cls(loss) if tells_classes(loss, outputs) else None
@@ -82,9 +82,8 @@ class ClassRule:
     def classes(self, score: Floats) -> Classes:
         """Classes of what the module returned: float64 [rows], or [rows, classes]."""
         loss = self.loss
-        if (
-            not self.as_returned and score.ndim == 2 and score.shape[1] == 2
-        ):  # under a loss of class indices these are one logit
+        if score.ndim == 2 and score.shape[1] == 2 and not self.as_returned:
+            # Under a loss of class indices these are one logit.
             with np.errstate(invalid="ignore"):
                 loss, score = "bce_with_logits", score[:, 1] - score[:, 0]
         if score.ndim == 1:
