@@ -42,7 +42,7 @@ from hvdspark.estimators import (
 from hvdspark.events import CheckpointCommitted, DatasetReady, EpochEnded, FitEnded, FitFailed, SlotsAwaited
 from hvdspark.session import session_of
 from tests.spark.listeners import Seen
-from tests.spark.test_newcomers import CASES, check
+from tests.spark.test_newcomers import CASES, check_in_time
 from tests.spark.toys import files_in, linear, scores, separable
 
 
@@ -254,11 +254,11 @@ def a_store_of_this_machine_alone_is_refused(spark: SparkSession, folder: str) -
 
 
 def newcomers_are_told_what_to_do(spark: SparkSession, folder: str) -> None:
-    """All that `test_newcomers.py` has, but for what takes another session, and for slots that are waited for."""
+    """Each case of `test_newcomers.py` with one estimator, but for what takes another session or waits for slots."""
     waits = "more workers than slots" if not session_of(spark).master().startswith("local[") else ""
     for name, wrong in CASES.items():
         if not wrong.session and name != waits:
-            check(spark, Path(folder) / name, wrong)
+            check_in_time(spark, Path(folder) / name, next(iter(wrong.of)), wrong)
 
 
 def a_fit_that_fails_leaves_nothing(spark: SparkSession, folder: str) -> None:
