@@ -1,4 +1,4 @@
-"""Runs the tests in two processes: what needs little of Spark beside the rest, which often waits.
+"""Runs the tests in two processes, because Spark's tests often wait.
 
     python -m tests.side_by_side [arguments of pytest]
 
@@ -14,8 +14,9 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-# Takes as long as the rest. Everything else, whatever folder it is in, is of the other half.
-FIRST = ("tests/unit", "tests/ranks", "tests/test_architecture.py")
+# Takes as long as the rest: all that needs little of Spark, and the end of Spark's tests. Everything else, whatever
+# folder it is in, is of the other half.
+FIRST = ("tests/unit", "tests/ranks", "tests/test_architecture.py", "tests/spark/test_[s-z]*.py")
 NO_TESTS = 5  # pytest's exit status
 
 
@@ -24,21 +25,22 @@ def main(arguments: Sequence[str]) -> int:
     pytest = [sys.executable, "-m", "pytest"]
     if any(Path(argument.partition("::")[0]).exists() for argument in arguments):
         return subprocess.call([*pytest, *arguments])  # it has been said which files
+    paths = [str(path) for pattern in FIRST for path in sorted(Path().glob(pattern))]
     with tempfile.TemporaryFile() as output:
         # Tensors of unit tests are too small for threads. What failed last is remembered by each half on its own.
         first = subprocess.Popen(
-            [*pytest, "-o", "cache_dir=.pytest_cache/first", *arguments, *FIRST],
+            [*pytest, "-o", "cache_dir=.pytest_cache/first", *arguments, *paths],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
             env={"OMP_NUM_THREADS": "1", **os.environ},
         )
         try:
-            others = subprocess.call([*pytest, *(f"--ignore={path}" for path in FIRST), *arguments])
+            others = subprocess.call([*pytest, *(f"--ignore={path}" for path in paths), *arguments])
         finally:
             first.wait()  # where this process is interrupted, it is, too
             output.seek(0)
-            print("\n== unit tests and those of ranks, which ran beside those above", flush=True)
+            print("\n== the first half, which ran beside those above", flush=True)
             sys.stdout.buffer.write(output.read())
             sys.stdout.flush()
     if others not in (0, NO_TESTS):

@@ -89,16 +89,17 @@ def test_clicks_in_mlflow(
     mlflow_uri: str,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for name in ("click_data", "clicks"):
         example(name)
     clicks = example("clicks_mlflow")
-    before = mlflow.get_tracking_uri()
+    monkeypatch.setattr("mlflow.tracking.fluent._active_experiment_id", None)  # what set_experiment sets
     small = ["--rows", "5000", "--epochs", "2", "--experiment", "example"]
     try:
         clicks.run(spark, clicks.parse(["--tracking", mlflow_uri, *small]), tmp_path)
     finally:
-        mlflow.set_tracking_uri(before)
+        mlflow.set_tracking_uri(None)  # type: ignore[arg-type]  # the environment's again
     (apart,) = re.findall(r"without Spark are (\S+) apart", capsys.readouterr().out)
     assert float(apart) <= 1e-6
 

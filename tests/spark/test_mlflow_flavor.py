@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -50,13 +49,8 @@ def clicks(spark: SparkSession) -> DataFrame:
 
 
 @pytest.fixture
-def server(mlflow_uri: str) -> Iterator[None]:
+def server(experiment: str) -> None:
     """MLflow as a user who writes to the server has it."""
-    before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(mlflow_uri)
-    mlflow.set_experiment("flavor")
-    yield
-    mlflow.set_tracking_uri(before)
 
 
 @pytest.fixture(scope="module")

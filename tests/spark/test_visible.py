@@ -52,10 +52,11 @@ def _text(option: Any) -> str:
 def test_jobs_of_a_fit_say_which_fit_they_are_of_and_what_for(spark: SparkSession, store_uri: str, jobs: Any) -> None:
     seen = Seen()
     estimator = linear(storeUri=store_uri, epochs=1, listeners=[seen])
+    before = [spark.sparkContext.getLocalProperty(key) for key in (DESCRIPTION, GROUP)]
     estimator.fit(separable(spark))
     name, run_id = f"hvdspark fit {estimator.uid}", seen.events[0].run_id
     assert jobs() == [(f"{name}, rows are written", run_id), (f"{name}, generation 0", run_id)]
-    assert {spark.sparkContext.getLocalProperty(key) for key in (DESCRIPTION, GROUP)} == {None}
+    assert [spark.sparkContext.getLocalProperty(key) for key in (DESCRIPTION, GROUP)] == before
 
 
 def test_what_the_caller_says_stays(spark: SparkSession, store_uri: str, tmp_path: Path, jobs: Any) -> None:
