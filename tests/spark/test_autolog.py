@@ -68,6 +68,7 @@ def assert_once(run: Run, estimator: TorchClassifier, prefix: str) -> None:
     assert "hvdspark.lost" not in run.data.tags
 
 
+@pytest.mark.slow
 def test_a_stage_of_a_pipeline(spark: SparkSession, store_uri: str, experiment: str) -> None:
     estimator = classifier(store_uri, env={"TOKEN_OF_MINE": "x"})
     Pipeline(stages=[StandardScaler(inputCol="features", outputCol="scaled"), estimator]).fit(labelled(spark))

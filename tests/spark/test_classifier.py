@@ -260,6 +260,7 @@ def digits(spark: SparkSession) -> DataFrame:
     )
 
 
+@pytest.mark.slow
 def test_digits_in_a_pipeline_under_cross_validation(spark: SparkSession, store_uri: str) -> None:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))

@@ -230,6 +230,7 @@ def test_candidates_of_a_search_begin_with_a_model(
     assert found.bestModel.summary.warmStart["fresh"] == {}
 
 
+@pytest.mark.slow
 def test_a_fit_goes_on_with_other_columns(
     spark: SparkSession, fitted: CTRClassificationModel, store_uri: str, tmp_path: Path
 ) -> None:
@@ -271,6 +272,7 @@ def saved(model: Any, path: Path) -> str:
     return str(path)
 
 
+@pytest.mark.slow
 def test_a_module_goes_on_from_a_model(spark: SparkSession, store_uri: str, tmp_path: Path) -> None:
     data = games(spark).select(F.array("price", "age").alias("features"), F.col("clicked").cast("float").alias("label"))
 

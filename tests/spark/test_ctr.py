@@ -222,6 +222,7 @@ def test_no_input_column_is_replaced(spark: SparkSession, fitted: CTRClassificat
     assert few.setPredictionCol("").transform(data).columns == data.columns
 
 
+@pytest.mark.slow
 def test_infinity_is_a_gap(spark: SparkSession, store_uri: str) -> None:
     data = clicks(spark, 300)
     beyond = F.when(F.col("id") % 7 == 0, 1e300).when(F.col("id") % 7 == 1, float("-inf")).otherwise(F.col("price"))
@@ -315,7 +316,9 @@ def test_labels_that_are_no_probabilities(spark: SparkSession, store_uri: str) -
         classifier(storeUri=store_uri).fit(data.withColumn("clicked", F.array("clicked")))
 
 
-@pytest.mark.parametrize(("left_out", "value"), [("continuousCols", []), ("categoricalCols", None)])
+@pytest.mark.parametrize(
+    ("left_out", "value"), [("continuousCols", []), pytest.param("categoricalCols", None, marks=pytest.mark.slow)]
+)
 def test_numbers_alone_or_categories_alone(
     spark: SparkSession, store_uri: str, left_out: str, value: Any, nothing_left_behind: Callable[[], None]
 ) -> None:
@@ -377,6 +380,7 @@ def test_a_plan_of_many_columns_grows_no_faster_than_they_do(spark: SparkSession
     assert many[1] <= few[1] + 3  # a tree of 8 times as many conditions
 
 
+@pytest.mark.slow
 def test_names_that_differ_in_case_alone(spark: SparkSession, store_uri: str) -> None:
     spark.conf.set("spark.sql.caseSensitive", "true")
     try:

@@ -51,7 +51,11 @@ def for_spark(numbers: list[str], categories: list[str]) -> list[Any]:
 
 
 @pytest.mark.parametrize(
-    ("numbers", "categories"), [(["price", "age"], []), ([], ["user", "page"])], ids=["numbers", "categories"]
+    ("numbers", "categories"),
+    [
+        pytest.param(["price", "age"], [], id="numbers"),
+        pytest.param([], ["user", "page"], id="categories", marks=pytest.mark.slow),
+    ],
 )
 def test_one_kind_of_columns_with_weights_and_thresholds(
     spark: SparkSession,

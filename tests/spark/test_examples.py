@@ -36,6 +36,7 @@ def example(spark: SparkSession, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ca
         sys.modules.pop(path.stem, None)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_adult_census(
     spark: SparkSession, example: Callable[[str], ModuleType], real_data: Callable[[str], Path], tmp_path: Path

@@ -130,6 +130,7 @@ def run_with_gpus(tmp_path: Path, addresses: list[str], devices: list[str], **en
     return [json.loads(line.removeprefix("RESULT")) for line in lines]
 
 
+@pytest.mark.slow
 def test_ranks_see_the_gpu_that_spark_assigned(spark_home: Path, tmp_path: Path) -> None:
     auto, cpu, cuda = run_with_gpus(tmp_path, ["5"], ["auto", "cpu", "cuda"])
     # "auto" computes on the CPU here, because torch sees no GPU behind the made-up address.

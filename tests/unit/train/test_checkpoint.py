@@ -253,6 +253,7 @@ print(peak() - before)
 """
 
 
+@pytest.mark.slow
 def test_a_checkpoint_takes_no_memory_of_its_own(tmp_path: Path) -> None:
     # Weights of 64 MiB, and twice as much state of Adam; in a process of its own, whose peak is this.
     done = subprocess.run([sys.executable, "-c", _MEMORY, str(tmp_path)], capture_output=True, text=True, timeout=100)
