@@ -138,7 +138,8 @@ def test_categories_are_named_as_they_are_given(spark: SparkSession, fitted: CTR
     ]
 
 
-@pytest.mark.parametrize("copy_tables", [pytest.param(True, marks=pytest.mark.slow), "reference"])
+@pytest.mark.slow
+@pytest.mark.parametrize("copy_tables", [True, "reference"])
 def test_embeddings_of_a_model_that_mlflow_has(
     spark: SparkSession, fitted: CTRClassificationModel, tmp_path: Path, copy_tables: Any
 ) -> None:

@@ -247,6 +247,7 @@ def with_gaps(spark: SparkSession) -> DataFrame:
     )
 
 
+@pytest.mark.slow
 def test_gaps_are_an_error_unless_they_are_skipped_or_kept(spark: SparkSession, store_uri: str) -> None:
     data = with_gaps(spark)
     with pytest.raises(DataError, match="price|user"):

@@ -178,6 +178,7 @@ def test_nothing_is_left_of_an_epoch(shuffle: bool) -> None:
             assert rows_of(plan) == []
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_files_are_a_small_thing() -> None:
     files, groups_of_a_file, ranks = 100_000, 33, 256
     rows = 10**11 // (files * groups_of_a_file) + np.random.default_rng(0).integers(-99, 99, files * groups_of_a_file)

@@ -324,6 +324,7 @@ def test_a_large_world_reads_little_more_than_its_rows(tmp_path: Path, monkeypat
         assert sum(read) < total / 256 + 2 * 50_000
 
 
+@pytest.mark.slow
 def test_many_tables_of_a_group_are_read_in_time_that_is_proportional_to_them(tmp_path: Path) -> None:
     store, tables = Store(str(tmp_path)), [TableConfig(f"t{number}", 1) for number in range(120)]
     (shard,) = [TableShard(tables)]
