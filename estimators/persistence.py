@@ -116,12 +116,10 @@ class HvdSparkWriter(MLWriter):
         saved, store = self._saved, Store(path, "path")
         with session_of(self.sparkSession).described(f"hvdspark save {self._instance.uid}"):
             DefaultParamsWriter.saveMetadata(self._instance, store.uri, self.sparkSession)
-            writer = ArtifactWriter(store, DATA)
-            for name, content in saved.files.items():
-                writer.file(name, content)
+            writer, entries = _begun(saved, store)
             source = Store(saved.tables_at[0] or path, MODELS_PLACE)
             copy_tables(self.sparkSession, source, saved.tables_at[1], store, DATA, saved.tables)
-            writer.commit({"state": saved.state, "aliases": saved.aliases}, saved.tables)
+            writer.commit(entries, saved.tables)
 
 
 class HvdSparkReader(MLReader[Any]):
@@ -208,6 +206,14 @@ def saved_of(instance: Persistent) -> Saved:
     return instance._to_saved()
 
 
+def _begun(saved: Saved, store: Store) -> tuple[ArtifactWriter, dict[str, Any]]:
+    """The small files written, and what the manifest will say besides them and the tables."""
+    writer = ArtifactWriter(store, DATA)
+    for name, content in saved.files.items():
+        writer.file(name, content)
+    return writer, {"state": saved.state, "aliases": saved.aliases}
+
+
 def write_alone(instance: Params, saved: Saved, store: Store, *, tables: bool) -> None:
     """Write what `save` writes, by this process alone: no executor has to reach the place, no session has to be there.
 
@@ -221,12 +227,9 @@ def write_alone(instance: Params, saved: Saved, store: Store, *, tables: bool) -
     """
     session: Any = SimpleNamespace(version=pyspark.__version__)  # of which this asks the version alone
     metadata = DefaultParamsWriter._get_metadata_to_save(instance, session)
-    store.write_text("metadata/part-00000", f"{metadata}\n")
-    writer = ArtifactWriter(store, DATA)
-    for name, content in saved.files.items():
-        writer.file(name, content)
+    store.write_text(f"{_METADATA}/part-00000", f"{metadata}\n")
+    writer, entries = _begun(saved, store)
     source, directory = Store(saved.tables_at[0] or store.uri, MODELS_PLACE), saved.tables_at[1]
-    entries = {"state": saved.state, "aliases": saved.aliases}
     if tables:
         for entry in table_files(saved.tables):
             store.copy_from(source, f"{directory}/{entry['path']}", f"{DATA}/{entry['path']}")
