@@ -132,7 +132,16 @@ def train_spec(
 def gang(params: TrainingParams) -> Gang:
     """How the ranks are launched."""
     value = params.getOrDefault
-    return Gang(value("numWorkers"), value("device"), value("env"), value("startTimeout"), value("maxRestarts"))
+    return Gang(
+        num_workers=value("numWorkers"),
+        min_workers=set_value(params, "minWorkers"),
+        max_workers=set_value(params, "maxWorkers"),
+        device=value("device"),
+        env=value("env"),
+        start_timeout_s=value("startTimeout"),
+        stall_timeout_s=value("stallTimeout"),
+        max_restarts=value("maxRestarts"),
+    )
 
 
 def monitor(params: TrainingParams, columns: Columns) -> str:

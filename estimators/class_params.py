@@ -11,7 +11,7 @@ from hvdspark.artifact.classes import ClassRule
 from hvdspark.errors import ConfigurationError
 from hvdspark.estimators.declare import number, param, worded
 from hvdspark.estimators.params import ScoringParams
-from hvdspark.specs import Range
+from hvdspark.ranges import Range
 
 P = TypeVar("P", bound="ClassifierParams")
 

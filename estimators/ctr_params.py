@@ -11,7 +11,7 @@ from hvdspark.estimators.class_params import ClassifierParams
 from hvdspark.estimators.declare import by_name, distinct_names, in_range, number, one_of, param, worded
 from hvdspark.estimators.paced import PacedParams
 from hvdspark.models import ARCHITECTURES
-from hvdspark.specs import Range
+from hvdspark.ranges import Range
 
 
 def _sizes(value: Any) -> list[int]:

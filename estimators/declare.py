@@ -13,7 +13,8 @@ from pyspark.ml.param import Param, Params, TypeConverters
 
 from hvdspark.checks import nearest
 from hvdspark.errors import ConfigurationError
-from hvdspark.specs import Range, TrainSpec
+from hvdspark.ranges import Range
+from hvdspark.specs import TrainSpec
 
 C = TypeVar("C", bound=type)
 Converter = Callable[[Any], Any]

@@ -22,6 +22,10 @@ _PARAMS = {
     "num_workers": "numWorkers",
     "start_timeout_s": "startTimeout",
     "max_restarts": "maxRestarts",
+    "min_workers": "minWorkers",
+    "max_workers": "maxWorkers",
+    "stall_timeout_s": "stallTimeout",
+    "run_id": "runId",
     "store_uri": "storeUri",
 }
 # Names that are also words of English, or the same, stay. What stands in quotes or in a path is a user's own.

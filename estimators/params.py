@@ -21,9 +21,11 @@ from hvdspark.errors import ConfigurationError
 from hvdspark.estimators.declare import model_uri, number, numbers_by_name, of_spec, one_of, param
 from hvdspark.estimators.default_store import default_uri
 from hvdspark.estimators.defaults import Pace
+from hvdspark.estimators.reliability_params import ReliabilityParams
 from hvdspark.launch import check_environment, run
 from hvdspark.launch.devices import DEVICES
-from hvdspark.specs import Range, TrainSpec
+from hvdspark.ranges import Range
+from hvdspark.specs import TrainSpec
 from hvdspark.train.schedule import SCHEDULES
 
 # Fields of `TrainSpec`, and the Param that each comes from. What is not set has the field's default.
@@ -40,6 +42,8 @@ SPEC_PARAMS = {
     "compression": "gradientCompression",
     "patience": "earlyStoppingPatience",
     "schedule_args": "learningRateScheduleArgs",
+    "checkpoint_interval_steps": "checkpointIntervalSteps",
+    "checkpoint_interval_seconds": "checkpointIntervalSeconds",
 }
 # How ranks are launched has the defaults of `hvdspark.run`.
 _OF_RUN = inspect.signature(run).parameters
@@ -83,7 +87,7 @@ class ScoringParams(HasPredictionCol, HasHandleInvalid):
         self._setDefault(predictionCol="prediction", handleInvalid="error")
 
 
-class TrainingParams(HasLabelCol, HasWeightCol, HasValidationIndicatorCol, HasSeed):
+class TrainingParams(HasLabelCol, HasWeightCol, HasValidationIndicatorCol, HasSeed, ReliabilityParams):
     """Params of every estimator; its model carries them."""
 
     validationFraction = param(
@@ -202,13 +206,6 @@ class TrainingParams(HasLabelCol, HasWeightCol, HasValidationIndicatorCol, HasSe
         "epochs without improvement after which training stops ({range}); 0 never stops early",
         TypeConverters.toInt,
     )
-    maxRestarts = number(
-        "maxRestarts",
-        "how often the ranks are started again, from the newest checkpoint, after a killed rank or a lost executor "
-        "({range})",
-        TypeConverters.toInt,
-        Range(0),
-    )
     env = param(
         "env",
         "environment variables of the ranks by name, such as HOROVOD_TIMELINE or NCCL_SOCKET_IFNAME; they win over "
@@ -246,7 +243,6 @@ class TrainingParams(HasLabelCol, HasWeightCol, HasValidationIndicatorCol, HasSe
             labelCol="label",
             numWorkers=_OF_RUN["num_workers"].default,
             learningRateScheduleArgs={},
-            maxRestarts=_OF_RUN["max_restarts"].default,
             device=_OF_RUN["device"].default,
             env={},
             startTimeout=_OF_RUN["start_timeout_s"].default,

@@ -11,7 +11,7 @@ from hvdspark.estimators.class_params import ClassifierParams, ClassParams
 from hvdspark.estimators.declare import distinct_names, number, param, worded
 from hvdspark.estimators.paced import PacedParams
 from hvdspark.estimators.params import ScoringParams, TrainingParams
-from hvdspark.specs import Range
+from hvdspark.ranges import Range
 
 
 class ModuleScoringParams(ScoringParams):

@@ -10,13 +10,14 @@ import base64
 import dataclasses
 import functools
 import json
-import math
 import types
 import typing
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
+
+from hvdspark.ranges import Range
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -180,22 +181,6 @@ class DatasetSpec:
         return self.validation.total
 
 
-@dataclass(frozen=True)
-class Range:
-    """Numbers from `low` to `high`; without `low` itself where that is `open`."""
-
-    low: float
-    high: float = math.inf
-    open: bool = False
-
-    def __contains__(self, number: float) -> bool:
-        return (self.low < number if self.open else self.low <= number) and number <= self.high
-
-    def __str__(self) -> str:
-        lowest = f"above {self.low:g}" if self.open else f"at least {self.low:g}"
-        return lowest if self.high == math.inf else f"{lowest} and at most {self.high:g}"
-
-
 def _limits(range: Range | None = None, choices: tuple[str, ...] = ()) -> dict[str, Any]:
     """What a field may be, written here alone: the check of a spec and Params read it."""
     return {"range": range, "choices": choices}
@@ -254,6 +239,8 @@ class TrainSpec:
         schedule: learning-rate schedule: None | "cosine" | "linear" | "step" and its arguments.
         shuffle_rows: rows of the shuffle window on each rank.
         warm_start: what the run begins with that a trained model has; None: with fresh weights.
+        checkpoint_interval_steps, checkpoint_interval_seconds: global batches, and seconds, from one checkpoint to the
+            next; where both are None, as many as keep their cost small.
     """
 
     run_id: str
@@ -278,6 +265,8 @@ class TrainSpec:
     schedule: str | None = None
     schedule_args: dict[str, float] = field(default_factory=dict)
     warm_start: WarmStart | None = None
+    checkpoint_interval_steps: int | None = field(default=None, metadata=_limits(Range(1)))
+    checkpoint_interval_seconds: float | None = field(default=None, metadata=_limits(Range(0, open=True)))
 
     @property
     def updates_per_epoch(self) -> int:

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from hvdspark.launch.line import Waiting
 from hvdspark.launch.outcomes import Outcome
 
+STALL_TIMEOUT_S = 20.0
 Program = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
 """A function, its arguments and its keyword arguments."""
 
@@ -29,6 +30,7 @@ class LaunchSpec:
         channel: (host, port) of the driver's listener, or None.
         environment: extra variables for the ranks.
         start_timeout_s: limit for all ranks to be ready for training, from the start of the tasks on.
+        stall_timeout_s: a rank that makes no progress for so long counts as hung.
     """
 
     program: bytes = field(repr=False)
@@ -40,6 +42,7 @@ class LaunchSpec:
     channel: tuple[str, int] | None
     environment: Mapping[str, str]
     start_timeout_s: float
+    stall_timeout_s: float = STALL_TIMEOUT_S
 
 
 @dataclass(frozen=True)

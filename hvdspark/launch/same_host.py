@@ -24,8 +24,8 @@ from hvdspark.launch.keeper import outcome_of, task_frame
 from hvdspark.launch.line import Waiting
 from hvdspark.launch.outcomes import Outcome
 from hvdspark.launch.protocol import DriverAddress, LaunchSpec, Located, Program
-from hvdspark.launch.session import check_world_size
 from hvdspark.launch.start_watch import SLOW, start_timeout
+from hvdspark.launch.world_sizes import check_world_size
 
 # How long a keeper may take to end its rank. The kernel cannot end one while a system call hangs.
 _LEAVE_S = 45.0

@@ -14,6 +14,7 @@ from hvdspark.errors import ClusterError, ConfigurationError, DependencyError, N
 from hvdspark.launch.addresses import unbracketed
 from hvdspark.launch.protocol import DriverAddress
 from hvdspark.launch.wiring import RESERVED
+from hvdspark.launch.world_sizes import check_world_size
 from hvdspark.session import session_of
 from hvdspark.session.classic import is_local_master
 
@@ -43,14 +44,6 @@ def total_slots(spark: SparkSession) -> int | None:
 def is_local(spark: SparkSession) -> bool:
     """Whether tasks run inside the driver (`local[n]`), where Spark does not schedule GPUs."""
     return is_local_master(session_of(spark).master())
-
-
-def check_world_size(num_workers: int) -> None:
-    """Raise ConfigurationError where `num_workers` is not a positive integer."""
-    if isinstance(num_workers, bool) or not isinstance(num_workers, int) or num_workers < 1:
-        raise ConfigurationError(
-            "not a positive number of ranks", value=num_workers, where="num_workers", hint="1 or more"
-        )
 
 
 def check_session(spark: SparkSession, num_workers: int, device: str) -> None:

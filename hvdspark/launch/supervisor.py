@@ -20,7 +20,8 @@ from hvdspark.launch.devices import check_device
 from hvdspark.launch.environment import check_environment
 from hvdspark.launch.generation import Event, run_generation
 from hvdspark.launch.line import Waiting
-from hvdspark.launch.protocol import Launcher, LaunchSpec
+from hvdspark.launch.protocol import STALL_TIMEOUT_S, Launcher, LaunchSpec
+from hvdspark.launch.world_sizes import world_sizes
 from hvdspark.session import active_session
 from hvdspark.store import Store
 
@@ -46,6 +47,9 @@ def run(
     start_timeout_s: float = 600.0,
     max_restarts: int = 0,
     on_event: Callable[[Event], None] | None = None,
+    min_workers: int | None = None,
+    max_workers: int | None = None,
+    stall_timeout_s: float = STALL_TIMEOUT_S,
 ) -> list[Any]:
     """Run `fn(*args, **kwargs)` on `num_workers` ranks, one for each Spark task, with Horovod initialised.
 
@@ -70,6 +74,9 @@ def run(
             what is known here: {"event": "generation", ...} when ranks are launched, and {"event": "rank_lost", ...}
             where a rank did not fail by itself (see `hvdspark.fan_out.event_of`). One call at a time; what it raises is
             dropped.
+        min_workers, max_workers: a generation of ranks has as many as there are slots for, between these; each is
+            `num_workers` where it is not given.
+        stall_timeout_s: seconds after which a rank that makes no progress counts as hung.
 
     Returns:
         What `fn` returned, by rank.
@@ -94,6 +101,9 @@ def run(
         start_timeout_s=start_timeout_s,
         max_restarts=max_restarts,
         on_event=on_event,
+        min_workers=min_workers,
+        max_workers=max_workers,
+        stall_timeout_s=stall_timeout_s,
     )
 
 
@@ -110,6 +120,9 @@ def supervise(
     start_timeout_s: float = 600.0,
     max_restarts: int = 0,
     on_event: Callable[[Event], None] | None = None,
+    min_workers: int | None = None,
+    max_workers: int | None = None,
+    stall_timeout_s: float = STALL_TIMEOUT_S,
 ) -> list[Any]:
     """`run` on the ranks of any launcher; arguments, results and errors are the same."""
     check_device(device)
@@ -118,6 +131,8 @@ def supervise(
             "negative number of restarts", value=max_restarts, where="max_restarts", hint="0 or more"
         )
     number("the time to start", start_timeout_s, "start_timeout_s", above=0, below=threading.TIMEOUT_MAX)
+    number("the time to stall", stall_timeout_s, "stall_timeout_s", above=0, below=threading.TIMEOUT_MAX)
+    world_sizes(num_workers, min_workers, max_workers)
     # Not the ranks': they may have other working directories.
     store_uri = Store(store_uri).uri if store_uri is not None else None
     environment = check_environment(env or {})
@@ -133,6 +148,7 @@ def supervise(
         channel=None,
         environment=environment,
         start_timeout_s=start_timeout_s,
+        stall_timeout_s=stall_timeout_s,
     )
     # All generations keep the slots: a gang that is started again is in the middle of its work.
     with launcher.turn(num_workers, partial(_waits, report)):

@@ -29,9 +29,12 @@ class Gang:
     """How ranks are launched: arguments of `hvdspark.run` of the same names."""
 
     num_workers: int
+    min_workers: int | None
+    max_workers: int | None
     device: str
     env: Mapping[str, str]
     start_timeout_s: float
+    stall_timeout_s: float
     max_restarts: int
 
 
@@ -52,11 +55,14 @@ def train_on_ranks(
                 train_on_rank,
                 (to_json(spec), send(store, spec.run_id, packed)),
                 num_workers=gang.num_workers,
+                min_workers=gang.min_workers,
+                max_workers=gang.max_workers,
                 spark=spark,
                 device=gang.device,
                 store_uri=spec.store_uri,
                 env=gang.env,
                 start_timeout_s=gang.start_timeout_s,
+                stall_timeout_s=gang.stall_timeout_s,
                 max_restarts=gang.max_restarts,
                 on_event=report,
             )

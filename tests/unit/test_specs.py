@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hvdspark.specs import ColumnSpec, DatasetSpec, Range, RowGroup, RowGroups, TrainSpec, World, from_json, to_json
+from hvdspark.ranges import Range
+from hvdspark.specs import ColumnSpec, DatasetSpec, RowGroup, RowGroups, TrainSpec, World, from_json, to_json
 
 DATASET = DatasetSpec(
     path="datasets/abc",
