@@ -42,6 +42,8 @@ def train(
         trainer.begin_epoch()
         for batch, global_rows in trainer.batches():
             trainer.train_on(batch, global_rows)
+            if trainer.decide().checkpoint:
+                trainer.save()
         row = trainer.end_epoch()
         trainer.save()
         run.report.epoch_ended(row)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -19,10 +19,12 @@ from hvdspark.data.feed.plan import EpochPlan, plan_epoch
 from hvdspark.train.calibration import Calibration, calibrate, warnings_from
 from hvdspark.train.callbacks import CallbackList, TrainState
 from hvdspark.train.checkpoint import Checkpoints
+from hvdspark.train.decisions import NOTHING, Decision, DecisionPoints, Wish
 from hvdspark.train.generators import generator_state, seed_generators, set_generator_state
 from hvdspark.train.history import history_row
 from hvdspark.train.of_rank import OfRank
 from hvdspark.train.optimizer import make_optimizer, sparse_parameters
+from hvdspark.train.pace import CheckpointPace
 from hvdspark.train.precision import resolve_precision
 from hvdspark.train.program import TrainResult
 from hvdspark.train.run import Run
@@ -62,6 +64,7 @@ class Trainer:
         )
         run.collective.broadcast_parameters(module.state_dict())
         self._checkpoints = Checkpoints(run.store, spec.run_id, run.collective)
+        self._points, self._pace = DecisionPoints(run.collective), CheckpointPace(spec)
         self._of_rank = OfRank([], [])  # what was saved of an epoch that is to go on
         self._loss_sums: list[float] = []
         self.callbacks = CallbackList(run.program.callbacks)
@@ -75,7 +78,9 @@ class Trainer:
         if run.generation == 0:
             self._checkpoints.clear()
         else:
+            started = time.perf_counter()
             found, passed_over = self._checkpoints.resume(run.module, self.optimizer)
+            self._pace.cost(time.perf_counter() - started)
             run.progress = found or run.progress
             run.progress.warnings = [*passed_over, *run.progress.warnings]
             for text in passed_over:
@@ -163,6 +168,25 @@ class Trainer:
             lambda: run.clock.since(self._before),
         )
 
+    def decide(self) -> Decision:
+        """What all ranks do behind a global batch: nothing, unless it ended an optimizer step.
+
+        Behind the last batch of an epoch there is no checkpoint to write: its end has one.
+        """
+        run, done = self._run, _going_on(self._run).step
+        in_step = (done - 1) % run.spec.accumulation_steps + 1
+        if in_step < run.spec.accumulation_steps and done < run.steps:
+            return NOTHING
+        decision = self._points.after_step(self._wish)
+        batches = run.progress.epochs * run.steps + done
+        due = decision.checkpoint or decision.stop or self._pace.is_due_by_steps(batches - in_step, batches)
+        return replace(decision, checkpoint=due and done < run.steps)
+
+    def _wish(self) -> Wish:
+        seconds = self._run.clock.seconds
+        busy = seconds["loading"] + (0.0 if self._run.tables else seconds["forward_backward"])
+        return Wish(checkpoint=self._pace.is_due(), busy=busy)
+
     def end_epoch(self) -> Row:
         """Validate, and agree on the epoch's row of the history, which may be the last one.
 
@@ -227,8 +251,11 @@ class Trainer:
             going_on.seconds = {"training": time.perf_counter() - self._started, **run.clock.since(self._before)}
             generators = generator_state(run.device)
             of_rank = OfRank(self._loss_sums, self._calibration.sums.tolist(), generators)
+        self._pace.begun()
+        before = run.clock.seconds["checkpoint"]
         with run.clock("checkpoint"):
             path = self._checkpoints.save(run.module, self.optimizer, run.progress, of_rank)
+        self._pace.cost(run.clock.seconds["checkpoint"] - before)
         if of_rank is None:
             run.progress.history[-1]["checkpoint_seconds"] = run.clock.since(self._before)["checkpoint"]
         run.report.checkpoint_committed(run.progress.epochs, path)
@@ -236,6 +263,7 @@ class Trainer:
     def finish(self) -> TrainResult:
         """Bring the best epoch's weights back, write them as the run's model, and say how it went."""
         run, progress = self._run, self._run.progress
+        self._points.close()
         best = progress.best.epoch
         if best != progress.epochs - 1:
             self._checkpoints.restore_weights(best, run.module)
