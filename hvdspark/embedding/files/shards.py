@@ -1,6 +1,7 @@
 """Sharded tables in the store: one safetensors file for each group of buckets; see docs/checkpoint-format.md.
 
     <directory>/<exchange group>/buckets-0000-0064.safetensors
+    <directory>/<save>/<exchange group>/buckets-...safetensors    checkpoints, whose files later ones go on naming
 
 The same files serve checkpoints (with optimizer state) and scoring (ids and rows alone). What they are is listed in
 *entries*, which the caller puts into a manifest; a file that no entry names does not exist for us.
@@ -11,7 +12,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,10 +21,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hvdspark.embedding.config import TableConfig
+from hvdspark.embedding.files.changes import Newer
 from hvdspark.embedding.files.checked import checked_chunks
 from hvdspark.embedding.files.tensor_file import tensors_of, write_columns
 from hvdspark.embedding.ids.hashing import BUCKETS
 from hvdspark.embedding.kernels.optimizers import initial_state
+from hvdspark.embedding.rows.column import Column
 from hvdspark.embedding.rows.protocol import Part, RowStore
 from hvdspark.errors import CheckpointError
 from hvdspark.store import Store
@@ -46,6 +49,7 @@ class FileEntry:
         rows: rows of each table of the group, by name.
         state: whether optimizer state, last steps and waiting ids are there, too.
         sha256, bytes: of the file; "" and 0 without one.
+        delta: 0: these are all rows. Else those that have changed since the file of number delta - 1.
     """
 
     path: str | None
@@ -56,6 +60,40 @@ class FileEntry:
     state: bool
     sha256: str = ""
     bytes: int = 0
+    delta: int = 0
+
+    def plain(self) -> dict[str, Any]:
+        """JSON-able. Whole rows are told as versions tell them that know no others."""
+        return {name: value for name, value in asdict(self).items() if name != "delta" or value}
+
+
+@dataclass(frozen=True)
+class ShardFile:
+    """A file that is to be written.
+
+    Attributes:
+        entry: without checksum and size.
+        columns: by their names in the file; none where there is nothing to write.
+    """
+
+    entry: FileEntry
+    columns: list[tuple[str, Column]]
+
+    @property
+    def bytes(self) -> int:
+        """Of its tensors."""
+        return sum(column.dtype.itemsize * math.prod(column.shape) for _, column in self.columns)
+
+    def copied(self) -> ShardFile:
+        """The same, which no longer changes with the shard."""
+        return replace(self, columns=[(name, _in_memory(column)) for name, column in self.columns])
+
+    def write(self, store: Store, directory: str) -> FileEntry:
+        """Write it; its entry. StoreError where that fails."""
+        if not self.columns:
+            return replace(self.entry, path=None)
+        with store.open_write(f"{directory}/{self.entry.path}") as file:
+            return replace(self.entry, **write_columns(file, self.columns))
 
 
 def file_ranges(first: int, stop: int, width: int = FILE_BUCKETS) -> list[tuple[int, int]]:
@@ -77,11 +115,32 @@ def write_shards(store: Store, directory: str, shards: Sequence[RowStore], *, st
     Raises:
         StoreError: a file cannot be written.
     """
-    return [
-        asdict(_write_part(store, directory, number, shard.tables, part, state))
-        for number, shard in enumerate(shards)
-        for part in shard.parts(file_ranges(*shard.buckets, _file_buckets(shard, state)))
-    ]
+    return [file.write(store, directory).plain() for file in shard_files(shards, state=state)]
+
+
+def shard_files(shards: Sequence[RowStore], *, state: bool, delta: int = 0, save: str = "") -> Iterator[ShardFile]:
+    """The files of this rank's rows of all exchange groups; each is valid until the next is asked for, or is copied.
+
+    Args:
+        shards: of the groups, in order.
+        state: see `write_shards`.
+        delta: more than 0: of what has changed since the last `RowStore.watch`, with state.
+        save: folder of the files.
+    """
+    for number, shard in enumerate(shards):
+        # Few rows change, and a file for each 64 buckets would be many small ones.
+        width = BUCKETS if delta and _bytes_changed(shard) < FILE_BYTES else _file_buckets(shard, state)
+        for part in shard.parts(file_ranges(*shard.buckets, width), changed=delta > 0):
+            rows = {table.name: len(ids) for table, ids in zip(shard.tables, part.ids, strict=True)}
+            path = f"{number}/buckets-{part.first:04d}-{part.stop:04d}.safetensors"
+            path = f"{save}/{path}" if save else path
+            entry = FileEntry(path, number, part.first, part.stop, rows, state, delta=delta)
+            yield ShardFile(entry, _columns_of(shard.tables, part, state))
+
+
+def bytes_changed(shards: Sequence[RowStore]) -> int:
+    """Bytes, about, of the rows that have changed since the last `RowStore.watch`, with state."""
+    return sum(_bytes_changed(shard) for shard in shards)
 
 
 def read_shards(
@@ -96,6 +155,9 @@ def read_shards(
     rows_alone: bool = False,
 ) -> None:
     """Load this rank's rows into its shards, which must be new, from what any number of ranks wrote.
+
+    Where there are files of changes the newest are read first, and older ones tell what those have not: so nothing that
+    was dropped comes back, and each row is loaded once.
 
     Not collective. Reads only files that have buckets of this rank, one at a time, and uses none before its checksum
     was compared. Tables are found by name: the groups may be others than those that were saved.
@@ -119,11 +181,14 @@ def read_shards(
         for place, table in enumerate(shard.tables)
         if tables is None or table.name in tables
     ]
-    for shard, _, name in wanted:
-        file_of_buckets(files, name, *shard.buckets, directory)
+    newest = max((file.delta for file in files), default=0)
+    for delta in range(newest + 1):
+        for shard, _, name in wanted:
+            file_of_buckets([file for file in files if file.delta == delta], name, *shard.buckets, directory)
     for shard in shards:
         shard.resume(steps)
-    for file in files:
+    newer = Newer(newest)
+    for file in sorted(files, key=lambda file: -file.delta):
         takers = [
             (shard, place, name)
             for shard, place, name in wanted
@@ -143,6 +208,7 @@ def read_shards(
             found = tensors.get(name, {})
             for tensor, value in (absent or {}).get(name, {}).items():
                 found.setdefault(tensor, torch.full((file.rows[name],), value))
+            found = newer.left(name, found, file.delta)
             shard.load(place, _with_fresh_state(found, shard, steps) if rows_alone and found else found)
 
 
@@ -197,36 +263,43 @@ def verified_chunks(store: Store, directory: str, file: FileEntry) -> Iterator[b
 
 def _file_buckets(shard: RowStore, state: bool) -> int:
     """Buckets of a file: so many that it stays below FILE_BYTES, if one bucket does. A power of two."""
-    row = shard.dim * shard.dtype.itemsize + 8
-    if state:
-        shapes = shard.optimizer.state_shapes(shard.dim).values()
-        row += 4 * (2 + sum(math.prod(shape) for shape in shapes))
     first, stop = shard.buckets
-    of_a_bucket = row * sum(shard.row_counts()) / max(1, stop - first)
+    of_a_bucket = _row_bytes(shard, state=state) * sum(shard.row_counts()) / max(1, stop - first)
     width = FILE_BUCKETS
     while width > 1 and width * of_a_bucket > FILE_BYTES:
         width //= 2
     return width
 
 
-def _write_part(
-    store: Store, directory: str, group: int, tables: Sequence[TableConfig], part: Part, state: bool
-) -> FileEntry:
-    rows = {table.name: len(ids) for table, ids in zip(tables, part.ids, strict=True)}
-    entry = FileEntry(None, group, part.first, part.stop, rows, state)
-    if not any(rows.values()) and not (state and any(len(waiting) for waiting in part.waiting)):
-        return entry
+def _row_bytes(shard: RowStore, *, state: bool) -> int:
+    row = shard.dim * shard.dtype.itemsize + 8
+    if state:
+        shapes = shard.optimizer.state_shapes(shard.dim).values()
+        row += 4 * (2 + sum(math.prod(shape) for shape in shapes))
+    return row
+
+
+def _columns_of(tables: Sequence[TableConfig], part: Part, state: bool) -> list[tuple[str, Column]]:
+    """The tensors of a part by their names in its file; none where it has no rows, and no id waits or was dropped."""
+    some = [*part.ids, *part.dropped, *(part.waiting if state else ())]
+    if not any(len(ids) for ids in some):
+        return []
     columns = [part.columns(place, state=state) for place in range(len(tables))]
     # All tables' ids, then all tables' next tensors, ...: so they are one run each to `frozen.FrozenGroup`.
-    ordered = [
+    return [
         (tensor_name(table.name, column.name), column)
         for kind in zip(*columns, strict=True)
         for table, column in zip(tables, kind, strict=True)
     ]
-    path = f"{group}/buckets-{part.first:04d}-{part.stop:04d}.safetensors"
-    with store.open_write(f"{directory}/{path}") as file:
-        known = write_columns(file, ordered)
-    return FileEntry(path, group, part.first, part.stop, rows, state, **known)
+
+
+def _in_memory(column: Column) -> Column:
+    whole = torch.cat([block.clone() for block in column.blocks()]).reshape(column.shape)
+    return replace(column, blocks=lambda: [whole])
+
+
+def _bytes_changed(shard: RowStore) -> int:
+    return shard.rows_changed() * _row_bytes(shard, state=True)
 
 
 def read_file(store: Store, directory: str, file: FileEntry) -> dict[str, Tensor]:

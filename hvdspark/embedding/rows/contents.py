@@ -16,6 +16,7 @@ from torch import Tensor
 
 from hvdspark.embedding.arrays import Int64Array, all_finite
 from hvdspark.embedding.ids.hashing import BUCKETS
+from hvdspark.embedding.rows.changes import Changes
 from hvdspark.embedding.rows.column import Column
 from hvdspark.embedding.rows.memory import BLOCK_ROWS, RowMemory
 from hvdspark.embedding.rows.slab import Slab
@@ -33,6 +34,7 @@ class HostPart:
         ids: see `Part`.
         slots: where their rows are.
         waiting: for each table, places of the ids that wait for admission, by ascending id.
+        dropped: see `Part`.
     """
 
     memory: RowMemory
@@ -41,6 +43,7 @@ class HostPart:
     ids: tuple[Int64Array, ...]
     slots: tuple[Int64Array, ...]
     waiting: tuple[Int64Array, ...]
+    dropped: tuple[Int64Array, ...] = ()
 
     def columns(self, table: int, *, state: bool) -> list[Column]:
         """See `protocol.Part.columns`."""
@@ -52,6 +55,7 @@ class HostPart:
         keys, occurrences, ages = memory.waiting.entries(self.waiting[table])
         return [
             _column("ids", self.ids[table]),
+            *(_column("dropped_ids", ids[table]) for ids in (self.dropped,) if ids),
             _column("waiting_ids", memory.key_space.ids_of(keys)),
             _column("waiting_counts", occurrences),
             _column("waiting_ages", ages),
@@ -62,20 +66,27 @@ class HostPart:
         ]
 
 
-def parts(memory: RowMemory, ranges: Sequence[tuple[int, int]]) -> Iterator[HostPart]:
-    """The rows of a shard, cut into ranges of buckets that do not overlap.
+def parts(memory: RowMemory, ranges: Sequence[tuple[int, int]], changes: Changes | None = None) -> Iterator[HostPart]:
+    """The rows of a shard, or those that have changed, cut into ranges of buckets that do not overlap.
 
     Buckets of all keys are computed once, and one byte for each key remembers them; beyond that, work and memory are
     those of one part at a time.
     """
+    tables = range(len(memory.tables))
     range_of = np.full(BUCKETS, len(ranges), dtype=np.min_scalar_type(len(ranges)))
     for number, (first, stop) in enumerate(ranges):
         range_of[first:stop] = number
     hashed = _ranges_of(memory, memory.index.keys, range_of)
     waiting = _ranges_of(memory, memory.waiting.all_keys, range_of)
+    gone = changes.dropped if changes is not None else np.empty(0, dtype=np.int64)
+    dropped = _ranges_of(memory, gone, range_of)
     for number, (first, stop) in enumerate(ranges):
         ids, slots, waiting_places = [], [], []
-        places, keys = _sorted_by_key(memory.index.keys, _where(hashed, number))
+        places = _where(hashed, number)
+        if changes is not None:
+            places = places[changes.among(places + memory.dense, memory.counts.memory, memory.last_step.memory)]
+        places, keys = _sorted_by_key(memory.index.keys, places)
+        gone_here = gone[_where(dropped, number)]
         waits = _where(waiting, number)
         waits, waiting_keys = _sorted_by_key(memory.waiting.all_keys, waits[memory.waiting.waits(waits)])
         for table, config in enumerate(memory.tables):
@@ -84,11 +95,27 @@ def parts(memory: RowMemory, ranges: Sequence[tuple[int, int]]) -> Iterator[Host
                 ids.append(memory.key_space.ids_of(keys[mine]))
                 slots.append(places[mine] + memory.dense)
             else:
-                dense_ids, dense_slots = _dense_part(memory, table, first, stop)
+                dense_ids, dense_slots = _dense_part(memory, table, first, stop, changes)
                 ids.append(dense_ids)
                 slots.append(dense_slots)
             waiting_places.append(waits[memory.key_space.run_of(table, waiting_keys)])
-        yield HostPart(memory, first, stop, tuple(ids), tuple(slots), tuple(waiting_places))
+        left = [memory.key_space.ids_of(gone_here[memory.key_space.run_of(table, gone_here)]) for table in tables]
+        dropped_ids = tuple(left) if changes is not None else ()
+        yield HostPart(memory, first, stop, tuple(ids), tuple(slots), tuple(waiting_places), dropped_ids)
+
+
+def rows_changed(memory: RowMemory) -> int:
+    """See `RowStore.rows_changed`; all rows where nobody has watched."""
+    changes, total = memory.changes, 0
+    if changes is None:
+        return sum(memory.row_counts())
+    for start in range(0, memory.used, BLOCK_ROWS):
+        slots = np.arange(start, min(start + BLOCK_ROWS, memory.used))
+        slots = slots[(slots >= memory.dense) | (memory.counts.memory[start : start + len(slots)] > 0)]
+        if len(slots):
+            changed = changes.among(slots, memory.counts.memory, memory.last_step.memory)
+            total += int(np.count_nonzero(changed))
+    return total
 
 
 def load(memory: RowMemory, table: int, tensors: Mapping[str, Tensor], *, waiting: bool) -> None:
@@ -167,12 +194,16 @@ def _sorted_by_key(all_keys: Int64Array, places: Int64Array) -> tuple[Int64Array
     return places[order], keys[order]
 
 
-def _dense_part(memory: RowMemory, table: int, first_bucket: int, stop_bucket: int) -> tuple[Int64Array, Int64Array]:
+def _dense_part(
+    memory: RowMemory, table: int, first_bucket: int, stop_bucket: int, changes: Changes | None
+) -> tuple[Int64Array, Int64Array]:
     """(ids, slots) of a bounded table."""
     first, stop = memory.key_space.position_range(table, first_bucket, stop_bucket)
     offset = int(memory.bases[table] - memory.first_positions[table])
     first, stop = max(first + offset, int(memory.bases[table])), min(stop + offset, int(memory.bases[table + 1]))
     slots = first + np.flatnonzero(memory.counts.memory[first : max(first, stop)])
+    if changes is not None:
+        slots = slots[changes.among(slots, memory.counts.memory, memory.last_step.memory)]
     ids = memory.key_space.ids_of(memory.dense_keys(slots))
     order = ids.argsort()
     return ids[order], slots[order]

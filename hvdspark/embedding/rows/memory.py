@@ -14,6 +14,7 @@ from hvdspark.embedding.ids.hashing import bucket_range, salt_of
 from hvdspark.embedding.ids.keys import KeySpace
 from hvdspark.embedding.kernels import optimizers, updates
 from hvdspark.embedding.rows.admission import WaitingKeys
+from hvdspark.embedding.rows.changes import Changes
 from hvdspark.embedding.rows.initializer import initial_rows
 from hvdspark.embedding.rows.key_index import KeyIndex
 from hvdspark.embedding.rows.slab import Slab
@@ -48,6 +49,7 @@ class RowMemory:
         counts: int32 [slots], steps that met the id. Of a bounded table 0: never met, and its memory says nothing.
         last_step: int32 [slots], of the last update.
         step: the latest update.
+        changes: since the last checkpoint; None where nobody asks.
 
     Raises:
         ConfigurationError: the tables do not agree in dim, dtype and optimizer.
@@ -86,6 +88,7 @@ class RowMemory:
         }
         self.counts = Slab(self.dense, (), torch.int32)
         self.last_step = Slab(self.dense, (), torch.int32)
+        self.changes: Changes | None = None
 
     @property
     def used(self) -> int:
@@ -169,6 +172,8 @@ class RowMemory:
 
     def keep(self, kept: BoolArray) -> None:
         """Drop the keys of unbounded tables whose entry of `kept` (bool [len(index)]) is False; others move up."""
+        if self.changes is not None:
+            self.changes.drop(self.index.keys[~kept])
         self.index.keep(kept)
         for slab in self._slabs():
             slab.move_up(self.dense, kept)
@@ -183,3 +188,5 @@ class RowMemory:
 
     def _slabs(self) -> Iterator[Slab]:
         yield from (self.rows, self.counts, self.last_step, *self.state.values())
+        if self.changes is not None:
+            yield self.changes.counts

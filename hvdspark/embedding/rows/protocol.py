@@ -37,6 +37,12 @@ class Part(Protocol):
         """For each table something of each id that waits for admission."""
         ...
 
+    @property
+    def dropped(self) -> Sequence[Int64Array]:
+        """Of a part of changes, for each table the ids that were dropped since, ascending, also those that came again;
+        of another part nothing."""
+        ...
+
     def columns(self, table: int, *, state: bool) -> list[Column]:
         """The tensors of one table.
 
@@ -44,7 +50,7 @@ class Part(Protocol):
         With `state` also "last_step" int32 [n] (of the last update; before the first one, the latest step when the id
         was first met), "state.<name>" float32 [n, ...] for each of the optimizer's states, and for ids that wait for
         admission "waiting_ids" int64 [m], ascending, "waiting_counts" int32 [m] and "waiting_ages" int32 [m] (passes of
-        `evict` since the last sighting).
+        `evict` since the last sighting). A part of changes also has "dropped_ids" int64 [k], after "ids".
         """
         ...
 
@@ -144,11 +150,22 @@ class RowStore(Protocol):
         """
         ...
 
-    def parts(self, ranges: Sequence[tuple[int, int]]) -> Iterator[Part]:
+    def parts(self, ranges: Sequence[tuple[int, int]], *, changed: bool = False) -> Iterator[Part]:
         """The rows met in training, by ranges [first, stop) of buckets that do not overlap.
 
         All others of a bounded table are its initial rows.
+
+        Args:
+            changed: rows, with state, that are not what they were at the last `watch`; but all ids that wait.
         """
+        ...
+
+    def watch(self) -> None:
+        """From now on rows count as changed that are no longer what they are now."""
+        ...
+
+    def rows_changed(self) -> int:
+        """How many rows are not what they were at the last `watch`."""
         ...
 
     def load(self, table: int, tensors: Mapping[str, Tensor]) -> None:

@@ -14,6 +14,7 @@ from hvdspark.embedding.kernels.placement import meet
 from hvdspark.embedding.kernels.updates import update
 from hvdspark.embedding.rows import contents, eviction
 from hvdspark.embedding.rows.admission import WaitingKeys
+from hvdspark.embedding.rows.changes import Changes
 from hvdspark.embedding.rows.memory import RowMemory
 
 
@@ -103,8 +104,17 @@ class TableShard:
     def evict(self, step: int) -> int:
         return eviction.evict(self.memory, step)
 
-    def parts(self, ranges: Sequence[tuple[int, int]]) -> Iterator[contents.HostPart]:
-        return contents.parts(self.memory, ranges)
+    def parts(self, ranges: Sequence[tuple[int, int]], *, changed: bool = False) -> Iterator[contents.HostPart]:
+        if changed and self.memory.changes is None:
+            raise ValueError("nobody has watched for changes")
+        return contents.parts(self.memory, ranges, self.memory.changes if changed else None)
+
+    def watch(self) -> None:
+        self.memory.changes = None  # its memory goes before the next comes
+        self.memory.changes = Changes(self.memory.counts.memory, self.memory.step)
+
+    def rows_changed(self) -> int:
+        return contents.rows_changed(self.memory)
 
     def export(self, table: int) -> dict[str, Tensor]:
         """Copies of all tensors of one table, as `Part.columns` names them."""

@@ -55,6 +55,8 @@ class DictStore:
         self.rows: dict[int, Row] = {}
         self.waiting: dict[int, Waiting] = {}
         self.asked: list[int] = []
+        self.watched: dict[int, tuple[int, int, bytes]] = {}
+        self.dropped: set[int] = set()
 
     @property
     def counts_occurrences(self) -> bool:
@@ -140,13 +142,29 @@ class DictStore:
             rare = rule.min_count is not None and row.count < rule.min_count
             if old or rare:
                 del self.rows[key]
+                self.dropped.add(key)
             elif rule.min_count is not None:
                 row.count //= 2
         return before - len(self.rows)
 
-    def parts(self, ranges: Sequence[tuple[int, int]]) -> Iterator[DictPart]:
+    def parts(self, ranges: Sequence[tuple[int, int]], *, changed: bool = False) -> Iterator[DictPart]:
         for first, stop in ranges:
-            yield DictPart(self, first, stop)
+            yield DictPart(self, first, stop, changed)
+
+    def watch(self) -> None:
+        self.watched = {key: self._bits(key) for key in self.rows}
+        self.dropped.clear()
+
+    def rows_changed(self) -> int:
+        return len(self.changed_keys())
+
+    def changed_keys(self) -> list[int]:
+        return [key for key in self.rows if self.watched.get(key) != self._bits(key)]
+
+    def _bits(self, key: int) -> tuple[int, int, bytes]:
+        row = self.rows[key]
+        some = [row.values.float(), *row.state.values()]
+        return row.count, row.last_step, b"".join(values.numpy().tobytes() for values in some)
 
     def load(self, table: int, tensors: Mapping[str, Tensor]) -> None:
         for number, key in enumerate(self.key_space.fuse(table, tensors["ids"]).tolist()):
@@ -202,10 +220,20 @@ class DictPart:
     store: DictStore
     first: int
     stop: int
+    changed: bool = False
 
     @property
     def ids(self) -> list[Int64Array]:
-        return [np.array(self._ids_of(table, list(self.store.rows))) for table in range(len(self.store.tables))]
+        return [np.array(self._ids_of(table, self._keys)) for table in range(len(self.store.tables))]
+
+    @property
+    def dropped(self) -> list[Int64Array]:
+        keys = list(self.store.dropped)
+        return [np.array(self._ids_of(table, keys)) for table in range(len(self.store.tables))] if self.changed else []
+
+    @property
+    def _keys(self) -> list[int]:
+        return self.store.changed_keys() if self.changed else list(self.store.rows)
 
     @property
     def waiting(self) -> list[Int64Array]:
@@ -217,12 +245,14 @@ class DictPart:
         return [key & (space.id_limit - 1) for key in mine if self.first <= self.store.bucket_of(key) < self.stop]
 
     def columns(self, table: int, *, state: bool) -> list[Column]:
-        ids, waiting = torch.tensor(self._ids_of(table, list(self.store.rows)), dtype=torch.int64), None
+        ids, waiting = torch.tensor(self._ids_of(table, self._keys), dtype=torch.int64), None
         rows = [self.store.rows[key] for key in self.store.key_space.fuse(table, ids).tolist()]
         values = torch.stack([row.values for row in rows]) if rows else torch.zeros(0, self.store.dim)
         counts = torch.tensor([row.count for row in rows], dtype=torch.int32)
         found = {"ids": ids, "counts": counts, "rows": values.to(self.store.dtype)}
         if state:
+            if self.changed:
+                found["dropped_ids"] = torch.tensor(self._ids_of(table, list(self.store.dropped)), dtype=torch.int64)
             waiting = torch.tensor(self._ids_of(table, list(self.store.waiting)), dtype=torch.int64)
             entries = [self.store.waiting[key] for key in self.store.key_space.fuse(table, waiting).tolist()]
             shapes = self.store.optimizer.state_shapes(self.store.dim)

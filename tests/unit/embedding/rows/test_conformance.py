@@ -125,6 +125,30 @@ def test_steps_are_those_of_a_dict(make: Callable[..., RowStore], kind: str) -> 
     assert_same_rows(stores, [64, 2000, 2048, 2049])
 
 
+@pytest.mark.parametrize("kind", ["adam", "ftrl", "two optimizers", "bfloat16", "sgd"])
+def test_changes_are_those_of_a_dict_that_compares_every_row(make: Callable[..., RowStore], kind: str) -> None:
+    stores = pair(make, of_kind(kind), 0, 1)
+    for watched in (0, 4, 8, STEPS):
+        for store in stores:
+            store.watch()
+        train(stores, range(watched + 1, watched + 4))
+        # Met, and not updated: their counts change, or they are new.
+        met = keys_of(stores[0], watched + 20)
+        for store in stores:
+            store.slots(met, insert=True)
+        assert stores[0].rows_changed() == stores[1].rows_changed()
+        edges = [0, 64, 2048, BUCKETS]
+        for mine, expected in zip(
+            *(store.parts(list(itertools.pairwise(edges)), changed=True) for store in stores), strict=True
+        ):
+            for place in range(len(stores[0].tables)):
+                assert mine.dropped[place].tolist() == expected.dropped[place].tolist()
+                columns, wanted = (tensors_of(part, place) for part in (mine, expected))
+                assert columns.keys() == wanted.keys()
+                for name, tensor in columns.items():
+                    assert_same(tensor, wanted[name])
+
+
 @pytest.mark.parametrize("rank", [0, 1, 2])
 def test_a_rank_has_its_buckets_alone(make: Callable[..., RowStore], rank: int) -> None:
     stores = pair(make, of_kind("adam"), rank, 3)
