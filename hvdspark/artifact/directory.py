@@ -19,6 +19,7 @@ from typing import Any
 from torch import Tensor
 
 from hvdspark import __version__
+from hvdspark.artifact.manifest import damage
 from hvdspark.artifact.tensors import checksum, read_tensors, unpack, write_tensors
 from hvdspark.embedding.files.checked import checked_chunks
 from hvdspark.errors import CheckpointError, StoreError
@@ -28,7 +29,6 @@ WEIGHTS = "weights.safetensors"
 TABLES = "tables"
 TABLES_AT = "tables_at"  # of a manifest: where the files of tables are that were not copied
 FORMAT = 1
-_MAPPINGS = ("files", "aliases", "state")  # of a manifest
 
 
 class ArtifactWriter:
@@ -95,6 +95,8 @@ class Artifact:
     @property
     def fingerprint(self) -> str:
         """What tells these weights from all others: a sha256 of the files' checksums."""
+        if WEIGHTS not in self.manifest.get("files", {}):
+            raise CheckpointError("there are no weights here", value=self.store.spark_uri(self.directory))
         return fingerprint_of(self.manifest["files"][WEIGHTS], self.tables)
 
     @property
@@ -120,12 +122,19 @@ class Artifact:
 
     def tensors(self, name: str = WEIGHTS) -> dict[str, Tensor]:
         """The tensors of a file under all their names, on the CPU; memory-mapped in a local file system."""
-        aliases = self.manifest[_aliases_of(name)]
+        aliases = self.manifest.get(_aliases_of(name), {})
         return unpack(read_tensors(self.store, f"{self.directory}/{name}"), aliases)
 
     def read(self, name: str) -> bytes:
         """The content of a small file."""
         return self.store.read_bytes(f"{self.directory}/{name}")
+
+    def read_json(self, name: str) -> Any:
+        """What a small file of JSON says. Raises CheckpointError where it is none."""
+        try:
+            return self.store.read_json(f"{self.directory}/{name}")
+        except StoreError as error:
+            raise CheckpointError("a file cannot be read", value=str(error), where=self.directory) from error
 
 
 def fingerprint_of(weights: Mapping[str, Any], tables: Sequence[Mapping[str, Any]]) -> str:
@@ -161,19 +170,21 @@ def _manifest(store: Store, directory: str) -> dict[str, Any]:
             value=store.spark_uri(directory),
             hint="a directory without manifest.json was never finished",
         )
-    if not isinstance(manifest, dict) or not all(isinstance(manifest.get(key, {}), dict) for key in _MAPPINGS):
-        raise CheckpointError(
-            "the manifest is damaged",
-            value=store.spark_uri(directory),
-            hint="it is not what hvdspark writes: save or train again, or restore it from a copy",
-        )
-    if manifest.get("format", FORMAT + 1) > FORMAT:
+    number = manifest.get("format", FORMAT + 1) if isinstance(manifest, dict) else None
+    if type(number) is int and number > FORMAT:
         writer = manifest.get("written_by", "a later version")
         raise CheckpointError(
             "written in a newer format",
             value=manifest.get("format"),
             where=store.spark_uri(directory),
             hint=f"upgrade hvdspark: {writer} wrote it, and hvdspark {__version__} reads formats up to {FORMAT}",
+        )
+    why = damage(manifest) or (None if type(number) is int else "format is no number")
+    if why is not None:
+        raise CheckpointError(
+            f"the manifest is damaged ({why})",
+            value=store.spark_uri(directory),
+            hint="it is not what hvdspark writes: save or train again, or restore it from a copy",
         )
     return manifest
 

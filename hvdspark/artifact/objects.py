@@ -9,13 +9,13 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import safetensors.torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from hvdspark.artifact.compare import changed, check_constructed, first_difference, same_bits
 from hvdspark.artifact.describe import OTHERWISE, Describer, Description
 from hvdspark.artifact.rebuild import Rebuilder
+from hvdspark.artifact.tensors import of_bytes
 from hvdspark.artifact.tensors import pack as pack_tensors
 from hvdspark.artifact.tensors import unpack as unpack_tensors
 from hvdspark.artifact.trust import Trust
@@ -101,7 +101,7 @@ def pack(objects: Mapping[str, Any], weights: Mapping[str, Tensor]) -> tuple[dic
 
 def unpack(state: Mapping[str, Description], files: Mapping[str, bytes], trust: Trust) -> dict[str, Any]:
     """The objects that `pack` packed; weights have no values yet. Raises as `rebuild`."""
-    tensors = unpack_tensors(safetensors.torch.load(files[TENSORS]), {}) if TENSORS in files else {}
+    tensors = unpack_tensors(of_bytes(files[TENSORS]), {}) if TENSORS in files else {}
     return rebuild_all(state, tensors, trust)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import io
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from hvdspark.embedding.files.tensor_file import write_columns
 from hvdspark.embedding.rows.column import Column
+from hvdspark.errors import CheckpointError, HvdSparkError
 from hvdspark.store import Store
 
 _CHUNK_BYTES = 1 << 22
@@ -22,6 +24,13 @@ _AS_BYTES = "::"
 _OF_THE_FORMAT = {
     *(torch.float64, torch.float32, torch.float16, torch.bfloat16),
     *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
+}
+
+
+_OTHERS = {
+    str(dtype).removeprefix("torch."): dtype
+    for dtype in vars(torch).values()
+    if isinstance(dtype, torch.dtype) and dtype not in _OF_THE_FORMAT
 }
 
 
@@ -79,15 +88,22 @@ def _pieces(tensor: Tensor) -> Iterator[Tensor]:
 
 
 def unpack(tensors: dict[str, Tensor], aliases: Mapping[str, str]) -> dict[str, Tensor]:
-    """All tensors under all their names, in their own types."""
-    own = dict(_in_own_type(name, tensor) for name, tensor in tensors.items())
-    return {**own, **{name: own[kept] for name, kept in aliases.items()}}
+    """All tensors under all their names, in their own types.
+
+    Raises:
+        CheckpointError: a type or a name is not what `write_tensors` writes.
+    """
+    with _damage_named("tensors"):
+        own = dict(_in_own_type(name, tensor) for name, tensor in tensors.items())
+        return {**own, **{name: own[kept] for name, kept in aliases.items()}}
 
 
 def _in_own_type(name: str, tensor: Tensor) -> tuple[str, Tensor]:
     name, _, dtype = name.partition(_AS_BYTES)
+    if not dtype:
+        return name, tensor
     # In a mapped file bytes may begin anywhere, and numbers must not.
-    return name, tensor.clone().view(getattr(torch, dtype)).squeeze(-1) if dtype else tensor
+    return name, tensor.clone().view(_OTHERS[dtype]).squeeze(-1)
 
 
 def checksum(data: bytes) -> dict[str, Any]:
@@ -96,8 +112,33 @@ def checksum(data: bytes) -> dict[str, Any]:
 
 
 def read_tensors(store: Store, path: str) -> dict[str, Tensor]:
-    """The tensors of a file of `pack`, on CPU; memory-mapped where the store is a local file system."""
-    local = store.local_path(path)
-    if local is not None:
-        return unpack(safetensors.torch.load_file(local), {})
-    return unpack(safetensors.torch.load(store.read_bytes(path)), {})
+    """The tensors of a file of `pack`, on CPU; memory-mapped where the store is a local file system.
+
+    Raises:
+        CheckpointError: it is no such file.
+    """
+    with _damage_named(store.spark_uri(path)):
+        local = store.local_path(path)
+        found = safetensors.torch.load_file(local) if local is not None else of_bytes(store.read_bytes(path))
+    return unpack(found, {})
+
+
+def of_bytes(data: bytes) -> dict[str, Tensor]:
+    """The tensors of a safetensors file. Raises CheckpointError where it is none."""
+    with _damage_named("a file"):
+        return safetensors.torch.load(data)
+
+
+@contextlib.contextmanager
+def _damage_named(where: str) -> Iterator[None]:
+    try:
+        yield
+    except HvdSparkError:
+        raise
+    except (safetensors.SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(
+            "not a file of tensors that can be read",
+            value=f"{type(error).__name__}: {error}",
+            where=where,
+            hint="the file is damaged, or was not written by hvdspark",
+        ) from error

@@ -174,12 +174,13 @@ def _with_horovod(facts: Facts) -> Facts:
 
 def _with_store(facts: Facts, uri: str) -> Facts:
     from hvdspark.store import Store
+    from hvdspark.store.spellings import redacted
 
     try:
         Store(uri, "--store").check_writable()
     except HvdSparkError as error:
         what = str(error).removesuffix(f". Hint: {error.hint}")
-        return replace(facts, store=uri, store_error=what, store_hint=error.hint)
+        return replace(facts, store=redacted(uri), store_error=what, store_hint=error.hint)
     return replace(facts, store=uri)
 
 

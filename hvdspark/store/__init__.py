@@ -15,11 +15,12 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from hvdspark.errors import StoreError
+from hvdspark.store.sealed import sealed, unsealed
 from hvdspark.store.spellings import RENAMING, canonical, checked, fsspec_form, joined
 
 __all__ = ["Store"]
@@ -63,10 +64,31 @@ class Store:
         return joined(self._fsspec_uri, path)
 
     def local_path(self, path: str = "") -> Path | None:
-        """The path for plain file access, or None when the store is not a mounted file system."""
+        """The path for plain file access, or None when the store is not a mounted file system.
+
+        Raises:
+            StoreError: a symbolic link in the store leads out of it.
+        """
         if not self._fsspec_uri.startswith("file://"):
             return None
+        local = self._unfollowed(path)
+        if path:
+            self._check_inside(local)
+        return local
+
+    def _unfollowed(self, path: str) -> Path:
         return Path(joined(self._fsspec_uri.removeprefix("file://"), path))
+
+    def _check_inside(self, local: Path) -> None:
+        """Whoever sends a store, packed, may have put links into it."""
+        root = os.path.realpath(self._unfollowed(""))
+        if os.path.commonpath([root, os.path.realpath(local)]) != root:
+            raise StoreError(
+                "a symbolic link leads out of the store",
+                value=str(local),
+                where=self._where,
+                hint="let the URI name the place itself, mount it there, or copy the files (cp -L)",
+            )
 
     def filesystem(self) -> Any:
         """The fsspec filesystem of the store. StoreError if its package is not installed."""
@@ -113,11 +135,13 @@ class Store:
     def delete(self, path: str) -> None:
         """Remove a file or a directory with all it holds. Nothing happens if it is missing."""
         with self._named("delete", path):
-            local = self.local_path(path)
-            if local is None:
+            if self.local_path() is None:
                 with contextlib.suppress(FileNotFoundError):
                     self.filesystem().rm(self.path(path), recursive=True)
-            elif local.is_dir() and not local.is_symlink():
+                return
+            local = self._unfollowed(path)
+            self._check_inside(local.parent if path else local)  # a link itself may go
+            if local.is_dir() and not local.is_symlink():
                 shutil.rmtree(local, onerror=_ignore_missing)
             else:
                 local.unlink(missing_ok=True)
@@ -149,6 +173,10 @@ class Store:
         """All of a file, in UTF-8. StoreError if it cannot be read."""
         return self.read_bytes(path).decode("utf-8")
 
+    def read_json(self, path: str) -> Any:
+        """What a file of JSON says. StoreError if it cannot be read, or is none."""
+        return self._parsed(path, "a file of JSON", lambda said: said)
+
     def write_bytes(self, path: str, data: bytes) -> None:
         """Write a whole file; readers see the old content or the new, never a part. Parents are created."""
         if self.local_path() is not None:
@@ -178,7 +206,7 @@ class Store:
         temporary = local.with_name(_temporary(local.name))
         with self._named("write", path):
             try:
-                with open(temporary, "xb") as file:
+                with open(temporary, "xb", opener=_of_this_user) as file:
                     yield file
                     file.flush()
                     os.fsync(file.fileno())
@@ -228,17 +256,22 @@ class Store:
 
     def commit(self, path: str, manifest: dict[str, Any]) -> None:
         """Declare the directory `path` complete by writing its manifest, last."""
-        self.write_text(f"{checked(path)}/{MANIFEST}", json.dumps(manifest, sort_keys=True))
+        self.write_text(f"{checked(path)}/{MANIFEST}", sealed(manifest))
 
     def committed(self, path: str) -> dict[str, Any] | None:
-        """The manifest of a complete directory; None if it is missing or was never committed."""
+        """The manifest of a complete directory; None if it is missing or was never committed.
+
+        Raises:
+            StoreError: it cannot be read or parsed, or is not what was written.
+        """
         manifest = f"{checked(path)}/{MANIFEST}"
-        if not self.exists(manifest):
-            return None
+        return cast("dict[str, Any]", self._parsed(manifest, "a manifest", unsealed)) if self.exists(manifest) else None
+
+    def _parsed(self, path: str, what: str, understood: Callable[[Any], Any]) -> Any:
         try:
-            return cast("dict[str, Any]", json.loads(self.read_text(manifest)))
-        except ValueError as error:
-            raise StoreError("a manifest cannot be parsed", value=joined(self.uri, manifest)) from error
+            return understood(json.loads(self.read_text(path)))
+        except (ValueError, RecursionError) as error:
+            raise StoreError(f"{what} cannot be parsed ({_cause(error)})", value=joined(self.uri, path)) from error
 
     @contextlib.contextmanager
     def _publishing(self, path: str) -> Iterator[str]:
@@ -271,6 +304,10 @@ class Store:
                 where=self._where,
                 hint="check that the path exists and that this user may use it, on this host",
             ) from error
+
+
+def _of_this_user(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 def _temporary(name: str) -> str:

@@ -24,6 +24,10 @@ from hvdspark.errors import StoreError
 RENAMING = {"hdfs", "webhdfs", "viewfs"}
 
 _SPARK_SCHEME = {"s3": "s3a", "s3n": "s3a", "gcs": "gs"}
+_TOKEN = re.compile(r"(?i)[?&;](sig|token|secret|password|x-amz-\w*)=")
+# No file has these in its name, and some readers take a backslash for a slash.
+_NO_PATH = re.compile(r"[\x00\\\ud800-\udfff]")
+_LONGEST_SHOWN = 300
 _FSSPEC_SCHEME = {"s3a": "s3", "abfss": "abfs", "viewfs": "hdfs"}
 
 
@@ -38,7 +42,7 @@ def canonical(uri: str, where: str = "store_uri") -> str:
     """
     if not isinstance(uri, str) or not uri.strip():
         raise StoreError("the store URI is empty", value=uri, where=where, hint="for example file:///data/hvdspark")
-    if re.search(r"://[^/]*:[^/]*@", uri):
+    if carries_credentials(uri):
         raise StoreError(
             "the store URI carries credentials",
             where=where,
@@ -46,12 +50,12 @@ def canonical(uri: str, where: str = "store_uri") -> str:
         )
     if re.match(r"(?i)file:", uri):
         uri = urllib.parse.unquote(uri)  # pathlib's as_uri() encodes, Spark's paths are not encoded
-    if refused := sorted(set(re.findall(r"[?#*%\[\]{}\x00-\x1f]", uri))):
+    if refused := sorted(set(re.findall(r"[?#*%\[\]{}\x00-\x1f\ud800-\udfff]|::", uri))):
         raise StoreError(
             "the store URI has characters that Spark, Petastorm and fsspec read differently",
             value=refused,
             where=where,
-            hint="use a plain path without ? # * % [ ] { }",
+            hint="use a plain path without ? # * % [ ] { } and ::",
         )
     match = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):(.*)$", uri)
     scheme, rest = (match[1].lower(), match[2]) if match else ("file", str(Path(uri).expanduser().absolute()))
@@ -73,6 +77,21 @@ def canonical(uri: str, where: str = "store_uri") -> str:
     return f"{scheme}://{host}/{path.strip('/')}".rstrip("/") if host or path else f"{scheme}:///"
 
 
+def carries_credentials(uri: str) -> bool:
+    """Whether a URI has a password or key in front of its host, or a token behind its path."""
+    authority, _, rest = uri.partition("://")[2].partition("/")
+    user, _, host = authority.rpartition("@")
+    port = host.partition(":")[2]
+    # Keys may hold slashes: then the "@" stands in what looks like the path, and the beginning of the key like a port.
+    cut_by_a_slash = "@" in rest and not re.fullmatch(r"\d*", port)
+    return ":" in user or cut_by_a_slash or bool(_TOKEN.search(uri))
+
+
+def redacted(uri: str) -> str:
+    """A URI as it may be shown, whoever reads along: what may be a secret in it is left out."""
+    return f"{uri.partition('://')[0]}://... (credentials are not repeated)" if carries_credentials(uri) else uri
+
+
 def _known_schemes() -> set[str]:
     from fsspec.registry import known_implementations
 
@@ -88,9 +107,10 @@ def fsspec_form(uri: str) -> str:
 
 
 def checked(path: str) -> str:
-    """A path in the store, without slashes around it. StoreError where it leads out of the store."""
-    if path.startswith("/") or ".." in path.split("/") or "\x00" in path:
-        raise StoreError("a path in the store must be relative to it", value=path)
+    """A path in the store, without slashes around it. StoreError where it leads out of the store, or could be read as
+    one that does."""
+    if path.startswith("/") or ".." in path.split("/") or _NO_PATH.search(path):
+        raise StoreError("a path in the store must be relative to it", value=path[:_LONGEST_SHOWN])
     return path.strip("/")
 
 

@@ -185,10 +185,10 @@ class Checkpoints:
 
     def _load(self, directory: str, module: nn.Module, optimizer: torch.optim.Optimizer) -> TrainProgress:
         artifact = load_weights(self._store, directory, module)
-        tree = json.loads(artifact.read(_OPTIMIZER_TREE))
+        tree = artifact.read_json(_OPTIMIZER_TREE)
         load_optimizer_state(optimizer, artifact.tensors(_OPTIMIZER_TENSORS), tree, directory)
         read_tables(artifact, module)
-        return TrainProgress.from_plain(artifact.manifest["progress"], directory)
+        return TrainProgress.from_plain(artifact.manifest.get("progress", {}), directory)
 
     def _directory(self, place: Sequence[int]) -> str:
         return f"{self._root}/{_name(place)}"

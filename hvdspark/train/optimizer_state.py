@@ -20,7 +20,7 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, tensors: dict[str, Te
         state = unflatten_state(tensors, tree)
         optimizer.load_state_dict(state)
         _keep_types(optimizer, state["state"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError, RuntimeError) as error:
         raise CheckpointError(
             "the optimizer's state does not fit the optimizer", value=str(error), where=where
         ) from error

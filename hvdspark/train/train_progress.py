@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from hvdspark.errors import CheckpointError
+from hvdspark.plain import built
 from hvdspark.train.best_epoch import BestEpoch
 
 Row = dict[str, Any]
@@ -93,13 +94,11 @@ class TrainProgress:
             where: for messages.
 
         Raises:
-            CheckpointError: a later version wrote it.
+            CheckpointError: a later version wrote it, or it is damaged.
         """
-        epoch = plain.get("epoch")
         try:
-            going_on = EpochProgress(**epoch) if epoch is not None else None
-            return cls(**{**plain, "best": BestEpoch(**plain["best"]), "epoch": going_on})
-        except (TypeError, KeyError) as error:
+            return built(cls, plain, "progress")
+        except TypeError as error:
             raise CheckpointError(
                 "the progress in a checkpoint cannot be read",
                 value=str(error),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +22,7 @@ from hvdspark.estimators.columns import scoring_input
 from hvdspark.estimators.continuous import check_numbers, number
 from hvdspark.estimators.ctr import _columns as columns_of
 from hvdspark.specs import ColumnSpec
+from tests.manifests import rewritten
 from tests.spark.toys import files_in
 
 pytestmark = pytest.mark.spark
@@ -144,10 +144,7 @@ def test_a_saved_model_knows_the_types_of_training(
     (logits,) = TrainedModel.read(str(tmp_path / "model")).predict(columns)  # without Spark
     assert logits.tolist() == [row["rawPrediction"][1] for row in scored]
     manifest = tmp_path / "model" / "data" / "manifest.json"
-    content = json.loads(manifest.read_text())
-    del content["state"]["types"]  # as it was before types were saved
-    manifest.write_text(json.dumps(content))
-    (tmp_path / "model" / "data" / ".manifest.json.crc").unlink(missing_ok=True)
+    rewritten(manifest, lambda said: said["state"].pop("types"))  # as it was before types were saved
     old = CTRClassificationModel.load(str(tmp_path / "model"))
     assert len(probabilities(old.transform(as_numbers))) == 200
 
@@ -205,8 +202,7 @@ def test_a_damaged_or_newer_save_is_refused_on_the_driver(saved: Path, tmp_path:
         tables[0].write_bytes(content)
     else:
         manifest = tmp_path / "model" / "data" / "manifest.json"
-        manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "format": 99}))
-        (tmp_path / "model" / "data" / ".manifest.json.crc").unlink(missing_ok=True)
+        rewritten(manifest, lambda said: said.update(format=99))
     with pytest.raises(CheckpointError, match="upgrade" if damage == "newer" else "damaged|cannot be read"):
         CTRClassificationModel.load(str(tmp_path / "model"))
 

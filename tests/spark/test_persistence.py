@@ -19,6 +19,7 @@ from hvdspark.errors import (
     PersistenceError,
 )
 from hvdspark.estimators import TorchEstimator, TorchModel
+from tests.manifests import rewritten
 from tests.spark.toys import linear, scores, separable
 
 pytestmark = pytest.mark.spark
@@ -128,12 +129,7 @@ def test_what_cannot_be_saved_does_not_delete_what_was(spark: SparkSession, tmp_
         (lambda data: (data / "manifest.json").unlink(), "no complete model"),
         (lambda data: (data / "weights.safetensors").unlink(), "cannot be read"),
         (lambda data: (data / "weights.safetensors").write_bytes(b"x" * 100), "damaged"),
-        (
-            lambda data: (data / "manifest.json").write_text(
-                (data / "manifest.json").read_text().replace('"format": 1', '"format": 99')
-            ),
-            "newer format",
-        ),
+        (lambda data: rewritten(data / "manifest.json", lambda said: said.update(format=99)), "newer format"),
     ],
 )
 def test_a_damaged_model_is_refused(

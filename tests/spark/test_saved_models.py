@@ -22,6 +22,7 @@ from torch import nn
 from hvdspark.errors import PersistenceError
 from hvdspark.estimators import TorchEstimator, TorchModel
 from hvdspark.specs import ColumnSpec
+from tests.manifests import said_in
 from tests.spark.toys import as_fitted, linear, scores
 from tests.unit.train import ordinary
 
@@ -61,7 +62,7 @@ def predicted(frame: DataFrame) -> dict[str, Any]:
 
 def manifest_of(path: Path) -> tuple[Path, dict[str, Any]]:
     file = path / "data" / "manifest.json"
-    return file, json.loads(file.read_text())
+    return file, said_in(file)
 
 
 def tuned(best: TorchModel) -> TrainValidationSplitModel:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import stat
@@ -77,6 +78,9 @@ def test_relative_paths_become_absolute(monkeypatch: pytest.MonkeyPatch, tmp_pat
         ("/data/a?b", r"\?"),
         ("/data/100%", "%"),
         ("/data/a\nb", "characters"),
+        ("/data/\ud800", "characters"),
+        ("s3a://bucket::http://169.254.169.254/a", "::"),
+        ("simplecache::s3://bucket/a", "::"),
     ],
 )
 def test_nonsense_is_refused(uri: str, says: str) -> None:
@@ -85,7 +89,11 @@ def test_nonsense_is_refused(uri: str, says: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "uri", ["s3a://key:secret@bucket/a", "abfss://box@account/a?sig=secret", "hdfs://u:secret@nn/a"]
+    "uri",
+    [
+        *("s3a://key:secret@bucket/a", "s3://key:sec/ret/secret@bucket/a", "abfss://box@account/a?sig=secret"),
+        *("hdfs://u:secret@nn/a", "hdfs://u:secret@nn:8020/a", "file://u:secret@host/a", "gs://b/a;token=secret"),
+    ],
 )
 def test_credentials_are_refused_and_not_repeated(uri: str) -> None:
     with pytest.raises(StoreError) as refused:
@@ -93,12 +101,41 @@ def test_credentials_are_refused_and_not_repeated(uri: str) -> None:
     assert "secret" not in str(refused.value)
 
 
-@pytest.mark.parametrize("path", ["/etc/passwd", "../x", "a/../../x", "a\x00b"])
+@pytest.mark.parametrize("path", ["/etc/passwd", "../x", "a/../../x", "a\x00b", "..\\x", "a\ud800"])
 def test_paths_stay_inside(tmp_path: Path, path: str) -> None:
     store = Store(str(tmp_path))
     for use in (store.spark_uri, store.petastorm_uri, store.local_path, store.exists, store.delete, store.read_bytes):
         with pytest.raises(StoreError, match="relative"):
             use(path)
+
+
+def test_links_do_not_lead_out(tmp_path: Path) -> None:
+    """Whoever sends a store as an archive may have put links into it."""
+    outside, store = tmp_path / "outside", Store(str(tmp_path / "linked" / "store"))
+    outside.mkdir()
+    (outside / "file").write_text("mine")
+    (tmp_path / "linked").symlink_to(tmp_path / "real")  # a store may itself be reached by one
+    (tmp_path / "real").mkdir()
+    store.write_text("inside/file", "its own")
+    root = tmp_path / "real" / "store"
+    (root / "out").symlink_to(outside)
+    (root / "file").symlink_to("../../outside/file")
+    (root / "in").symlink_to("inside")
+    assert store.read_text("in/file") == "its own"
+    for path in ("out/file", "file"):
+        for use in (store.read_bytes, store.exists, store.local_path, lambda path: store.write_text(path, "theirs")):
+            with pytest.raises(StoreError, match="leads out of the store"):
+                use(path)
+    for path in ("out/file", "out/new"):
+        with pytest.raises(StoreError, match="leads out of the store"):
+            store.delete(path)
+    for use in (store.list, store.make_directory):
+        with pytest.raises(StoreError, match="leads out of the store"):
+            use("out")
+    store.delete("out")
+    store.delete("file")
+    assert store.list() == ["in", "inside"], "a link itself may be deleted"
+    assert (outside / "file").read_text() == "mine"
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -205,6 +242,34 @@ def test_the_manifest_is_the_commit(store: Store) -> None:
         store.committed("model")
 
 
+def test_a_manifest_that_changed_is_no_manifest(store: Store) -> None:
+    said = {"epoch": 3, "loss": [0.1, float("nan"), 1e-300], "names": {"é": None, "b": True}, "empty": {}}
+    store.commit("model", said)
+    whole = store.read_bytes("model/manifest.json")
+    expected = json.dumps(said, sort_keys=True)
+    assert json.dumps(store.committed("model"), sort_keys=True) == expected
+    for bit in range(0, 8 * len(whole), 5):
+        flipped = bytearray(whole)
+        flipped[bit // 8] ^= 1 << bit % 8
+        store.write_bytes("model/manifest.json", flipped)
+        try:
+            found = store.committed("model")
+        except StoreError:
+            continue
+        known = {name: value for name, value in (found or {}).items() if name in said}
+        assert json.dumps(known, sort_keys=True) == expected, "nothing else was understood"
+    store.write_text("model/manifest.json", json.dumps({"epoch": 4}))
+    assert store.committed("model") == {"epoch": 4}, "earlier versions wrote no checksum"
+
+
+@pytest.mark.parametrize("text", [b"[" * 100_000, b"\xff", b"1" * 10_000, b"{} {}", b"", b'{"a": '])
+def test_what_is_no_json_is_named(store: Store, text: bytes) -> None:
+    store.write_bytes("model/manifest.json", text)
+    for read in (lambda: store.committed("model"), lambda: store.read_json("model/manifest.json")):
+        with pytest.raises(StoreError, match="cannot be parsed.*model/manifest.json"):
+            read()
+
+
 def test_filesystem_and_path_agree(store: Store) -> None:
     store.write_bytes("a/b", b"1")
     assert store.filesystem().cat_file(store.path("a/b")) == b"1"
@@ -254,6 +319,24 @@ def test_new_local_directories_are_private(tmp_path: Path) -> None:
     Store(str(tmp_path / "new")).make_directory("runs/1")
     for folder in ("new", "new/runs", "new/runs/1"):
         assert stat.S_IMODE((tmp_path / folder).stat().st_mode) == 0o700
+
+
+@pytest.mark.parametrize("umask", [0, 0o077])
+def test_files_are_private_whatever_the_umask_is(tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        store = Store(str(tmp_path / "new"))
+        store.write_text("a/b/file", "1")
+        store.commit("a", {})
+        store.check_writable()
+        with store.open_write("a/b/large") as file:
+            assert {stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "new" / "a" / "b").iterdir()} == {0o600}
+            file.write(b"1")
+    finally:
+        os.umask(before)
+    found = [tmp_path / "new", *(tmp_path / "new").rglob("*")]
+    assert {stat.S_IMODE(path.stat().st_mode) for path in found if path.is_dir()} == {0o700}
+    assert {stat.S_IMODE(path.stat().st_mode) for path in found if path.is_file()} == {0o600}
 
 
 def test_an_unwritable_store_is_named(tmp_path: Path) -> None:

@@ -168,8 +168,8 @@ def collect_leftovers(store: Store) -> None:
         _delete(owner, path)
     leased_runs = [name.removesuffix(".json") for name in store.list(_RUN_LEASES)]
     for path in [f"{DATASETS}/{name}" for name in store.list(DATASETS)] + [f"{_RUNS}/{name}" for name in leased_runs]:
-        with contextlib.suppress(StoreError, ValueError, KeyError):
-            if not _is_abandoned(json.loads(store.read_text(_lease_file(path)))):
+        with contextlib.suppress(StoreError, ValueError, KeyError, TypeError, OverflowError):  # no lease of ours
+            if not _is_abandoned(store.read_json(_lease_file(path))):
                 continue
             if store.exists(f"{path}/{_MODEL}"):  # all it lacks is that the lease was deleted
                 logger.info("%s is a model although its fit did not return; delete it if it is not wanted", path)

@@ -203,8 +203,12 @@ def read_footer(store: Store, path: str) -> Any:
     try:
         with store.open_read(path) as file:
             return pq.read_metadata(file)
-    except pa.ArrowInvalid as error:
-        raise StoreError("not a readable Parquet file", value=store.spark_uri(path)) from error
+    except StoreError:
+        raise
+    except (pa.ArrowException, OSError, MemoryError, ValueError) as error:  # of a damaged footer it may be any
+        raise StoreError(
+            f"not a readable Parquet file ({type(error).__name__})", value=store.spark_uri(path)
+        ) from error
 
 
 def decoded_bytes(chunk: Any) -> int:

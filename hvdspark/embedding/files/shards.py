@@ -28,8 +28,10 @@ from hvdspark.embedding.ids.hashing import BUCKETS
 from hvdspark.embedding.kernels.optimizers import initial_state
 from hvdspark.embedding.rows.column import Column
 from hvdspark.embedding.rows.protocol import Part, RowStore
-from hvdspark.errors import CheckpointError
+from hvdspark.errors import CheckpointError, StoreError
+from hvdspark.plain import built
 from hvdspark.store import Store
+from hvdspark.store.spellings import checked
 
 FILE_BUCKETS = 64
 # Where a file would be larger, it gets fewer buckets: a rank of a larger world owns a few of them and reads it whole,
@@ -215,11 +217,15 @@ def read_shards(
 def parse_entries(entries: Iterable[Mapping[str, Any]], where: str) -> list[FileEntry]:
     """Raises CheckpointError where an entry is not one."""
     try:
-        files = [FileEntry(**entry) for entry in entries]
+        files = [built(FileEntry, entry) for entry in entries]
         for file in files:
             if not 0 <= file.first < file.stop <= BUCKETS:
                 raise ValueError(f"buckets [{file.first}, {file.stop})")
-    except (TypeError, ValueError) as error:
+            if min(file.group, file.bytes, *file.rows.values()) < 0:
+                raise ValueError("a number below 0")
+            if file.path is not None:
+                checked(file.path)
+    except (TypeError, ValueError, StoreError) as error:
         raise CheckpointError(
             "the list of table files in the manifest is damaged",
             value=f"{type(error).__name__}: {error}",
@@ -304,10 +310,9 @@ def _bytes_changed(shard: RowStore) -> int:
 
 def read_file(store: Store, directory: str, file: FileEntry) -> dict[str, Tensor]:
     """The tensors of a file that there is, in memory, by `tensor_name`. Raises CheckpointError where it is damaged."""
-    data, size = bytearray(file.bytes), 0
+    data = bytearray()  # what the file has, not what is said of it
     for chunk in verified_chunks(store, directory, file):
-        data[size : size + len(chunk)] = chunk
-        size += len(chunk)
+        data += chunk
     return tensors_of(data, store.spark_uri(f"{directory}/{file.path}"))
 
 

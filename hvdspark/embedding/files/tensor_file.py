@@ -96,13 +96,16 @@ def extents(data: Any, where: str) -> dict[str, Extent]:
         header.pop("__metadata__", None)
         found = {}
         for name, item in header.items():
+            numbers = [*item["data_offsets"], *item["shape"]]
+            if not all(type(number) is int and number >= 0 for number in numbers):
+                raise ValueError(f"tensor {name[:200]!r} with a place or shape that is none")
             start, stop = (8 + length + offset for offset in item["data_offsets"])
             extent = Extent(_DTYPES[item["dtype"]], tuple(item["shape"]), start, stop)
-            inside = 8 + length <= start <= stop <= len(data)
+            inside = start <= stop <= len(data)
             if not inside or extent.dtype.itemsize * math.prod(extent.shape) != stop - start:
                 raise ValueError(f"tensor {name} of shape {extent.shape} in bytes [{start}, {stop})")
             found[name] = extent
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(
             "not a file of tensors that can be read",
             value=f"{type(error).__name__}: {error}",

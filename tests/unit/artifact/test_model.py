@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from hvdspark.artifact.weights import write_weights
 from hvdspark.errors import CheckpointError, DataError, PersistenceError, StoreError
 from hvdspark.specs import ColumnSpec
 from hvdspark.store import Store
+from tests.manifests import said_in
 
 INPUTS = Inputs((ColumnSpec("x", "float32", "scalar"), ColumnSpec("y", "float32", "scalar")))
 
@@ -79,7 +81,8 @@ def test_errors_name_what_was_given(saved: Path) -> None:
     with pytest.raises(StoreError, match=r"unknown scheme of a store URI: 's4' \(in path\)"):
         TrainedModel.read("s4://bucket/model")
     manifest = saved / DATA / "manifest.json"
-    manifest.write_text(manifest.read_text().replace("tests.unit.artifact.test_model:Scaled", "nowhere.layers:Net"))
+    said = json.dumps(said_in(manifest))
+    manifest.write_text(said.replace("tests.unit.artifact.test_model:Scaled", "nowhere.layers:Net"))
     with pytest.raises(PersistenceError, match=r"does not trust: 'nowhere\.layers:Net'.*trust=Trust\(\('nowhere',\)\)"):
         TrainedModel.read(str(saved))
     with pytest.raises(PersistenceError, match="cannot import a part of the saved model: 'nowhere.layers:Net'"):

@@ -154,3 +154,10 @@ def test_a_session_that_does_not_answer_is_not_waited_for(monkeypatch: pytest.Mo
 )
 def test_last_line(text: str, line: str) -> None:
     assert facts._last_line(text) == line
+
+
+@pytest.mark.parametrize("uri", ["s3a://key:hush@bucket/a", "s3a://key:a/b/hush@bucket/a", "hdfs://u:hush@nn/a"])
+def test_credentials_of_a_store_are_not_repeated(uri: str) -> None:
+    found = facts.gather(store=uri)
+    assert "carries credentials" in (found.store_error or "")
+    assert "hush" not in repr(found) + repr(diagnose(found))

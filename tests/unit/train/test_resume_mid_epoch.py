@@ -14,6 +14,7 @@ from torch import Tensor
 from hvdspark.collectives import ThreadedCollective, run_threaded
 from hvdspark.specs import TrainSpec
 from hvdspark.store import Store
+from hvdspark.store.sealed import unsealed
 from hvdspark.train.callbacks import Callback, TrainState
 from hvdspark.train.program import Program, TrainResult
 from tests.unit.train.datasets import click_columns, train_spec, write_dataset
@@ -184,7 +185,7 @@ def test_the_seconds_of_an_epoch_are_those_of_all_its_parts(store: Store) -> Non
     spec = train_spec(store, write_dataset(store, click_columns(ROWS)), batch_size=BATCH)
     train_until(spec, click_program, 1, (0, 2))
     path = "runs/run-1/checkpoints/epoch-00000-step-00000002/manifest.json"
-    manifest = json.loads(store.read_bytes(path))
+    manifest = unsealed(store.read_json(path))
     seconds = manifest["progress"]["epoch"]["seconds"]
     assert seconds.keys() >= {"training", "loading"}
     seconds.update(training=5000.0, loading=3000.0)

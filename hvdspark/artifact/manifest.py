@@ -1,0 +1,74 @@
+"""What a manifest has to be before anything is done with it, whoever wrote it.
+
+Its names become paths, and its numbers sizes: they are held to that here, once, for everybody who opens a directory.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from hvdspark.embedding.files.shards import parse_entries
+from hvdspark.errors import HvdSparkError
+from hvdspark.plain import built
+from hvdspark.store.spellings import checked
+
+_MAPPINGS = ("files", "aliases", "state")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class _File:
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class _Place:
+    store: str
+    directory: str
+
+
+@dataclass(frozen=True)
+class _Tables:
+    description: dict[str, Any]
+    files: list[dict[str, Any]]
+    name: str = ""  # earlier versions saved none
+
+
+def damage(manifest: Any) -> str | None:
+    """Why something is no manifest of weights, in words; None where it is one."""
+    try:
+        _check(manifest)
+    except (TypeError, ValueError, HvdSparkError) as error:
+        return str(error)
+    return None
+
+
+def _check(manifest: Any) -> None:
+    if not isinstance(manifest, dict):
+        raise TypeError(f"it is a {type(manifest).__name__}")
+    for key in _MAPPINGS:
+        if not isinstance(manifest.get(key, {}), dict):
+            raise TypeError(f"{key} is a {type(manifest[key]).__name__}")
+    for name, entry in manifest.get("files", {}).items():
+        file = built(_File, entry, f"files.{name}")
+        if not checked(name) or file.bytes < 0 or not _SHA256.fullmatch(file.sha256):
+            raise ValueError(f"files.{name} is no file with a size and a SHA-256")
+    for key in manifest:
+        if key.endswith("aliases"):
+            _check_aliases(key, manifest[key])
+    tables = manifest.get("tables", [])
+    if not isinstance(tables, list):
+        raise TypeError(f"tables is a {type(tables).__name__}")
+    for number, entry in enumerate(tables):
+        parse_entries(built(_Tables, entry, f"tables[{number}]").files, f"tables[{number}]")
+    if manifest.get("tables_at") is not None:
+        checked(built(_Place, manifest["tables_at"], "tables_at").directory)
+
+
+def _check_aliases(key: str, aliases: Any) -> None:
+    if not isinstance(aliases, Mapping) or not all(isinstance(kept, str) for kept in aliases.values()):
+        raise TypeError(f"{key} is no list of names")
