@@ -1,26 +1,25 @@
 """Events from the ranks to the driver while they run: progress, and who is where.
 
-Lines of JSON over TCP, each signed with the run's secret. The channel is a convenience: starts are learned from Spark,
-results and errors travel as rows of the Spark job, so a run without a channel (a port that executors cannot
-reach) differs only in that it shows no progress. A lost connection is made again. It says nothing about the
+Lines of JSON over TCP, each signed with the run's secret (seals.py). The channel is a convenience: starts are learned
+from Spark, results and errors travel as rows of the Spark job, so a run without a channel (a port that executors
+cannot reach) differs only in that it shows no progress. A lost connection is made again. It says nothing about the
 rank, and only a driver that stays away for minutes counts as gone; one that ends a run says so.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import hmac
 import json
 import queue
 import socket
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, BinaryIO
 
 from hvdspark.launch.addresses import keep_alive, listen_from
 from hvdspark.launch.door import Door
+from hvdspark.launch.seals import LONGEST_NONCE, Seal, Seals, nonce
 
 GRACE_S = 120.0
 _HEARTBEAT_S = 20.0
@@ -35,21 +34,6 @@ _QUEUED_EVENTS = 256
 _HEARTBEAT = {"event": "alive"}
 _BYE = {"event": "bye"}
 _STOP = "stop"
-
-
-def sign(secret: str, text: str | bytes) -> str:
-    data = text if isinstance(text, bytes) else text.encode()
-    return hmac.new(secret.encode(), data, hashlib.sha256).hexdigest()
-
-
-def _line(secret: str, text: str) -> bytes:
-    return f"{sign(secret, text)} {text}\n".encode()
-
-
-def _text(secret: str, line: bytes) -> str | None:
-    """What a line says; None where it is not signed with the secret. Raises ValueError for what is not UTF-8."""
-    signature, _, text = line.rstrip(b"\n").partition(b" ")
-    return text.decode() if hmac.compare_digest(signature, sign(secret, text).encode()) else None
 
 
 class ChannelListener:
@@ -72,7 +56,7 @@ class ChannelListener:
         self._secret, self._on_event, self._on_lost = secret, on_event, on_lost
         listener = listen_from(host, first_port)
         self.port: int = listener.getsockname()[1]
-        self._tasks: set[socket.socket] = set()
+        self._tasks: dict[socket.socket, Seal] = {}  # what the driver says to each
         self._lock, self._calling = threading.Lock(), threading.Lock()
         self._closed = False
         self._door = Door(listener, self._serve, "hvdspark-channel")
@@ -81,12 +65,12 @@ class ChannelListener:
         """Tell the tasks to stop, and close every connection."""
         with self._lock:
             self._closed = True
-            connections = list(self._tasks)
+            tasks = dict(self._tasks)
         self._door.close()
-        for connection in connections:
+        for connection, seal in tasks.items():
             with contextlib.suppress(OSError):
                 connection.settimeout(1.0)
-                connection.sendall(_line(self._secret, _STOP))
+                connection.sendall(seal.line(_STOP))
             with contextlib.suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
         self._door.join(timeout_s=5)
@@ -96,14 +80,18 @@ class ChannelListener:
         said_bye = False
         try:
             with connection.makefile("rb") as lines:
+                connection.sendall(own := nonce())
+                seals = Seals.of(self._secret, lines.readline(LONGEST_NONCE), own)
                 while line := lines.readline(_LONGEST_LINE if hello else _LONGEST_FIRST_LINE):
-                    text = _text(self._secret, line)
+                    text = seals.task.text(line)
                     if text is None:
                         return  # a stranger: hang up
                     event = json.loads(text)
+                    if not isinstance(event, dict):
+                        return
                     if hello is None:
                         hello = event
-                        self._admit(connection)
+                        self._admit(connection, seals.driver)
                     said_bye = event.get("event") == "bye"
                     if event != _HEARTBEAT:
                         # A progress bar must never end a training run.
@@ -111,12 +99,12 @@ class ChannelListener:
                             self._on_event(event)
         finally:
             with self._lock:
-                self._tasks.discard(connection)
+                self._tasks.pop(connection, None)
                 lost = hello is not None and not said_bye and not self._closed
             if lost and hello is not None:
                 self._on_lost(hello)
 
-    def _admit(self, connection: socket.socket) -> None:
+    def _admit(self, connection: socket.socket, seal: Seal) -> None:
         """The other side has the secret. Raises OSError when the listener is closed."""
         self._door.strangers.forget(connection)
         keep_alive(connection)
@@ -124,7 +112,7 @@ class ChannelListener:
         with self._lock:
             if self._closed:
                 raise ConnectionAbortedError
-            self._tasks.add(connection)
+            self._tasks[connection] = seal
 
 
 class ChannelSender:
@@ -198,24 +186,40 @@ class ChannelSender:
     def _talk(self, connection: socket.socket, again: bool) -> bool:
         """Send events until the connection is lost; True when there is nothing more to say to anybody."""
         keep_alive(connection)
-        connection.settimeout(None)
         lost, told_to_stop = threading.Event(), threading.Event()
-        reader = threading.Thread(
-            target=self._listen, args=(connection, lost, told_to_stop), name="hvdspark-channel", daemon=True
-        )
-        reader.start()
         finished = False
-        with contextlib.suppress(OSError):
-            if again:
-                connection.sendall(_line(self._secret, json.dumps(self._hello)))
-            while not (finished or lost.is_set()):
-                event = self._next()
-                connection.sendall(_line(self._secret, json.dumps(_BYE if event is None else event)))
-                finished = event is None
-        with contextlib.suppress(OSError):
-            connection.shutdown(socket.SHUT_RDWR)
-        reader.join(timeout=_CLOSE_TIMEOUT_S)
+        with connection.makefile("rb") as lines:
+            seals = self._meet(connection, lines)
+            if seals is None:
+                return False
+            reader = threading.Thread(
+                target=self._listen,
+                args=(lines, seals.driver, lost, told_to_stop),
+                name="hvdspark-channel",
+                daemon=True,
+            )
+            reader.start()
+            with contextlib.suppress(OSError):
+                if again:
+                    connection.sendall(seals.task.line(json.dumps(self._hello)))
+                while not (finished or lost.is_set()):
+                    event = self._next()
+                    connection.sendall(seals.task.line(json.dumps(_BYE if event is None else event)))
+                    finished = event is None
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+            reader.join(timeout=_CLOSE_TIMEOUT_S)
         return finished or told_to_stop.is_set()
+
+    def _meet(self, connection: socket.socket, lines: BinaryIO) -> Seals | None:
+        """Exchange nonces; None where nobody answers."""
+        with contextlib.suppress(OSError):
+            connection.settimeout(_CONNECT_TIMEOUT_S)
+            connection.sendall(own := nonce())
+            if answer := lines.readline(LONGEST_NONCE):
+                connection.settimeout(None)
+                return Seals.of(self._secret, own, answer)
+        return None
 
     def _next(self) -> dict[str, Any] | None:
         try:
@@ -223,9 +227,9 @@ class ChannelSender:
         except queue.Empty:
             return _HEARTBEAT
 
-    def _listen(self, connection: socket.socket, lost: threading.Event, told_to_stop: threading.Event) -> None:
-        with contextlib.suppress(OSError, ValueError), connection.makefile("rb") as lines:
-            if _text(self._secret, lines.readline(_LONGEST_FIRST_LINE)) == _STOP:
+    def _listen(self, lines: BinaryIO, seal: Seal, lost: threading.Event, told_to_stop: threading.Event) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            if seal.text(lines.readline(_LONGEST_FIRST_LINE)) == _STOP:
                 told_to_stop.set()
                 if not self._closing.is_set():
                     self._on_closed()

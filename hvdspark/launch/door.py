@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import socket
 import threading
 import time
 from collections.abc import Callable
+
+logger = logging.getLogger(__name__)
 
 _MOST = 512
 _PATIENCE_S = 10.0
@@ -63,12 +66,21 @@ class Door:
             self.strangers.admit(connection)
             thread = threading.Thread(target=self._welcome, args=(connection,), name=self._name, daemon=True)
             self._threads.add(thread)
-            thread.start()
+            try:
+                thread.start()
+            except RuntimeError:  # as many threads as there may be: those of strangers end soon
+                self._threads.discard(thread)
+                self.strangers.forget(connection)
+                connection.close()
+                time.sleep(_PAUSE_S)
 
     def _welcome(self, connection: socket.socket) -> None:
         try:
-            with contextlib.suppress(OSError, ValueError):  # cut off in the middle, or nonsense
-                self._serve(connection)
+            self._serve(connection)
+        except OSError:
+            pass  # cut off in the middle
+        except Exception as error:  # nonsense, whatever it is; what it says is nobody's to repeat
+            logger.debug("%s: a connection is closed (%s)", self._name, type(error).__name__)
         finally:
             self.strangers.forget(connection)
             connection.close()

@@ -44,7 +44,10 @@ def check_environment(extra: Mapping[str, str]) -> dict[str, str]:
     for name, value in extra.items():
         if not isinstance(name, str) or not isinstance(value, str):
             raise ConfigurationError(
-                "environment variables are strings", value=f"{name!r}: {value!r}", where="env", hint=f"str({value!r})"
+                "environment variables are strings",  # and may be secrets: only their types are told
+                value=f"{name!r} is of type {type(value).__name__}",
+                where="env",
+                hint="str(...) of it",
             )
         if name in RESERVED:
             raise ConfigurationError(

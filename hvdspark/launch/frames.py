@@ -28,6 +28,7 @@ INTRODUCTION = b"I"
 OUTCOME = b"O"
 
 _HEADER = struct.Struct("<cQ")  # kind, bytes that follow
+_PIECE = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -64,5 +65,16 @@ def read_frame(stream: BinaryIO) -> tuple[bytes, bytes] | None:
     if len(header) < _HEADER.size:
         return None
     kind, length = _HEADER.unpack(header)
-    body = stream.read(length)
+    body = _read(stream, length)
     return None if len(body) < length else (kind, body)
+
+
+def _read(stream: BinaryIO, length: int) -> bytes:
+    """Up to so many bytes; memory is taken for what comes, not for what is announced."""
+    body = stream.read(min(length, _PIECE))
+    if len(body) == length:
+        return body
+    pieces = [body]
+    while length > (have := sum(map(len, pieces))) and (piece := stream.read(min(length - have, _PIECE))):
+        pieces.append(piece)
+    return b"".join(pieces)

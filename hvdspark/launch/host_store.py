@@ -4,16 +4,20 @@ Horovod asks for the addresses of every peer, one by one and twice, over a conne
 ranks. Here all of a scope (all ranks; the ranks of a host; the ranks of the same place on every host) arrive in one
 answer, and the rank's many questions stay on its host. They also stay on IPv4 loopback, which is all that Horovod's
 client can speak (HTTPRequest.hpp), whatever the network between the executors is.
+
+The rank finds it in its environment, which user code may print or hand to other programs. So this server has a secret
+of its own: that of the gang is in no environment, and who reads this one can ask for addresses, on this host alone.
 """
 
 from __future__ import annotations
 
 import contextlib
+import secrets
 import threading
 import zlib
 
 from hvdspark.launch.addresses import LOOPBACK
-from hvdspark.launch.rendezvous import RendezvousClient, Store, StoreServer, retried
+from hvdspark.launch.rendezvous import CONTROL, RendezvousClient, Store, StoreServer, retried
 from hvdspark.specs import World
 
 # Names of Horovod's scopes (gloo_context.h); those of process sets end otherwise, and their sizes are not known here.
@@ -23,9 +27,9 @@ _GLOBAL, _LOCAL, _CROSS = "global", "local_", "cross_"
 class HostStore(StoreServer):
     """Listens from construction on; `close()` frees port and threads."""
 
-    def __init__(self, gang: RendezvousClient, world: World, secret: str) -> None:
-        super().__init__(LOOPBACK, secret, _Mirror(gang, world))
-        self._secret = secret
+    def __init__(self, gang: RendezvousClient, world: World) -> None:
+        self._secret = secrets.token_hex(16)
+        super().__init__(LOOPBACK, self._secret, _Mirror(gang, world))
 
     def horovod_environment(self) -> dict[str, str]:
         return RendezvousClient(LOOPBACK, self.port, self._secret).horovod_environment()
@@ -40,6 +44,7 @@ class _Mirror(Store):
         self._lock = threading.Lock()
 
     def get(self, scope: str, key: str) -> bytes | None:
+        _refuse_control(scope)
         with self._lock:
             known = self._scopes.get(scope, {})
             if key not in known:
@@ -49,6 +54,7 @@ class _Mirror(Store):
             return zlib.decompress(known[key]) if key in known else None
 
     def put(self, scope: str, key: str, value: bytes) -> bytes:
+        _refuse_control(scope)
         with self._lock:
             self._scopes.pop(scope, None)  # Horovod is initialised again: the others have new addresses, too
             # 136 bytes for each peer, mostly zeros.
@@ -56,7 +62,14 @@ class _Mirror(Store):
         return b""
 
     def delete(self, scope: str, key: str) -> None:
+        _refuse_control(scope)
         retried(lambda: self._gang.delete(scope, key))
+
+
+def _refuse_control(scope: str) -> None:
+    """What tasks say of their ranks is not said for a rank by whoever reads its environment."""
+    if scope == CONTROL:
+        raise ValueError("not a scope of Horovod's")
 
 
 def _size(scope: str, world: World) -> int | None:

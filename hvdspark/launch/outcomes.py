@@ -86,7 +86,11 @@ class Outcomes:
 
         Returns:
             How many ranks had reported before this one: an order that needs no clocks.
+
+        Raises:
+            ValueError: there is no such rank.
         """
+        self._check(rank)
         with self._changed:
             if rank not in self._by_rank:
                 self._by_rank[rank] = outcome
@@ -105,7 +109,8 @@ class Outcomes:
                 self._heard_s[rank] = time.monotonic()
 
     def ready(self, rank: int) -> None:
-        """Note that `rank` waits for the others to call `hvd.init` together."""
+        """Note that `rank` waits for the others to call `hvd.init` together. ValueError where there is no such rank."""
+        self._check(rank)
         with self._changed:
             self._ready.add(rank)
             self._changed.notify_all()
@@ -150,6 +155,10 @@ class Outcomes:
         with self._changed:
             self._closed = True
             self._changed.notify_all()
+
+    def _check(self, rank: int) -> None:
+        if not 0 <= rank < self._size:
+            raise ValueError(f"rank {rank} of {self._size}")
 
     def _complete(self) -> bool:
         return len(self._ready) == self._size

@@ -38,7 +38,7 @@ _RETRY_PAUSE_S = 0.2
 _LONGEST_REQUEST_LINE = 2048
 # An address book entry is 136 bytes for each pair of ranks; no report is longer.
 _LONGEST_BODY = 8 << 20
-_CONTROL = "control"
+CONTROL = "control"  # scope of what tasks ask for themselves
 
 
 class StoreServer:
@@ -102,23 +102,23 @@ class RendezvousClient:
     def record(self, rank: int, outcome: Outcome) -> int | None:
         """Tell the server how `rank` ended; how many had reported before. Raises OSError when the server is gone."""
         report = json.dumps({"status": outcome.status, "kind": outcome.kind})
-        answer = self._request("PUT", _CONTROL, str(rank), report.encode())[1]
+        answer = self._request("PUT", CONTROL, str(rank), report.encode())[1]
         return int(answer) if answer else None
 
     def ready(self, rank: int) -> None:
         """Say that `rank` waits for the others. Raises OSError when the server is gone."""
-        self._request("PUT", _CONTROL, f"ready/{rank}", b"")
+        self._request("PUT", CONTROL, f"ready/{rank}", b"")
 
     def all_ready(self) -> bool:
         """Long poll: whether every rank is ready. Raises OSError when the server is gone."""
-        return self._request("GET", _CONTROL, "ready")[0] == 200
+        return self._request("GET", CONTROL, "ready")[0] == 200
 
     def stop_cause(self, rank: int | None = None) -> StopCause | None:
         """Long poll: why this rank must stop, or None. Tells the server that the task of `rank` is there, too.
 
         Raises OSError when the server is gone.
         """
-        status, answer = self._request("GET", _CONTROL, "stop" if rank is None else f"stop/{rank}")
+        status, answer = self._request("GET", CONTROL, "stop" if rank is None else f"stop/{rank}")
         return StopCause(**json.loads(answer)) if status == 200 else None
 
     def put(self, scope: str, key: str, value: bytes) -> None:
@@ -131,7 +131,7 @@ class RendezvousClient:
 
     def scope(self, name: str, at_least: int) -> dict[str, bytes]:
         """Long poll: all values of a scope, as soon as there are that many. Raises OSError when the server is gone."""
-        status, answer = self._request("GET", _CONTROL, f"scope/{at_least}/{name}")
+        status, answer = self._request("GET", CONTROL, f"scope/{at_least}/{name}")
         if status != 200:
             return {}
         return {key: b64decode(value) for key, value in json.loads(answer).items()}
@@ -171,13 +171,13 @@ class _GangStore(Store):
         self._changed = threading.Condition()
 
     def get(self, scope: str, key: str) -> bytes | None:
-        if scope == _CONTROL:
+        if scope == CONTROL:
             return self._control(*key.partition("/")[::2])
         with self._changed:
             return self._scopes.get(scope, {}).get(key)
 
     def put(self, scope: str, key: str, value: bytes) -> bytes:
-        if scope != _CONTROL:
+        if scope != CONTROL:
             self._change(scope, lambda values: values.__setitem__(key, value))
         elif key.startswith("ready/"):
             self._outcomes.ready(int(key.removeprefix("ready/")))
@@ -235,8 +235,14 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse()
             return
         self.server.door.strangers.forget(self.connection)
-        if self.parse_request():
+        if not self.parse_request():
+            return
+        try:
             self._serve(self._parts[2].decode(), self._parts[3].decode())
+        except OSError:
+            raise  # cut off
+        except Exception:  # it has the secret, and asks for what cannot be
+            self._answer(400)
 
     def _serve(self, scope: str, key: str) -> None:
         store, value = self.server.store, None

@@ -90,7 +90,7 @@ def run_task(spec: LaunchSpec, place: Place) -> tuple[World, Outcome]:
         channel.send({"event": "started", "rank": world.rank, "host": world.hostname})
         host = _rendezvous_host([peer.peer for peer in peers])
         gang = RendezvousClient(host, peers[0].port, spec.secret)
-        store = HostStore(gang, world, spec.secret)
+        store = HostStore(gang, world)
         stack.callback(store.close)
         interface = environment.get(INTERFACE) or interface_towards(host)
         process.send_assignment(

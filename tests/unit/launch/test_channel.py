@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from hvdspark.launch.channel import ChannelListener, ChannelSender, sign
+from hvdspark.launch.channel import ChannelListener, ChannelSender
+from hvdspark.launch.seals import Seals, nonce
 from tests.unit.launch.network import Relay
 
 SECRET = "s3cret"
@@ -24,6 +25,15 @@ class Driver:
         self.lost: queue.Queue[dict[str, Any]] = queue.Queue()
         self.listener = ChannelListener("127.0.0.1", SECRET, self.events.put, self.lost.put)
         self.address = ("127.0.0.1", self.listener.port)
+
+
+@contextlib.contextmanager
+def met(driver: Driver, secret: str = SECRET) -> Iterator[tuple[socket.socket, Seals]]:
+    """A connection to the driver on which both nonces are known, and nothing was said."""
+    with socket.create_connection(driver.address, timeout=5) as connection:
+        connection.sendall(own := nonce())
+        with connection.makefile("rb") as lines:
+            yield connection, Seals.of(secret, own, lines.readline())
 
 
 @pytest.fixture
@@ -46,9 +56,8 @@ def test_events_arrive_in_order_and_goodbye_is_not_a_loss(driver: Driver) -> Non
 
 
 def test_a_dead_task_is_reported_with_its_first_event(driver: Driver) -> None:
-    with socket.create_connection(driver.address) as connection:
-        text = json.dumps({"event": "started", "rank": 3, "host": "h"})
-        connection.sendall(f"{sign(SECRET, text)} {text}\n".encode())
+    with met(driver) as (connection, seals):
+        connection.sendall(seals.task.line(json.dumps({"event": "started", "rank": 3, "host": "h"})))
         driver.events.get(timeout=5)
     assert driver.lost.get(timeout=5) == {"event": "started", "rank": 3, "host": "h"}
 
@@ -58,26 +67,95 @@ def test_a_dead_task_is_reported_with_its_first_event(driver: Driver) -> None:
     [
         b'{"event": "progress"}\n',
         b"deadbeef {}\n",
-        f"{sign('other', '{}')} {{}}\n".encode(),
+        b"of another secret",
         b"\n",
         b"\xff\xfe \x80\n",
         "\N{LATIN SMALL LETTER E WITH ACUTE} {}\n".encode(),
         b"x" * 5000,  # more than a first line may have, and no end of it
     ],
 )
-def test_strangers_are_hung_up_on(driver: Driver, line: bytes) -> None:
+@pytest.mark.parametrize("after_nonces", [True, False])
+def test_strangers_are_hung_up_on(driver: Driver, line: bytes, after_nonces: bool) -> None:
     failures: queue.Queue[Any] = queue.Queue()
     threading.excepthook, before = failures.put, threading.excepthook
     try:
-        with socket.create_connection(driver.address, timeout=5) as connection:
-            connection.sendall(line)
+        with contextlib.ExitStack() as stack:
+            if after_nonces:
+                connection, seals = stack.enter_context(met(driver, "other"))
+                line = seals.task.line("{}") if line == b"of another secret" else line
+            else:
+                connection = stack.enter_context(socket.create_connection(driver.address, timeout=5))
+                line = line + b"\n" + line
+            connection.sendall(line + (b"" if line.endswith(b"\n") or len(line) > 4096 else b"\n"))
             with contextlib.suppress(ConnectionResetError):
-                assert connection.recv(1) == b""
+                while connection.recv(100):  # its nonce
+                    pass
         driver.listener.close()
     finally:
         threading.excepthook = before
     assert driver.events.empty()
     assert failures.empty(), failures.get().exc_value
+
+
+def test_what_was_said_counts_once_and_in_its_place(driver: Driver) -> None:
+    """Whoever listens on the network can record signed lines, and must not be able to use them."""
+    hello, more = (json.dumps({"event": name, "rank": 0, "host": "h"}) for name in ("started", "steps"))
+    with met(driver) as (connection, seals):
+        recorded = [seals.task.line(hello), seals.task.line(more)]
+        connection.sendall(recorded[0])
+        assert driver.events.get(timeout=5) == json.loads(hello)
+        connection.sendall(recorded[0])  # again
+        assert connection.recv(1) == b"", "hung up on"
+    assert driver.lost.get(timeout=5) == json.loads(hello)
+    for lines in (recorded[:1], recorded[1:], recorded):
+        with met(driver) as (connection, _):  # on another connection
+            connection.sendall(b"".join(lines))
+            assert connection.recv(1) == b""
+    with met(driver) as (connection, seals):
+        first, second = seals.task.line(hello), seals.task.line(more)
+        connection.sendall(second + first)  # in another order
+        assert connection.recv(1) == b""
+    with met(driver) as (connection, seals):
+        connection.sendall(seals.driver.line(hello))  # what the driver could have said
+        assert connection.recv(1) == b""
+    assert driver.events.empty()
+    assert driver.lost.empty()
+
+
+@pytest.mark.parametrize("said", ["[]", "5", "null", "[" * 100_000, '{"event": NaN, "rank": {}}', "{} {}"])
+def test_nonsense_of_one_with_the_secret_is_hung_up_on_or_handed_on(driver: Driver, said: str) -> None:
+    failures: queue.Queue[Any] = queue.Queue()
+    threading.excepthook, before = failures.put, threading.excepthook
+    try:
+        with met(driver) as (connection, seals):
+            connection.sendall(seals.task.line(json.dumps({"event": "started", "rank": 0})))
+            driver.events.get(timeout=5)
+            connection.sendall(seals.task.line(said))
+        driver.lost.get(timeout=5)
+        driver.listener.close()
+    finally:
+        threading.excepthook = before
+    assert failures.empty(), failures.get().exc_value
+
+
+def test_a_task_does_not_listen_to_strangers() -> None:
+    """One who takes the driver's place cannot end ranks, not even with lines that the driver once said."""
+    gone = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        sender = ChannelSender(server.getsockname(), SECRET, on_closed=gone.set)
+        sender.send({"event": "started"})
+        recorded, own = [], nonce()
+        for turn in range(2):
+            connection, _ = server.accept()
+            with connection, connection.makefile("rb") as lines:
+                connection.sendall(own)
+                seals = Seals.of(SECRET, lines.readline(), own)
+                recorded.append(seals.driver.line("stop"))
+                lines.readline()
+                connection.sendall((b"stop\n", recorded[0])[turn])
+                lines.read()  # until it hangs up
+        assert not gone.is_set()
+        sender.close()
 
 
 def test_a_cut_connection_is_made_again_and_is_no_end(driver: Driver) -> None:
@@ -116,6 +194,8 @@ def test_a_connection_is_never_idle(driver: Driver) -> None:
         sender.send({"event": "started"})
         connection, _ = server.accept()
         with connection, connection.makefile("r") as lines:
+            connection.sendall(nonce())
+            lines.readline()
             heard = [json.loads(lines.readline().partition(" ")[2])["event"] for _ in range(3)]
         sender.close()
     assert heard == ["started", "alive", "alive"]

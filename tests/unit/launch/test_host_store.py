@@ -42,15 +42,15 @@ def test_256_ranks_meet_in_one_round_of_addresses(monkeypatch: pytest.MonkeyPatc
     connected = threading.Barrier(size)
 
     def meet(rank: int) -> None:
-        store = HostStore(gang, worlds[rank], SECRET)
+        store = HostStore(gang, worlds[rank])
         try:
-            assert horovod_request(store.port, "PUT", rank, addresses[rank]) == (200, b"")
+            assert horovod_request(store, "PUT", rank, addresses[rank]) == (200, b"")
             asks = range(size) if rank % 64 == 1 else [(rank + 1) % size]
             for peer in asks:
-                answers = [horovod_request(store.port, "GET", peer) for _ in range(2)]
+                answers = [horovod_request(store, "GET", peer) for _ in range(2)]
                 wrong.extend(rank for answer in answers if answer != (200, addresses[peer]))
             connected.wait(timeout=60)  # Gloo's barrier
-            assert horovod_request(store.port, "DELETE", rank) == (200, b"")
+            assert horovod_request(store, "DELETE", rank) == (200, b"")
         finally:
             store.close()
 
@@ -62,9 +62,12 @@ def test_256_ranks_meet_in_one_round_of_addresses(monkeypatch: pytest.MonkeyPatc
     assert time.monotonic() - began < 60
 
 
-def horovod_request(port: int, method: str, key: int, body: bytes | None = None) -> tuple[int, bytes]:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-    connection.request(method, f"/{SECRET}:0/global/{key}", body)
+def horovod_request(
+    store: HostStore, method: str, key: int | str, body: bytes | None = None, scope: str = "global"
+) -> tuple[int, bytes]:
+    address, _, secret = store.horovod_environment()["HOROVOD_GLOO_RENDEZVOUS_ADDR"].partition("/")
+    connection = http.client.HTTPConnection(address, timeout=60)
+    connection.request(method, f"/{secret}:0/{scope}/{key}", body)
     response = connection.getresponse()
     result = response.status, response.read()
     connection.close()
@@ -77,15 +80,11 @@ def horovod_request(port: int, method: str, key: int, body: bytes | None = None)
 def test_a_rank_waits_for_all_addresses_of_a_scope(scope: str, peers: int) -> None:
     server = RendezvousServer("127.0.0.1", 4, SECRET)
     gang = RendezvousClient("127.0.0.1", server.port, SECRET)
-    store = HostStore(gang, World(1, 4, 1, 2, 0, 3, "h"), SECRET)
-    path = f"/{SECRET}:0/{scope}/"
+    store = HostStore(gang, World(1, 4, 1, 2, 0, 3, "h"))
     answers: queue.Queue[Any] = queue.Queue()
 
     def ask() -> None:
-        connection = http.client.HTTPConnection("127.0.0.1", store.port, timeout=20)
-        connection.request("GET", f"{path}{peers - 1}")
-        answers.put(connection.getresponse().read())
-        connection.close()
+        answers.put(horovod_request(store, "GET", peers - 1, scope=scope)[1])
 
     waiting = threading.Thread(target=ask)
     for key in range(peers - 1):
@@ -96,3 +95,23 @@ def test_a_rank_waits_for_all_addresses_of_a_scope(scope: str, peers: int) -> No
     server.close()
     store.close()
     assert answers.get(timeout=5) in (b"late", b"")  # b"": not found; Horovod asks again
+
+
+def test_a_ranks_environment_has_no_secret_of_the_gang() -> None:
+    """User code may print its environment. What is found there answers questions for addresses, and no others."""
+    server = RendezvousServer("127.0.0.1", 2, SECRET)
+    store = HostStore(RendezvousClient("127.0.0.1", server.port, SECRET), World(0, 2, 0, 2, 0, 1, "h"))
+    try:
+        assert SECRET not in str(store.horovod_environment())
+        for method, key, body in (
+            ("PUT", "ready/1", b""),
+            ("PUT", "1", b'{"status": "failed", "kind": "exception"}'),
+            ("GET", "stop/1", None),
+            ("DELETE", "1", None),
+        ):
+            assert horovod_request(store, method, key, body, scope="control")[0] == 400
+        assert not server.outcomes.all_ready(0)
+        assert not server.outcomes.must_stop(0)
+    finally:
+        store.close()
+        server.close()

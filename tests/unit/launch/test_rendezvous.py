@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import queue
 import socket
@@ -75,6 +76,86 @@ def test_any_bytes_of_strangers_are_refused(server: RendezvousServer, line: byte
     with socket.create_connection(("127.0.0.1", server.port), timeout=10) as stranger:
         stranger.sendall(line)
         assert stranger.recv(100).startswith(b"HTTP/1.0 403")
+
+
+@pytest.mark.parametrize(
+    ("method", "key", "body"),
+    [
+        ("PUT", "control/x", b"{}"),
+        ("PUT", "control/0", b"[]"),
+        ("PUT", "control/0", b"{"),
+        ("PUT", "control/0", b"[" * 100_000),
+        ("PUT", "control/0", b'{"status": "ok", "rank": 1}'),
+        ("PUT", "control/ready/", b""),
+        ("PUT", "control/99", b'{"status": "failed", "kind": "exception"}'),
+        ("PUT", "control/ready/99", b""),
+        ("GET", "control/scope/x/global", None),
+        ("GET", "control/stop/-", None),
+        ("GET", "%ff/%fe", None),
+    ],
+)
+def test_nonsense_with_the_secret_is_refused(
+    server: RendezvousServer, method: str, key: str, body: bytes | None
+) -> None:
+    status, answer = request(server, method, f"/{SECRET}:0/{key}", body)
+    assert status in (400, 404)
+    assert answer == b""
+    assert not server.outcomes.must_stop(0), "a rank that there is not has no outcome"
+    assert not server.outcomes.all_ready(0)
+
+
+def test_a_flood_of_strangers_costs_little_and_keeps_nobody_out(server: RendezvousServer) -> None:
+    """Slow ones, silent ones, and ones that left half-way: all that may be open at once and more."""
+    before = threading.active_count()
+    strangers = []
+    for number in range(700):
+        stranger = socket.create_connection(("127.0.0.1", server.port), timeout=10)
+        if number % 3 == 0:
+            stranger.sendall(b"GET /")
+        elif number % 3 == 1:
+            stranger.shutdown(socket.SHUT_WR)  # half-open
+        strangers.append(stranger)
+    client = RendezvousClient("127.0.0.1", server.port, SECRET)
+    client.put("global", "0", b"address")
+    assert client.scope("global", 1) == {"0": b"address"}
+    assert threading.active_count() - before <= 530
+    for stranger in strangers:
+        stranger.close()
+
+
+def test_who_is_served_last_is_served_when_there_are_no_more_threads(
+    server: RendezvousServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start, refused = threading.Thread.start, []
+
+    def few(thread: threading.Thread) -> None:
+        if thread.name == "hvdspark-rendezvous" and len(refused) < 3:
+            refused.append(thread)
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", few)
+    for _ in range(3):
+        with socket.create_connection(("127.0.0.1", server.port), timeout=10) as turned_away:
+            assert turned_away.recv(1) == b""
+    assert request(server, "GET", f"/{SECRET}:0/global/0") == (404, b"")
+
+
+def test_a_slow_stranger_is_sent_away(server: RendezvousServer) -> None:
+    """One byte now and then is no way to stay: it is the whole of the first line that has its time."""
+    server.door.strangers._patience_s = 0.5
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as stranger:
+        began = time.monotonic()
+        with contextlib.suppress(OSError):
+            while time.monotonic() - began < 8:
+                stranger.sendall(b"G")
+                stranger.settimeout(0.2)
+                try:
+                    if not stranger.recv(1):
+                        break
+                except TimeoutError:
+                    continue
+        assert time.monotonic() - began < 5
 
 
 def test_a_lost_request_is_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
