@@ -88,7 +88,7 @@ def lost_in_double(schema: StructType, names: Sequence[str], rows: Moments | Non
         step = np.spacing(max(abs(least), abs(most)))
         if step > smallest and most - least < _FEW_STEPS * step:
             warnings.append(
-                f"column {name!r}: its numbers ({least:.17g} to {most:.17g}) differ by less than a double can tell; "
+                f"column {name!r}: its numbers differ by less than a double can tell; "
                 "subtract an offset from it, or use it in categoricalCols"
             )
     return warnings

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from hvdspark.artifact.classes import BINARY
+from hvdspark.checks import label_in_words
 from hvdspark.errors import ConfigurationError, DataError
 from hvdspark.specs import ColumnSpec
 from hvdspark.train.last_layer import last_of
@@ -48,7 +49,7 @@ def count_classes(label: ColumnSpec, metadata: Mapping[str, Any], given: int | N
     if low is not None and low < 0:
         raise DataError(
             "labels of classes count from 0",
-            value=f"the smallest is {low:g}",
+            value=f"the smallest is {label_in_words(low)}",
             where=f"column {name!r}",
             hint=f"StringIndexer makes classes of any values, (F.col({name!r}) > 0).cast('int') of -1 and 1; a label "
             "that is a quantity is for TorchRegressor",
@@ -56,7 +57,7 @@ def count_classes(label: ColumnSpec, metadata: Mapping[str, Any], given: int | N
     if high is not None and high > 1 and high != math.floor(high):
         raise DataError(
             "labels of classes are whole numbers: 0, 1, ...",
-            value=f"the largest is {high:g}",
+            value=f"the largest is {label_in_words(high)}",
             where=f"column {name!r}",
             hint="StringIndexer makes classes of any values; a label that is a quantity is for TorchRegressor",
         )
@@ -68,12 +69,12 @@ def count_classes(label: ColumnSpec, metadata: Mapping[str, Any], given: int | N
     elif named >= 2:
         found = LabelClasses(named, f"the metadata of column {name!r}")
     else:
-        source = f"the largest label in column {name!r}, {high:g}" if high is not None else "a guess"
+        source = f"the largest label in column {name!r}, {label_in_words(high)}" if high is not None else "a guess"
         return LabelClasses(seen, source, smallest=low)
     if seen > found.count:
         raise DataError(
             f"labels of {found.count} classes are 0 to {found.count - 1}, says {found.source}",
-            value=f"the largest is {high:g}",
+            value=f"the largest is {label_in_words(high)}",
             where=f"column {name!r}",
             hint="classes count from 0: subtract 1 where they count from 1, or set numClasses to what there is",
         )

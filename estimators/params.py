@@ -58,7 +58,7 @@ def fraction(value: Any) -> float:
 
 def environment(value: Any) -> dict[str, str]:
     if not isinstance(value, dict):
-        raise TypeError(f"Could not convert {value!r} to a dict of strings")
+        raise TypeError(f"Could not convert a {type(value).__name__} to a dict of strings")
     return check_environment(value)
 
 

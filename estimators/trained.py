@@ -67,9 +67,9 @@ def as_integer(name: str, value: Column, type_name: str, trained: str) -> Column
         trained: type in training, for the error.
     """
     text = f"hvdspark: the model was trained on {trained} in column {name!r}, and a {type_name} is no integer, or so "
-    text += "large that it may once have been another one. Hint: cast the column before it becomes a fraction. Got: "
+    text += "large that it may once have been another one. Hint: cast the column before it becomes a fraction"
     fits = is_whole(value, type_name) & (F.abs(value) < 2.0**63)
-    error = F.raise_error(F.concat(F.lit(text), value.cast("string")))
+    error = F.raise_error(F.lit(text))
     return (
         F.when(value.isNull() | is_gap(value, type_name), F.lit(None)).when(fits, value.cast("bigint")).otherwise(error)
     )

@@ -9,6 +9,8 @@ from typing import Any
 
 from hvdspark.errors import ConfigurationError
 
+_MOST_TOLD = 1000
+
 
 def nearest(value: Any, known: Sequence[str]) -> str | None:
     """The known name that a value was probably meant to be."""
@@ -43,6 +45,17 @@ def number(
         raise ConfigurationError(
             f"{what} is out of range", value=value, where=where, hint=f"a number {' and '.join(bounds)}"
         )
+
+
+def may_be_told(label: float) -> bool:
+    """Whether an error or warning may repeat a label. These repeat no values of rows, but small whole numbers: those
+    are the numbers of classes, or close to them, and identify nobody."""
+    return math.isfinite(label) and label == math.floor(label) and abs(label) <= _MOST_TOLD
+
+
+def label_in_words(label: float) -> str:
+    """A label, where it may be told."""
+    return f"{label:g}" if may_be_told(label) else "no number of a class"
 
 
 def whole(what: str, value: Any, where: str, *, least: int, most: int | None = None) -> None:

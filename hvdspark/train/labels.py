@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from hvdspark.artifact.classes import BINARY, CLASS_INDEX
+from hvdspark.checks import label_in_words
 from hvdspark.data.feed.batch import Batch, Ragged, Sparse
 from hvdspark.errors import DataError
 from hvdspark.specs import DatasetSpec
@@ -46,8 +47,8 @@ def warnings_about_labels(loss: RowLoss, labels: Sequence[str], ends: Mapping[st
         ends: as `label_ends` gives them.
     """
     return [
-        f"all labels in {name!r} are {ends[name][0].item():g}: there is nothing to tell apart. Look at the filters "
-        "before the fit"
+        f"all labels in {name!r} are {label_in_words(ends[name][0].item())}: there is nothing to tell apart. "
+        "Look at the filters before the fit"
         for position, name in enumerate(labels)
         if name in ends and ends[name][0] == ends[name][1] and loss.name(position) in (*BINARY, *CLASS_INDEX)
     ]

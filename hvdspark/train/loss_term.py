@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from hvdspark.artifact.classes import BINARY
+from hvdspark.checks import label_in_words, may_be_told
 from hvdspark.errors import ConfigurationError, DataError
 from hvdspark.train.torch_loss import LABELS, ROWS, Parsed, parse, row_weights, without_ignored
 
@@ -142,7 +144,7 @@ def _check_whole(target: Tensor, name: str, loss: str) -> None:
     if fractional.numel():
         raise DataError(
             f"labels of {loss} must be whole numbers",
-            value=fractional[0].item(),
+            value="a fraction" if bool(fractional.isfinite().all()) else math.nan,
             where=name,
             hint="they are the numbers of classes; for probabilities give an array of one for each class",
         )
@@ -152,10 +154,11 @@ def _check_range(target: Tensor, low: float, high: float, name: str, loss: str) 
     if target.numel() == 0:
         return
     smallest, largest = target.min().item(), target.max().item()
+    wrong = smallest if smallest < low else largest
     if smallest < low or largest > high:
         raise DataError(
             f"labels of {loss} must lie in [{low:g}, {high:g}]",
-            value=smallest if smallest < low else largest,
+            value=wrong if may_be_told(wrong) else label_in_words(wrong),
             where=name,
             hint=_to_range(smallest, low),
         )

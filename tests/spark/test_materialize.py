@@ -191,7 +191,7 @@ def test_keep_cannot_keep_everything(spark: SparkSession, store: Store, schema: 
         ((1, math.inf, 1.0), "error", "infinite values in a label column"),
         ((1, 1.0, None), "keep", "nulls in a weight column: 1"),
         ((1, 1.0, NAN), "skip", "NaN in a weight column: 1"),
-        ((1, 1.0, -0.5), "error", "negative weights: -0.5"),
+        ((1, 1.0, -0.5), "error", "negative weights"),
     ],
 )
 def test_labels_and_weights_are_always_checked(

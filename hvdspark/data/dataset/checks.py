@@ -65,7 +65,7 @@ def check_column(column: SourceColumn, found: ColumnEvidence, keep: bool, count:
         raise DataError(what, value=nans or None, where=where, hint="filter or fill these rows first")
     if column.role == "weight":
         if found.minimum is not None and found.minimum < 0:
-            raise DataError("negative weights", value=found.minimum, where=where, hint="a weight is 0 or more")
+            raise DataError("negative weights", where=where, hint="a weight is 0 or more")
         if found.maximum == 0:
             raise DataError("all weights are 0", where=where, hint="no row would be trained on")
 

@@ -88,7 +88,7 @@ class TableGroups:
         table = self.tables[self.features[feature]]
         return DataError(
             f"an id is not in [0, {self._limits[feature]})",
-            value=bad.id,
+            value="it is negative" if bad.id < 0 else "it is larger",  # of rows errors tell no values
             where=f"feature {feature!r} of table {table.name!r}, rank {bad.rank}",
             hint="hash ids of an unbounded table into this range"
             if table.num_embeddings is None

@@ -55,7 +55,7 @@ def test_labels_that_count_from_1_are_told_so() -> None:
     ("column", "metadata", "given", "message"),
     [
         (label(low=-1.0, high=1.0), {}, None, r"count from 0: the smallest is -1 \(in column 'y'\).*cast\('int'\)"),
-        (label(high=508.3), {}, None, r"whole numbers.*the largest is 508.3.*TorchRegressor"),
+        (label(high=508.3), {}, None, r"whole numbers.*the largest is no number of a class.*TorchRegressor"),
         (label(high=10.0), {}, 10, r"0 to 9, says numClasses: the largest is 10.*subtract 1"),
         (label(high=4.0), STRING_INDEXER, None, r"0 to 3, says the metadata of column 'y': the largest is 4"),
     ],

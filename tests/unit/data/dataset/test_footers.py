@@ -121,7 +121,7 @@ GOOD = ColumnEvidence(0, 1, 2)
         ("feature", ColumnEvidence(unordered=True), False, "NaN in a feature column: 3"),
         ("label", ColumnEvidence(2, 1, 2), True, "handle_invalid is about features only"),
         ("label", ColumnEvidence(unordered=True), True, "NaN in a label column: 3"),
-        ("weight", ColumnEvidence(0, -1.0, 2.0), False, "negative weights: -1.0"),
+        ("weight", ColumnEvidence(0, -1.0, 2.0), False, "negative weights"),
         ("weight", ColumnEvidence(0, 0.0, 0.0), False, "all weights are 0"),
         ("weight", ColumnEvidence(0, 0.0, 1.0), False, None),
     ],
