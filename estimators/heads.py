@@ -74,7 +74,7 @@ def count_classes(label: ColumnSpec, metadata: Mapping[str, Any], given: int | N
     if seen > found.count:
         raise DataError(
             f"labels of {found.count} classes are 0 to {found.count - 1}, says {found.source}",
-            value=f"the largest is {label_in_words(high)}",
+            value=None if high is None else f"the largest is {label_in_words(high)}",
             where=f"column {name!r}",
             hint="classes count from 0: subtract 1 where they count from 1, or set numClasses to what there is",
         )
