@@ -17,7 +17,7 @@ export PYSPARK_DRIVER_PYTHON := $(PYSPARK_PYTHON)
 export SPARK_LOCAL_IP := 127.0.0.1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-chaos coverage lint fmt type bench doctor clean
+.PHONY: help setup demo test test-slow test-chaos chaos coverage lint fmt type bench doctor clean
 .DELETE_ON_ERROR:
 
 help: ## Show this list
@@ -36,6 +36,9 @@ test-slow: setup ## Tests that take minutes
 
 test-chaos: setup ## Tests that kill processes and shrink clusters
 	$(PYTHON) -m pytest -m chaos $(ARGS) || [ $$? -eq 5 ]
+
+chaos: setup ## SEEDS (20) fits on this host, each with 10 faults drawn from its seed; none begins after WITHIN (900) seconds
+	$(PYTHON) -m tests.chaos.runner --seed $(or $(SEED),0) --seeds $(or $(SEEDS),20) --kills 10 --within $(or $(WITHIN),900)
 
 coverage: setup ## Lines of the code that all tests but Spark's run through
 	OMP_NUM_THREADS=1 $(PYTHON) -m coverage run -m pytest --ignore=tests/spark $(ARGS)

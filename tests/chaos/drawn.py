@@ -1,0 +1,120 @@
+"""What a seed says: which fit is run, and what is done to it. Pure: the same seed is the same run on every machine."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+STEP, START, SAVE = "step", "start", "save"
+RANK, TASK, ALL_TASKS, DRIVER = "rank", "task", "all tasks", "driver"
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A fit that is undisturbed once, and then is not.
+
+    Attributes:
+        size: number of ranks.
+        model: "dense" (an `nn.Embedding` and layers) or "sharded" (tables over the ranks, and layers).
+        optimizer: of everything but what counts rows: "adam", "momentum" or "adagrad".
+        accumulation: global batches for each optimizer step.
+        random_layers: whether there are dropout and batch norm.
+        steps: global batches of an epoch.
+        batch_size: rows of a global batch; a power of two.
+        groups: row groups of the data.
+        shuffle: whether rows are shuffled.
+        validation: whether there are validation rows.
+        interval_steps: global batches between checkpoints; None: at the end of epochs only.
+        seed: of the weights, the shuffle and the data.
+    """
+
+    size: int
+    model: str
+    optimizer: str
+    accumulation: int
+    random_layers: bool
+    steps: int
+    batch_size: int
+    epochs: int
+    groups: int
+    shuffle: bool
+    validation: bool
+    interval_steps: int | None
+    seed: int
+
+    @property
+    def rows(self) -> int:
+        """Of the training data. A whole number of optimizer steps, so that each row's count is a whole number."""
+        return self.steps * self.batch_size
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Something that is done to a run once.
+
+    Attributes:
+        when: STEP: behind so many global batches of the generation; START: so many milliseconds after the generation
+            began, whatever its ranks do by then; SAVE: when a checkpoint is being written.
+        after: global batches or milliseconds.
+        delay_ms: how much later, so that it falls anywhere in a step or a file.
+        victim: RANK, TASK (the process that keeps a rank), ALL_TASKS or DRIVER.
+        index: which one, modulo their number.
+        signal: "KILL", "TERM" or "STOP".
+        damage: what is done to a file of the newest checkpoint just before, if there is an older one to go back to:
+            "truncate", "flip" or None.
+    """
+
+    when: str
+    after: int
+    delay_ms: float
+    victim: str
+    index: int
+    signal: str
+    damage: str | None
+
+
+@dataclass(frozen=True)
+class Drawn:
+    fit: Fit
+    faults: tuple[Fault, ...]
+
+
+def draw(seed: int, kills: int) -> Drawn:
+    """The fit and the faults of a seed."""
+    random_of = random.Random(f"hvdspark chaos {seed}")
+    fit = _fit(random_of, seed, kills)
+    return Drawn(fit, tuple(_fault(random_of, fit) for _ in range(kills)))
+
+
+def _fit(random_of: random.Random, seed: int, kills: int) -> Fit:
+    accumulation = random_of.choice((1, 1, 2))
+    return Fit(
+        size=random_of.choice((1, 2, 2, 3, 4)),
+        model=random_of.choice(("dense", "sharded")),
+        optimizer=random_of.choice(("adam", "momentum", "adagrad")),
+        accumulation=accumulation,
+        random_layers=random_of.random() < 0.4,
+        steps=accumulation * random_of.randint(6, 10),
+        batch_size=random_of.choice((8, 16, 32)),
+        epochs=3 + kills // 3,
+        groups=random_of.randint(1, 6),
+        shuffle=random_of.random() < 0.7,
+        validation=random_of.random() < 0.3,
+        interval_steps=random_of.choice((None, accumulation, 4 * accumulation)),
+        seed=seed,
+    )
+
+
+def _fault(random_of: random.Random, fit: Fit) -> Fault:
+    when = random_of.choices((STEP, START, SAVE), (6, 2, 2))[0]
+    victim = random_of.choices((RANK, TASK, ALL_TASKS, DRIVER), (6, 2, 1, 1))[0]
+    signals = {RANK: (("KILL", 8), ("TERM", 2), ("STOP", 0.5))}.get(victim, (("KILL", 8), ("TERM", 2)))
+    return Fault(
+        when=when,
+        after=random_of.randint(0, 1500) if when == START else random_of.randint(1, fit.steps * 3 // 2),
+        delay_ms=random_of.uniform(0, 12),
+        victim=victim,
+        index=random_of.randrange(4),
+        signal=random_of.choices(*zip(*signals, strict=True))[0],
+        damage=random_of.choices((None, "truncate", "flip"), (8, 1, 1))[0],
+    )

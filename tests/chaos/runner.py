@@ -1,0 +1,202 @@
+"""Fits that are killed, stopped and damaged as a seed says, and end as if nothing had happened.
+
+    python -m tests.chaos.runner --seed 7 --kills 10              one run, in a few seconds
+    python -m tests.chaos.runner --seed 0 --seeds 20 --kills 10   the seeds 0 to 19, one after the other
+
+Each run is one line of JSON: seed, fit, what was done to it, what came of it, seconds from each death to the next step.
+What a seed draws is the same everywhere; at which instruction a signal arrives is not, so a failure may need the seed
+more than once. `--keep` leaves the run's folder (events, output, store) for reading. Exit status 1: a run was not as it
+must be.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import shutil
+import signal
+import statistics
+import sys
+import tempfile
+import time
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from hvdspark.errors import HvdSparkError
+from hvdspark.launch.processes import set_child_subreaper
+from hvdspark.specs import to_json
+from hvdspark.store import Store
+from tests.chaos import attempt, warm
+from tests.chaos.counted import spec_of, write_rows
+from tests.chaos.drawn import Drawn, draw
+from tests.chaos.strikes import Attempt, Striker
+from tests.chaos.verdict import differences, weights_in
+
+_PAUSE_S = 0.004
+_LIMIT_S, _LIMIT_OF_A_FAULT_S = 120.0, 30.0  # of a machine that is busy
+_SETTLE_S = 5.0
+
+
+def run_seed(seed: int, kills: int, folder: Path) -> dict[str, Any]:
+    """One run; its line of the log. "outcome" is "ok", or what was wrong, and "why" says more."""
+    drawn, began_s = draw(seed, kills), time.monotonic()
+    line: dict[str, Any] = {"seed": seed, "kills": kills, "fit": asdict(drawn.fit)}
+    store = Store((folder / "store").as_uri())
+    strikers: list[Striker] = []
+    try:
+        why = _run(drawn, store, folder, strikers)
+        outcome = "ok" if not why else "wrong"
+    except HvdSparkError as error:
+        outcome, why = "wrong", [f"{type(error).__name__}: {error}"]
+    except TimeoutError:
+        outcome, why = "hang", [f"not over after {time.monotonic() - began_s:.0f} s", *_where_they_hang(strikers[-1])]
+    left = end_descendants(0.0 if outcome == "hang" else _SETTLE_S)
+    blows = strikers[-1].blows
+    if left and outcome != "hang":
+        outcome, why = ("leak" if outcome == "ok" else outcome), [*why, *(f"left behind: {text}" for text in left)]
+    recovered = [blow.recovered_s for blow in blows if blow.recovered_s is not None]
+    return {
+        **line,
+        "struck": sum(blow.generation >= 0 for blow in blows),
+        "outcome": outcome,
+        "why": why,
+        "recovery_s": [round(seconds, 2) for seconds in recovered],
+        "blows": [blow.plain() for blow in blows],
+        "seconds": round(time.monotonic() - began_s, 1),
+    }
+
+
+def _run(drawn: Drawn, store: Store, folder: Path, strikers: list[Striker]) -> list[str]:
+    """What is wrong, after both runs; the striker of each is put into `strikers`."""
+    fit, deadline_s = drawn.fit, time.monotonic() + _LIMIT_S + _LIMIT_OF_A_FAULT_S * len(drawn.faults)
+    data = write_rows(store, fit)
+
+    def begin(run_id: str, number: int) -> Attempt:
+        place = folder / run_id / f"attempt-{number}"
+        spec = spec_of(fit, store, data, run_id)
+        attempt.Plan(fit, to_json(spec), max_restarts=len(drawn.faults) + 3, pause_s=_PAUSE_S).write(place)
+        (place / "tmp").mkdir()
+        with (place / "output").open("wb") as output:
+            return Attempt(warm.forked(partial(_driver, place), output.fileno()), place, number)
+
+    for run_id, faults in (("calm", ()), ("struck", drawn.faults)):
+        strikers.append(Striker(folder / "store/runs" / run_id, partial(begin, run_id), deadline_s))
+        strikers[-1].strike(faults)
+    why = [problem for striker in strikers for problem in _ended(striker)]
+    if not why:
+        why = differences(weights_in(fit, store, "runs/calm/model"), weights_in(fit, store, "runs/struck/model"))
+        why += [f"left behind: {path}" for path in _files_left(folder)]
+    return why
+
+
+def _where_they_hang(striker: Striker) -> list[str]:
+    """The end of the output, to which each process has said where it is."""
+    for process in _living():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.send_signal(signal.SIGUSR1)
+            time.sleep(0.1)
+    return (striker.attempts[-1].folder / "output").read_text(errors="replace").splitlines()[-200:]
+
+
+def _driver(place: Path) -> None:
+    os.environ["TMPDIR"] = str(place / "tmp")
+    tempfile.tempdir = None
+    attempt.main(place)
+
+
+def _ended(striker: Striker) -> list[str]:
+    last = striker.attempts[-1]
+    result = last.folder / "result.json"
+    if not result.exists():
+        return [f"{last.folder.parent.name}: the driver ended with status {last.status} and no result"]
+    said = json.loads(result.read_text())
+    return [] if said["ok"] else [f"{last.folder.parent.name}: {said['error']}"]
+
+
+def _files_left(folder: Path) -> list[str]:
+    """Temporary files, and what was written by halves."""
+    left = [path for path in folder.glob("*/attempt-*/tmp/**/*") if path.is_file()]
+    left += (folder / "store").rglob("*.tmp")
+    return [str(path.relative_to(folder)) for path in left]
+
+
+def end_descendants(wait_s: float) -> list[str]:
+    """Command lines of the processes below this one that are still there after `wait_s`, which are ended then.
+
+    Orphans are among them: this process is their reaper.
+    """
+    deadline_s = time.monotonic() + wait_s
+    while (left := _living()) and time.monotonic() < deadline_s:
+        time.sleep(0.02)
+    texts = []
+    for process in left:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            texts.append(f"process {process.pid}: {' '.join(process.cmdline())[:200]}")
+            process.kill()
+    while _living():
+        time.sleep(0.02)
+    return texts
+
+
+def _living() -> list[psutil.Process]:
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    return psutil.Process().children(recursive=True)
+
+
+def percentile(values: list[float], percent: int) -> float:
+    """0.0 of no values."""
+    if len(values) < 2:
+        return values[0] if values else 0.0
+    return statistics.quantiles(values, n=100, method="inclusive")[percent - 1]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos.runner", description=__doc__.splitlines()[0])
+    parser.add_argument("--seed", type=int, required=True, help="the first seed")
+    parser.add_argument("--kills", type=int, default=10, help="faults of each run")
+    parser.add_argument("--seeds", type=int, default=1, help="how many seeds, from the first on")
+    parser.add_argument("--within", type=float, default=float("inf"), help="seconds after which no other seed begins")
+    parser.add_argument("--log", type=Path, help="a file to which the lines are added, too")
+    parser.add_argument("--keep", action="store_true", help="keep the folders of the runs")
+    asked = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    set_child_subreaper()
+    warm.warm_up()
+    began_s, lines = time.monotonic(), []
+    for seed in range(asked.seed, asked.seed + asked.seeds):
+        if time.monotonic() - began_s > asked.within:
+            break
+        folder = Path(tempfile.mkdtemp(prefix=f"hvdspark-chaos-{seed}-"))
+        try:
+            lines.append(run_seed(seed, asked.kills, folder))
+        finally:
+            end_descendants(0)
+            if not asked.keep:
+                shutil.rmtree(folder)
+        if asked.keep:
+            lines[-1]["folder"] = str(folder)
+        print(json.dumps(lines[-1]), flush=True)
+        if asked.log is not None:
+            with asked.log.open("a") as log:
+                log.write(json.dumps(lines[-1]) + "\n")
+    recovered = [seconds for line in lines for seconds in line["recovery_s"]]
+    failed = [line["seed"] for line in lines if line["outcome"] != "ok"]
+    struck = sum(line["struck"] for line in lines)
+    print(
+        f"{len(lines)} runs, {struck} faults, recovery p50 {percentile(recovered, 50):.2f} s, "
+        f"p95 {percentile(recovered, 95):.2f} s; not as they must be: {failed or 'none'}",
+        file=sys.stderr,
+    )
+    return int(bool(failed))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

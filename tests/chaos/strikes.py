@@ -1,0 +1,212 @@
+"""Faults, done to the processes of a run at the moments that were drawn."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import math
+import os
+import random
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from hvdspark.store import MANIFEST
+from tests.chaos.counted import RECORD, steps_file
+from tests.chaos.drawn import ALL_TASKS, DRIVER, RANK, SAVE, START, Fault
+
+_POLL_S = 0.004
+
+
+@dataclass
+class Blow:
+    """What became of a fault.
+
+    Attributes:
+        fault: what was drawn.
+        attempt, generation: that it struck; -1: it never did, the run was over before.
+        at_s: when, CLOCK_MONOTONIC.
+        damaged: the file that was damaged, relative to the run's directory; "" for none.
+        recovered_s: seconds until a generation did its first step; None: none did before the next fault.
+    """
+
+    fault: Fault
+    attempt: int = -1
+    generation: int = -1
+    at_s: float = 0.0
+    damaged: str = ""
+    recovered_s: float | None = None
+
+    def plain(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass
+class Attempt:
+    """A driver's process.
+
+    Attributes:
+        pid: its; it is this process's child.
+        folder: see attempt.py.
+        status: its exit status when it is over, else None.
+    """
+
+    pid: int
+    folder: Path
+    number: int
+    status: int | None = field(default=None)
+
+    def over(self) -> bool:
+        if self.status is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                self.status = os.waitstatus_to_exitcode(status)
+        return self.status is not None
+
+    def generation(self) -> tuple[int, float] | None:
+        """The newest one, and when it began; None before the first."""
+        found = [event for event in self.events() if event["event"] == "generation"]
+        return (found[-1]["generation"], found[-1]["at"]) if found else None
+
+    def events(self) -> list[dict[str, Any]]:
+        path = self.folder / "events.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def steps(self, generation: int, rank: int = 0) -> list[tuple[float, int, int]]:
+        """(when, epoch, global batches done in it) of each step that the rank has done."""
+        path = self.folder / steps_file(generation, rank)
+        data = path.read_bytes() if path.exists() else b""
+        return list(RECORD.iter_unpack(data[: len(data) // RECORD.size * RECORD.size]))
+
+    def first_steps(self) -> list[float]:
+        """When the first step of each generation was done that did any."""
+        files = sorted(self.folder.glob("steps-*-0"))
+        return [
+            RECORD.unpack(data)[0] for path in files if len(data := path.read_bytes()[: RECORD.size]) == RECORD.size
+        ]
+
+    def tasks(self) -> list[psutil.Process]:
+        """The processes that keep ranks, by rank."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            return sorted(psutil.Process(self.pid).children(), key=lambda child: (child.create_time(), child.pid))
+        return []
+
+
+class Striker:
+    """Does faults to attempts of one run, one after the other.
+
+    Args:
+        run: directory of the run in its store.
+        begin: makes another attempt of the run, of that number.
+        deadline_s: CLOCK_MONOTONIC; TimeoutError afterwards.
+    """
+
+    def __init__(self, run: Path, begin: Callable[[int], Attempt], deadline_s: float) -> None:
+        self._run, self._begin, self._deadline_s = run, begin, deadline_s
+        self.attempts: list[Attempt] = [begin(0)]
+        self.blows: list[Blow] = []
+
+    def strike(self, faults: Sequence[Fault]) -> None:
+        """All of them, and wait for the end of the run."""
+        self.blows, behind = [Blow(fault) for fault in faults], -1
+        for blow in self.blows:
+            behind = self._strike(blow, behind)
+        for _ in self._while_running():
+            pass
+        self._look_at_recovery()
+
+    def _look_at_recovery(self) -> None:
+        firsts = [at for attempt in self.attempts for at in attempt.first_steps()]
+        struck = [blow for blow in self.blows if blow.generation >= 0]
+        for blow, following in itertools.zip_longest(struck, struck[1:]):
+            later = min((at for at in firsts if at > blow.at_s), default=math.inf)
+            if later < (following.at_s if following is not None else math.inf):
+                blow.recovered_s = later - blow.at_s
+
+    def _strike(self, blow: Blow, behind: int) -> int:
+        """Do one fault to a generation later than `behind`, and say which generation of its attempt is behind then."""
+        fault = blow.fault
+        for attempt in self._while_running():
+            found = attempt.generation()
+            if found is None or found[0] <= behind or not self._is_time(fault, attempt, *found):
+                continue
+            time.sleep(fault.delay_ms / 1000)
+            victims = _victims(fault, attempt)
+            if not victims:
+                continue
+            if fault.damage is not None:
+                blow.damaged = damage_newest(self._run / "checkpoints", fault.damage, seed=fault.after)
+            blow.at_s = time.monotonic()
+            for pid in victims:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.Signals[f"SIG{fault.signal}"])
+                    blow.attempt, blow.generation = attempt.number, found[0]
+            if fault.victim != DRIVER:
+                return found[0]
+            while not attempt.over():
+                self._tick()
+            self.attempts.append(self._begin(attempt.number + 1))
+            return -1
+        return behind
+
+    def _is_time(self, fault: Fault, attempt: Attempt, generation: int, began_s: float) -> bool:
+        if fault.when == START:
+            return time.monotonic() - began_s >= fault.after / 1000
+        done = len(attempt.steps(generation))
+        if fault.when == SAVE and done:
+            places = self._run.glob("checkpoints/*")
+            return any(not (place / MANIFEST).exists() for place in places) or done >= fault.after * 2
+        return done >= fault.after
+
+    def _while_running(self) -> Iterator[Attempt]:
+        """The present attempt, again and again until it is over."""
+        while not self.attempts[-1].over():
+            yield self.attempts[-1]
+            self._tick()
+
+    def _tick(self) -> None:
+        if time.monotonic() > self._deadline_s:
+            raise TimeoutError
+        time.sleep(_POLL_S)  # files of other processes have no event
+
+
+def _victims(fault: Fault, attempt: Attempt) -> list[int]:
+    if fault.victim == DRIVER:
+        return [attempt.pid]
+    tasks = attempt.tasks()
+    if not tasks:
+        return []
+    if fault.victim == ALL_TASKS:
+        return [task.pid for task in tasks]
+    task = tasks[fault.index % len(tasks)]
+    if fault.victim == RANK:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            return [child.pid for child in task.children()[:1]]
+        return []
+    return [task.pid]
+
+
+def damage_newest(checkpoints: Path, how: str, seed: int) -> str:
+    """Damage a file of the newest complete checkpoint where an older one is complete, too; which, or ""."""
+    with contextlib.suppress(FileNotFoundError):  # the run goes on meanwhile
+        complete = sorted(path for path in checkpoints.glob("*") if (path / MANIFEST).exists())
+        if len(complete) < 2:
+            return ""
+        files = sorted(path for path in complete[-1].rglob("*") if path.is_file() and path.stat().st_size)
+        if not files:
+            return ""
+        chosen = random.Random(seed).choice(files)
+        data = bytearray(chosen.read_bytes())
+        if how == "truncate":
+            del data[len(data) // 2 :]
+        else:
+            data[random.Random(seed).randrange(len(data))] ^= 1 << seed % 8
+        chosen.write_bytes(data)
+        return str(chosen.relative_to(checkpoints))
+    return ""

@@ -1,0 +1,101 @@
+"""Ranks, their tasks and drivers on this host, killed as seeds say; no Spark."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.chaos.drawn import Fit, draw
+from tests.chaos.runner import percentile
+from tests.chaos.strikes import damage_newest
+from tests.chaos.verdict import differences
+
+ROOT = Path(__file__).resolve().parents[2]
+MOST_RECOVERY_S = 15.0
+
+
+def run(*arguments: str, limit_s: float) -> list[dict[str, Any]]:
+    """The lines of the runner, all of which say "ok"."""
+    command = [sys.executable, "-m", "tests.chaos.runner", *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=limit_s)
+    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    wrong = [
+        {key: line[key] for key in ("seed", "outcome", "why", "blows")} for line in lines if line["outcome"] != "ok"
+    ]
+    assert not wrong, json.dumps(wrong, indent=1)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return lines
+
+
+def test_what_a_seed_draws_is_always_the_same() -> None:
+    assert draw(7, 5) == draw(7, 5) != draw(8, 5)
+    fits = [draw(seed, 1).fit for seed in range(200)]
+    assert {fit.size for fit in fits} == {1, 2, 3, 4}
+    assert {fit.model for fit in fits} == {"dense", "sharded"}
+    faults = [fault for seed in range(60) for fault in draw(seed, 5).faults]
+    assert {fault.victim for fault in faults} == {"rank", "task", "all tasks", "driver"}
+    assert {fault.signal for fault in faults} == {"KILL", "TERM", "STOP"}
+
+
+def test_rows_that_were_lost_or_trained_twice_are_seen() -> None:
+    calm = {"weight": torch.ones(2), "counts": torch.ones(6, 2)}
+    assert differences(calm, calm) == []
+    struck = {"weight": torch.ones(2) * 1.00001, "counts": torch.ones(6, 2)}
+    struck["counts"][4, 1] = 2
+    assert differences(calm, struck) == [
+        "weight differs by 1.00136e-05",
+        "counts differs by 1",
+        "disturbed: row 4 of epoch 1 was trained 2 times",
+    ]
+    assert differences(calm, {**calm, "weight": torch.tensor([1.0, float("nan")])}) == ["weight differs by nan"]
+
+
+def test_only_a_checkpoint_with_an_older_one_behind_it_is_damaged(tmp_path: Path) -> None:
+    for name in ("epoch-00001", "epoch-00002"):
+        assert damage_newest(tmp_path, "flip", 1) == ""
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "manifest.json").write_text("{}")
+    (tmp_path / "epoch-00003").mkdir()  # begun
+    assert damage_newest(tmp_path, "truncate", 1) == "epoch-00002/manifest.json"
+    assert (tmp_path / "epoch-00002/manifest.json").read_text() == "{"
+    assert (tmp_path / "epoch-00001/manifest.json").read_text() == "{}"
+
+
+def test_a_few_deaths_change_nothing() -> None:
+    (line,) = run("--seed", "3", "--kills", "3", limit_s=100)
+    assert line["struck"] > 0
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(900)
+def test_many_deaths_change_nothing() -> None:
+    lines = run("--seed", "100", "--seeds", "10", "--kills", "10", limit_s=880)
+    recovered = [seconds for line in lines for seconds in line["recovery_s"]]
+    assert len(recovered) > 50
+    assert percentile(recovered, 95) <= MOST_RECOVERY_S
+
+
+def small_fit(**changes: Any) -> Fit:
+    """Two ranks, a sharded table, a checkpoint every two steps."""
+    values: dict[str, Any] = {
+        "size": 2,
+        "model": "sharded",
+        "optimizer": "adam",
+        "accumulation": 1,
+        "random_layers": False,
+        "steps": 8,
+        "batch_size": 16,
+        "epochs": 3,
+        "groups": 3,
+        "shuffle": True,
+        "validation": False,
+        "interval_steps": 2,
+        "seed": 1,
+    }
+    return Fit(**{**values, **changes})
