@@ -10,6 +10,7 @@ where it is, and what to do about it:
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import CancelledError
 from typing import Any
 
 __all__ = [
@@ -19,9 +20,11 @@ __all__ = [
     "ConfigurationError",
     "DataError",
     "DependencyError",
+    "FitCancelledError",
     "HvdSparkError",
     "NotEnoughSlotsError",
     "PersistenceError",
+    "PreemptedError",
     "RankFailedError",
     "SchemaError",
     "StartTimeoutError",
@@ -129,6 +132,30 @@ class TrainingDivergedError(HvdSparkError, ArithmeticError):
     """The loss became NaN or infinite."""
 
 
+class FitCancelledError(HvdSparkError, CancelledError):
+    """`FitHandle.cancel` has ended the fit; also a `concurrent.futures.CancelledError`."""
+
+
+class PreemptedError(HvdSparkError, RuntimeError):
+    """Ranks were asked to make room: all have stopped after the same step, and what they did is in a checkpoint.
+
+    Attributes:
+        run_id: of a fit, which goes on from the checkpoint where it is given as the Param runId; else "".
+    """
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        value: Any = None,
+        where: str | None = None,
+        hint: str | None = None,
+        run_id: str = "",
+    ) -> None:
+        self.run_id = run_id
+        super().__init__(what, value=value, where=where, hint=hint)
+
+
 class RankFailedError(HvdSparkError, RuntimeError):
     """A rank failed; this is the first one that did so by itself.
 
@@ -136,7 +163,7 @@ class RankFailedError(HvdSparkError, RuntimeError):
         rank: global rank, or None where the failure came before ranks were given out.
         host: host name of the executor.
         cause: one line: exception type and message, signal, or exit code.
-        kind: "exception" | "exit" | "signal" | "executor_lost" | "peer_lost".
+        kind: "exception" | "exit" | "signal" | "executor_lost" | "peer_lost" | "preempted".
         traceback_text: the rank's own traceback, where there is one.
         tail: last lines of the rank's output.
     """

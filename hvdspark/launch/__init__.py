@@ -2,14 +2,17 @@
 
 from hvdspark.launch.context import RankContext, context
 from hvdspark.launch.environment import check_environment
-from hvdspark.launch.interrupt import interruptible, new_tag
+from hvdspark.launch.interrupt import cancel_jobs, interruptible, new_tag
 from hvdspark.launch.memory import MemoryBudget, rank_memory
+from hvdspark.launch.preemption import Preemption
 from hvdspark.launch.supervisor import check_spark, run
 from hvdspark.launch.workers import hosts_without, on_many_hosts
 
 __all__ = [
     "MemoryBudget",
+    "Preemption",
     "RankContext",
+    "cancel_jobs",
     "check_environment",
     "check_spark",
     "context",

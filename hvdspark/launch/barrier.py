@@ -19,7 +19,7 @@ import pyarrow as pa
 from hvdspark.errors import StartTimeoutError
 from hvdspark.launch import session
 from hvdspark.launch.addresses import host_of
-from hvdspark.launch.interrupt import cancel, interruptible, new_tag
+from hvdspark.launch.interrupt import cancel_jobs, interruptible, new_tag
 from hvdspark.launch.job_errors import explain
 from hvdspark.launch.line import Line, Waiting
 from hvdspark.launch.memory import check_address_space
@@ -120,7 +120,7 @@ class BarrierJob:
         return session_of(self._spark).tasks_run(self._tag)
 
     def cancel(self) -> None:
-        cancel(self._spark, self._tag)
+        cancel_jobs(self._spark, self._tag)
 
     def explain(self, error: Exception, lost: Located | None) -> Exception:
         return explain(error, lost)

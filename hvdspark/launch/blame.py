@@ -15,7 +15,8 @@ def first_failure(outcomes: Mapping[int, Outcome]) -> Exception:
     """The error to raise for a gang of which a rank failed.
 
     A rank that failed because a peer vanished is blamed only when no rank failed by itself; among equals, the one
-    that reported first.
+    that reported first. Where a rank has made room, all were about to: they had agreed on it, and what happened to
+    another one afterwards is no failure.
 
     Args:
         outcomes: by rank; at least one of them is not "ok".
@@ -26,6 +27,8 @@ def first_failure(outcomes: Mapping[int, Outcome]) -> Exception:
         if outcome.kind == "start_timeout":
             return start_timeout(outcome.cause, SLOW)
         return RankFailedError(rank, outcome.host, outcome.cause, kind="peer_lost")
+    made_room = [(rank, outcome) for rank, outcome in failed if outcome.kind == "preempted"]
+    failed = made_room or failed
     if all(outcome.kind == "peer_lost" for _, outcome in failed):
         return _only_victims(outcomes, *min(failed, key=lambda item: _when(item[1])))
     rank, outcome = min(failed, key=lambda item: (item[1].kind == "peer_lost", _when(item[1])))

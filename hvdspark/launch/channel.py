@@ -1,4 +1,4 @@
-"""Events from the ranks to the driver while they run: progress, and who is where.
+"""Events from the ranks to the driver while they run: progress, and who is where; and the driver's word to the ranks.
 
 Lines of JSON over TCP, each signed with the run's secret (seals.py). The channel is a convenience: starts are learned
 from Spark, results and errors travel as rows of the Spark job, so a run without a channel (a port that executors
@@ -34,6 +34,7 @@ _QUEUED_EVENTS = 256
 _HEARTBEAT = {"event": "alive"}
 _BYE = {"event": "bye"}
 _STOP = "stop"
+_PREEMPT = "preempt"
 
 
 class ChannelListener:
@@ -57,9 +58,18 @@ class ChannelListener:
         listener = listen_from(host, first_port)
         self.port: int = listener.getsockname()[1]
         self._tasks: dict[socket.socket, Seal] = {}  # what the driver says to each
-        self._lock, self._calling = threading.Lock(), threading.Lock()
+        self._lock, self._calling, self._speaking = threading.Lock(), threading.Lock(), threading.Lock()
         self._closed = False
+        self._preempted: str | None = None
         self._door = Door(listener, self._serve, "hvdspark-channel")
+
+    def preempt(self, reason: str) -> None:
+        """Tell all tasks, those that connect later too, that their ranks are asked to make room."""
+        with self._lock:
+            self._preempted = reason
+            tasks = dict(self._tasks)
+        for connection, seal in tasks.items():
+            self._say(connection, seal, f"{_PREEMPT} {reason}")
 
     def close(self) -> None:
         """Tell the tasks to stop, and close every connection."""
@@ -70,7 +80,7 @@ class ChannelListener:
         for connection, seal in tasks.items():
             with contextlib.suppress(OSError):
                 connection.settimeout(1.0)
-                connection.sendall(seal.line(_STOP))
+            self._say(connection, seal, _STOP)
             with contextlib.suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
         self._door.join(timeout_s=5)
@@ -113,13 +123,22 @@ class ChannelListener:
             if self._closed:
                 raise ConnectionAbortedError
             self._tasks[connection] = seal
+            preempted = self._preempted
+        if preempted is not None:
+            self._say(connection, seal, f"{_PREEMPT} {preempted}")
+
+    def _say(self, connection: socket.socket, seal: Seal, text: str) -> None:
+        """One that does not hear it comes back, and is told then."""
+        with self._speaking, contextlib.suppress(OSError):
+            connection.sendall(seal.line(text))
 
 
 class ChannelSender:
     """Task side. Without an address, or while the driver cannot be reached, events go nowhere.
 
     `on_closed` is called in a thread when the driver ends the run, or when it was reached once and then not for
-    `grace_s` seconds, before `close()` was called.
+    `grace_s` seconds, before `close()` was called. `on_preempt(reason)` is called in a thread when the driver asks the
+    rank to make room; perhaps several times.
     """
 
     def __init__(
@@ -127,10 +146,12 @@ class ChannelSender:
         address: tuple[str, int] | None,
         secret: str,
         on_closed: Callable[[], None],
+        on_preempt: Callable[[str], None] = lambda reason: None,
         grace_s: float = GRACE_S,
         heartbeat_s: float = _HEARTBEAT_S,
     ) -> None:
-        self._address, self._secret, self._on_closed = address, secret, on_closed
+        self._address, self._secret = address, secret
+        self._on_closed, self._on_preempt = on_closed, on_preempt
         self._grace_s, self._heartbeat_s = grace_s, heartbeat_s
         self._queue: queue.Queue[dict[str, Any] | None] = queue.Queue(_QUEUED_EVENTS)
         self._hello: dict[str, Any] | None = None
@@ -229,9 +250,15 @@ class ChannelSender:
 
     def _listen(self, lines: BinaryIO, seal: Seal, lost: threading.Event, told_to_stop: threading.Event) -> None:
         with contextlib.suppress(OSError, ValueError):
-            if seal.text(lines.readline(_LONGEST_FIRST_LINE)) == _STOP:
-                told_to_stop.set()
-                if not self._closing.is_set():
-                    self._on_closed()
+            while (text := seal.text(lines.readline(_LONGEST_FIRST_LINE))) is not None:
+                word, _, reason = text.partition(" ")
+                if word == _PREEMPT:
+                    self._on_preempt(reason)
+                    continue
+                if word == _STOP:
+                    told_to_stop.set()
+                    if not self._closing.is_set():
+                        self._on_closed()
+                break
         lost.set()
         self._wake(_HEARTBEAT)

@@ -111,6 +111,10 @@ class RankProcess:
         """All others are ready, too."""
         self._to_send.put((frames.GO, b""))
 
+    def preempt(self, reason: str) -> None:
+        """Ask the rank to make room, which it may do when it has come to a good place."""
+        self._to_send.put((frames.PREEMPT, reason.encode()))
+
     def wait(self) -> Outcome:
         """Wait until the process has ended and say how.
 

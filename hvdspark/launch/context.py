@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from hvdspark.errors import ClusterError
+from hvdspark.launch.preemption import Notice
 from hvdspark.specs import World
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ class RankContext:
     collective: Collective
     store: Store | None
     _send: Callable[[dict[str, Any]], None] = field(repr=False, default=lambda event: None)
+    _notice: Notice = field(repr=False, default_factory=Notice)
 
     @property
     def rank(self) -> int:
@@ -52,6 +54,21 @@ class RankContext:
     def report(self, event: dict[str, Any]) -> None:
         """Send a small JSON-able event to the driver. Best effort: never fails and never waits for the driver."""
         self._send({**event, "rank": self.rank})
+
+    def preempted(self) -> bool:
+        """Whether this rank was asked to make room, by the driver or by SIGTERM. Others may not know it yet.
+
+        Ranks that agree on it save what they have done, and raise `hvdspark.errors.PreemptedError`: then the program is
+        started again where there is room, which counts as no failure. From the first call on, SIGTERM does not end this
+        process, because it will stop by itself.
+        """
+        self._notice.heeded = True
+        return bool(self._notice.reason)
+
+    @property
+    def preempted_because(self) -> str:
+        """Why this rank was asked to make room, in a few words; "" where it was not."""
+        return self._notice.reason
 
 
 _current: RankContext | None = None

@@ -1,7 +1,8 @@
 """Length-prefixed messages on the pipes between processes of a gang.
 
 Task to rank, on the rank's standard input: the pickled function, the rank's assignment (JSON), and "go" once all ranks
-are ready. Rank to task, on a pipe of its own: "ready", any number of events (JSON), then one result or one failure.
+are ready; at any time, why it is asked to make room. Rank to task, on a pipe of its own: "ready", any number of events
+(JSON), then one result or one failure.
 
 Same-host launcher to keeper: what its task is (JSON), the pickled function, the introductions of all tasks (JSON).
 Keeper to launcher: its introduction (JSON), then the rank's outcome (a line of JSON, and the result); or the failure of
@@ -19,6 +20,7 @@ from hvdspark.specs import World
 PROGRAM = b"P"
 ASSIGNMENT = b"A"
 GO = b"G"
+PREEMPT = b"S"
 READY = b"Y"
 EVENT = b"E"
 RESULT = b"R"

@@ -11,6 +11,7 @@ from typing import Any
 from hvdspark.errors import ClusterError, HvdSparkError
 from hvdspark.launch.blame import first_failure
 from hvdspark.launch.channel import ChannelListener
+from hvdspark.launch.preemption import Preemption
 from hvdspark.launch.protocol import DriverAddress, Launcher, LaunchSpec
 from hvdspark.launch.start_watch import StartWatch
 
@@ -19,20 +20,24 @@ logger = logging.getLogger(__name__)
 Event = dict[str, Any]
 
 
-def run_generation(launcher: Launcher, spec: LaunchSpec, on_event: Callable[[Event], None]) -> list[Any]:
+def run_generation(
+    launcher: Launcher, spec: LaunchSpec, on_event: Callable[[Event], None], preemption: Preemption
+) -> list[Any]:
     """What the program returned on each of `spec.world_size` ranks, by rank.
 
     Args:
         spec: without a channel, which is opened here.
         on_event: called in a thread with what ranks report; one call at a time.
+        preemption: the ranks are told of it, where they can reach the driver.
 
     Raises:
+        PreemptedError: the ranks have made room, whoever asked them to.
         StartTimeoutError: not all ranks started in time.
         RankFailedError: a rank failed; see `first_failure`.
         HvdSparkError: what a rank raised, where that is one; or the job itself failed.
     """
     watch = StartWatch(spec.world_size, on_event)
-    with _channel(launcher.driver_address(), spec, watch) as connected:
+    with _channel(launcher.driver_address(), spec, watch, preemption) as connected:
         job = launcher.job(connected)
         watch.begin(spec.start_timeout_s, job.has_begun, job.cancel)
         try:
@@ -61,18 +66,26 @@ def _unpickle(result: bytes, rank: int) -> Any:
 
 
 @contextlib.contextmanager
-def _channel(address: DriverAddress | None, spec: LaunchSpec, watch: StartWatch) -> Iterator[LaunchSpec]:
+def _channel(
+    address: DriverAddress | None, spec: LaunchSpec, watch: StartWatch, preemption: Preemption
+) -> Iterator[LaunchSpec]:
     """Open the driver's end of the channel, where ranks can reach the driver."""
-    if address is None:
-        yield spec
+    listener: ChannelListener | None = None
+    if address is not None:
+        try:
+            listener = ChannelListener(address.bind, spec.secret, watch.on_event, watch.on_lost, address.port)
+        except OSError as error:
+            logger.warning("no progress will be shown, because the driver cannot listen at %s: %s", address, error)
+    if address is None or listener is None:
+        with preemption.told_to(_cannot_tell):
+            yield spec
         return
     try:
-        listener = ChannelListener(address.bind, spec.secret, watch.on_event, watch.on_lost, address.port)
-    except OSError as error:
-        logger.warning("no progress will be shown, because the driver cannot listen at %s: %s", address, error)
-        yield spec
-        return
-    try:
-        yield replace(spec, channel=(address.reachable, listener.port))
+        with preemption.told_to(listener.preempt):
+            yield replace(spec, channel=(address.reachable, listener.port))
     finally:
         listener.close()
+
+
+def _cannot_tell(reason: str) -> None:
+    logger.warning("the ranks cannot be asked to make room (%s), because they cannot reach the driver", reason)

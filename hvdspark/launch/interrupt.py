@@ -55,7 +55,7 @@ def interruptible(spark: SparkSession, body: Callable[[], T], tag: str) -> T:
     try:
         done.wait()
     except BaseException:
-        cancel(spark, tag)
+        cancel_jobs(spark, tag)
         done.wait(timeout=_END_S)
         raise
     thread.join()
@@ -64,7 +64,7 @@ def interruptible(spark: SparkSession, body: Callable[[], T], tag: str) -> T:
     return results[0]
 
 
-def cancel(spark: SparkSession, tag: str) -> None:
+def cancel_jobs(spark: SparkSession, tag: str) -> None:
     """Cancel the jobs that carry `tag`; never fails."""
     with contextlib.suppress(Exception):  # the session itself may be gone
         session_of(spark).cancel(tag)
@@ -75,7 +75,7 @@ def _tagged(spark: SparkSession, body: Callable[[], T], tag: str) -> T:
     try:
         return body()
     except BaseException:
-        cancel(spark, tag)
+        cancel_jobs(spark, tag)
         raise
     finally:
         with contextlib.suppress(Exception):

@@ -6,6 +6,9 @@ from hvdspark.errors import ClusterError, RankFailedError
 from hvdspark.launch.protocol import Located
 from hvdspark.launch.start_watch import SLOW, start_timeout
 
+# What Spark says of a job that was cancelled by its group, tag or id; and a server of Spark Connect of an operation.
+_CANCELLED = ("SPARK_JOB_CANCELLED", "OPERATION_CANCELED")
+
 
 def explain(error: Exception, lost: Located | None) -> Exception:
     """What the error of a barrier job means for the gang.
@@ -23,6 +26,8 @@ def explain(error: Exception, lost: Located | None) -> Exception:
             hint="the executors' Python must have the same packages as the driver's: set PYSPARK_PYTHON "
             "(or spark.pyspark.python) before the session starts",
         )
+    if any(word in text for word in _CANCELLED):  # its tasks end as those of a lost executor do
+        return ClusterError("the Spark job of the ranks was cancelled", value=(text.splitlines() or [""])[0][:500])
     if "ExecutorLostFailure" in text or "failed barrier ResultStage" in text or lost is not None:
         lines = text.splitlines() or [type(error).__name__]
         reason = next((line for line in lines if "reason:" in line), lines[0])

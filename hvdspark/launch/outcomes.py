@@ -24,6 +24,8 @@ class StopCause:
     cause: str
 
 
+# Ranks that end with others of their own accord: the rest is given time to do so, too.
+_TOGETHER = ("peer_lost", "preempted")
 _OF_ANOTHER = StopCause("stopped", "stopped because another rank failed")
 
 
@@ -33,7 +35,8 @@ class Outcome:
 
     Attributes:
         status: "ok", "failed" (by itself), or "aborted" (ended by something outside it).
-        kind: of a failure "exception" | "exit" | "signal" | "peer_lost"; of an abort that of its `StopCause`.
+        kind: of a failure "exception" | "exit" | "signal" | "peer_lost" | "preempted"; of an abort that of its
+            `StopCause`.
         cause: one line: exception type and message, signal, exit code, or why it was aborted.
         traceback: the rank's own, where there is one.
         tail: the last lines of its output, unless it is "ok".
@@ -65,7 +68,7 @@ class Outcomes:
 
     * a rank that failed by itself stops the others at once;
     * a rank that failed because a peer vanished (`peer_lost`) only does so after `grace_s`, so that the victim is not
-      blamed;
+      blamed; nor does one that has made room (`preempted`), because the others are about to do so;
     * a gang of which some ranks are not ready within `start_timeout_s` stops as a whole.
     """
 
@@ -76,7 +79,7 @@ class Outcomes:
         self._began_s = time.monotonic()
         self._heard_s = dict.fromkeys(range(size), self._began_s)
         self._start_timeout_s = start_timeout_s
-        self._first_peer_lost_s: float | None = None
+        self._first_of_several_s: float | None = None
         self._cause: StopCause | None = None
         self._closed = False
         self._changed = threading.Condition()
@@ -95,10 +98,10 @@ class Outcomes:
             if rank not in self._by_rank:
                 self._by_rank[rank] = outcome
                 if outcome.status == "failed":
-                    if outcome.kind != "peer_lost":
+                    if outcome.kind not in _TOGETHER:
                         self._stop(_OF_ANOTHER)
-                    elif self._first_peer_lost_s is None:
-                        self._first_peer_lost_s = time.monotonic()
+                    elif self._first_of_several_s is None:
+                        self._first_of_several_s = time.monotonic()
                 self._changed.notify_all()
             return list(self._by_rank).index(rank)
 
@@ -171,8 +174,8 @@ class Outcomes:
     def _pending(self) -> list[tuple[float, StopCause]]:
         """(when, why) the gang must stop if nothing else happens until then."""
         pending = []
-        if self._first_peer_lost_s is not None:
-            pending.append((self._first_peer_lost_s + self._grace_s, _OF_ANOTHER))
+        if self._first_of_several_s is not None:
+            pending.append((self._first_of_several_s + self._grace_s, _OF_ANOTHER))
         if self._start_timeout_s is not None and not self._complete():
             missing = sorted(set(range(self._size)) - self._ready)
             cause = f"ranks {missing[:20]} were not ready to train after {self._start_timeout_s:g} s"

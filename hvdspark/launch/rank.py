@@ -19,6 +19,7 @@ import traceback
 from typing import Any, BinaryIO
 
 from hvdspark.launch import frames
+from hvdspark.launch.preemption import Notice
 from hvdspark.launch.processes import die_with_parent
 from hvdspark.specs import from_json
 
@@ -26,13 +27,15 @@ from hvdspark.specs import from_json
 def main(result_fd: int, parent_pid: int) -> None:
     """Body of the process. Ends it with `os._exit`, because nothing may delay a failure that peers wait for."""
     die_with_parent(parent_pid, signal.SIGKILL)
-    inbox = os.fdopen(os.dup(0), "rb")
+    notice = Notice()
+    notice.listen_to_sigterm()
+    inbox = _Inbox(os.fdopen(os.dup(0), "rb"), notice)
     # User code that reads standard input must not steal the parent's frames.
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     outbox = _Outbox(os.fdopen(result_fd, "wb"))
     code = 1
     try:
-        result = _run(inbox, outbox)
+        result = _run(inbox, outbox, notice)
         outbox.finish(frames.RESULT, result)
         code = 0
     except SystemExit as error:
@@ -50,7 +53,7 @@ def main(result_fd: int, parent_pid: int) -> None:
         os._exit(code)
 
 
-def _run(inbox: BinaryIO, outbox: _Outbox) -> bytes:
+def _run(inbox: _Inbox, outbox: _Outbox, notice: Notice) -> bytes:
     """Everything between start and answer; returns the pickled result."""
     # A fifth of the time of these imports is the garbage collector looking for garbage among modules.
     gc.disable()
@@ -62,8 +65,8 @@ def _run(inbox: BinaryIO, outbox: _Outbox) -> bytes:
     # The slow imports overlap with the meeting of the tasks; user code is unpickled only after the device is decided,
     # because unpickling a CUDA tensor initialises CUDA.
     wiring.load()
-    program = _expect(inbox, frames.PROGRAM)
-    assignment = from_json(frames.Assignment, _expect(inbox, frames.ASSIGNMENT).decode())
+    program = inbox.expect(frames.PROGRAM)
+    assignment = from_json(frames.Assignment, inbox.expect(frames.ASSIGNMENT).decode())
     os.environ.update(assignment.environment)
     if assignment.files is not None:  # importing pyspark takes 0.1 s
         from hvdspark.launch.spark_values import receive
@@ -82,15 +85,15 @@ def _run(inbox: BinaryIO, outbox: _Outbox) -> bytes:
     if device == "cuda":
         torch.cuda.set_device(world.local_rank % torch.cuda.device_count())
     outbox.ready()
-    _expect(inbox, frames.GO)
-    threading.Thread(target=_kill_group_when_parent_ends, args=(inbox,), daemon=True).start()
+    inbox.expect(frames.GO)
+    threading.Thread(target=inbox.listen, name="hvdspark-parent", daemon=True).start()
     collective = wiring.join()
     store = None
     if assignment.store_uri is not None:
         from hvdspark.store import Store
 
         store = Store(assignment.store_uri)
-    enter(RankContext(world, device, assignment.generation, collective, store, outbox.event))
+    enter(RankContext(world, device, assignment.generation, collective, store, outbox.event, notice))
     fn, args, kwargs = _unpickle(program)  # imports the code of fn
     gc.freeze()
     gc.enable()
@@ -120,11 +123,12 @@ def describe_failure(error: BaseException) -> bytes:
     """JSON of what the driver shows: cause, traceback, and whether only a vanished peer is behind it."""
     import cloudpickle
 
-    from hvdspark.errors import HvdSparkError
+    from hvdspark.errors import HvdSparkError, PreemptedError
     from hvdspark.launch.wiring import caused_by_peer
 
+    kind = "preempted" if isinstance(error, PreemptedError) else "exception"
     failure: dict[str, str] = {
-        "kind": "peer_lost" if caused_by_peer(error) else "exception",
+        "kind": "peer_lost" if caused_by_peer(error) else kind,
         "cause": "".join(traceback.format_exception_only(type(error), error)).strip(),
         "traceback": "".join(traceback.format_exception(error)),
     }
@@ -164,13 +168,25 @@ class _Outbox:
             frames.write_frame(self._stream, frames.EVENT, body)
 
 
-def _expect(inbox: BinaryIO, kind: bytes) -> bytes:
-    frame = frames.read_frame(inbox)
-    if frame is None or frame[0] != kind:
-        os._exit(1)  # the parent has gone or given up before the gang was complete
-    return frame[1]
+class _Inbox:
+    """The pipe from the parent, which may say at any time that this rank is asked to make room."""
 
+    def __init__(self, stream: BinaryIO, notice: Notice) -> None:
+        self._stream, self._notice = stream, notice
 
-def _kill_group_when_parent_ends(inbox: BinaryIO) -> None:
-    inbox.read(1)  # the parent sends nothing more: this returns when its end of the pipe closes
-    os.killpg(0, signal.SIGKILL)
+    def expect(self, kind: bytes) -> bytes:
+        """Body of the next message, which is of this kind; ends the process where there is none."""
+        frame = self._next()
+        if frame is None or frame[0] != kind:
+            os._exit(1)  # the parent has gone or given up before the gang was complete
+        return frame[1]
+
+    def listen(self) -> None:
+        """Body of a thread: hear what is said until the parent ends, and then kill this process's group."""
+        self._next()  # nothing else is said from now on: this returns when the parent's end of the pipe closes
+        os.killpg(0, signal.SIGKILL)
+
+    def _next(self) -> tuple[bytes, bytes] | None:
+        while (frame := frames.read_frame(self._stream)) is not None and frame[0] == frames.PREEMPT:
+            self._notice.give(frame[1].decode())
+        return frame

@@ -6,6 +6,7 @@ rendezvous and processes.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import secrets
 import threading
@@ -15,11 +16,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from hvdspark.checks import number
-from hvdspark.errors import ConfigurationError, RankFailedError
+from hvdspark.errors import ConfigurationError, PreemptedError, RankFailedError
 from hvdspark.launch.devices import check_device
 from hvdspark.launch.environment import check_environment
 from hvdspark.launch.generation import Event, run_generation
 from hvdspark.launch.line import Waiting
+from hvdspark.launch.preemption import Preemption
 from hvdspark.launch.protocol import STALL_TIMEOUT_S, Launcher, LaunchSpec
 from hvdspark.launch.world_sizes import world_sizes
 from hvdspark.session import active_session
@@ -50,6 +52,7 @@ def run(
     min_workers: int | None = None,
     max_workers: int | None = None,
     stall_timeout_s: float = STALL_TIMEOUT_S,
+    preemption: Preemption | None = None,
 ) -> list[Any]:
     """Run `fn(*args, **kwargs)` on `num_workers` ranks, one for each Spark task, with Horovod initialised.
 
@@ -77,6 +80,7 @@ def run(
         min_workers, max_workers: a generation of ranks has as many as there are slots for, between these; each is
             `num_workers` where it is not given.
         stall_timeout_s: seconds after which a rank that makes no progress counts as hung.
+        preemption: by which this thread or another one asks the ranks to make room (`context().preempted()`).
 
     Returns:
         What `fn` returned, by rank.
@@ -84,6 +88,8 @@ def run(
     Raises:
         ConfigurationError, StoreError, ClusterError, NotEnoughSlotsError: before anything is started.
         StartTimeoutError: not all ranks started in time.
+        PreemptedError: the ranks have made room, as `preemption` asks. Where the platform has asked them to, they are
+            started again, which counts as no restart.
         RankFailedError: names the rank that failed first, its host and the cause. Where that cause is an error of
             hvdspark itself (a SchemaError, say), that error is raised, from the RankFailedError.
     """
@@ -104,6 +110,7 @@ def run(
         min_workers=min_workers,
         max_workers=max_workers,
         stall_timeout_s=stall_timeout_s,
+        preemption=preemption,
     )
 
 
@@ -123,6 +130,7 @@ def supervise(
     min_workers: int | None = None,
     max_workers: int | None = None,
     stall_timeout_s: float = STALL_TIMEOUT_S,
+    preemption: Preemption | None = None,
 ) -> list[Any]:
     """`run` on the ranks of any launcher; arguments, results and errors are the same."""
     check_device(device)
@@ -152,27 +160,39 @@ def supervise(
     )
     # All generations keep the slots: a gang that is started again is in the middle of its work.
     with launcher.turn(num_workers, partial(_waits, report)):
-        return _generations(launcher, first, max_restarts, report)
+        return _generations(launcher, first, max_restarts, report, preemption or Preemption())
 
 
 def _generations(
-    launcher: Launcher, first: LaunchSpec, max_restarts: int, report: Callable[[Event], None]
+    launcher: Launcher,
+    first: LaunchSpec,
+    max_restarts: int,
+    report: Callable[[Event], None],
+    preemption: Preemption,
 ) -> list[Any]:
     """What the program returned on each rank, in the first generation that ended well."""
-    for generation in range(max_restarts + 1):
+    restarts = 0
+    for generation in itertools.count():
+        if preemption.reason is not None:
+            raise PreemptedError("the ranks were to make room before they were started", value=preemption.reason)
         spec = replace(first, generation=generation, secret=secrets.token_hex(16))
         _tell(report, {"event": "generation", "generation": generation, "world_size": spec.world_size})
         try:
-            return run_generation(launcher, spec, report)
+            return run_generation(launcher, spec, report, preemption)
+        except PreemptedError as error:
+            if preemption.reason is not None:
+                raise
+            logger.warning("generation %d has made room, starting again: %s", generation, error)
         except RankFailedError as error:
             if error.kind not in _WORTH_A_RESTART:
                 raise
             lost = {"lost": error.rank, "host": error.host, "kind": error.kind, "cause": error.cause}
             _tell(report, {"event": "rank_lost", "generation": generation, **lost})
-            if generation == max_restarts:
+            if restarts == max_restarts:
                 raise
+            restarts += 1
             logger.warning("generation %d failed, starting again: %s", generation, error.cause)
-            launcher.wait_for_slots(spec.world_size, spec.start_timeout_s)
+        launcher.wait_for_slots(spec.world_size, spec.start_timeout_s)
     raise AssertionError("unreachable: the last generation returns or raises")
 
 

@@ -80,7 +80,9 @@ def run_task(spec: LaunchSpec, place: Place) -> tuple[World, Outcome]:
             environment, lambda event: channel_holder[0].send(event), search_path=search_path(spec.environment)
         )
         stack.callback(process.end)
-        channel = ChannelSender(spec.channel, spec.secret, on_closed=lambda: process.stop(_DRIVER_GONE))
+        channel = ChannelSender(
+            spec.channel, spec.secret, on_closed=lambda: process.stop(_DRIVER_GONE), on_preempt=process.preempt
+        )
         stack.callback(channel.close)
         channel_holder.append(channel)
         process.send_program(spec.program)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from hvdspark.errors import DependencyError
-from hvdspark.launch.interrupt import cancel, interruptible, new_tag
+from hvdspark.launch.interrupt import cancel_jobs, interruptible, new_tag
 from hvdspark.launch.job_errors import explain
 from hvdspark.launch.start_watch import StartWatch
 from hvdspark.session import session_of
@@ -37,7 +37,7 @@ def check_workers(spark: SparkSession, num_workers: int, start_timeout_s: float)
         return
     asked = spark.range(0, num_workers, 1, num_workers).mapInArrow(_missing, "host string, missing string")
     watch, tag = StartWatch(num_workers, lambda event: None), new_tag()
-    watch.begin(start_timeout_s, lambda: session.tasks_run(tag), lambda: cancel(spark, tag))
+    watch.begin(start_timeout_s, lambda: session.tasks_run(tag), lambda: cancel_jobs(spark, tag))
     try:
         with session.described("hvdspark looks at the executors' Python"):
             rows = interruptible(spark, asked.collect, tag)

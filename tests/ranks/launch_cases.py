@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import hvdspark
-from hvdspark.errors import DataError
+from hvdspark.errors import DataError, PreemptedError
 
 # A sitecustomize.py that lets the first process sleep before it imports anything else.
 SLOW = """
@@ -154,3 +154,21 @@ def die_in_generation(fatal: int) -> int:
 
     hvd.allreduce(torch.ones(1), name="alive")
     return generation
+
+
+def make_room(last_generation: int) -> int:
+    """Steps until a rank is asked to make room, which all do after the same step; returns it in the last generation."""
+    import horovod.torch as hvd
+    import torch
+
+    context = hvdspark.context()
+    for step in range(100_000):
+        asked = float(context.preempted())
+        if hvd.allreduce(torch.tensor([asked]), op=hvd.Sum, name="asked").item():
+            raise PreemptedError(f"after step {step}", value=context.preempted_because)
+        if step == 0:
+            context.report({"event": "stepping", "pid": os.getpid(), "generation": context.generation})
+        if context.generation == last_generation:
+            return step
+        time.sleep(0.01)
+    raise AssertionError("nobody asked")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import queue
 import signal
 import subprocess
@@ -18,8 +19,9 @@ from typing import Any
 import psutil
 import pytest
 
-from hvdspark.errors import ClusterError, DataError, HvdSparkError, RankFailedError, StartTimeoutError
+from hvdspark.errors import ClusterError, DataError, HvdSparkError, PreemptedError, RankFailedError, StartTimeoutError
 from hvdspark.launch.barrier import BarrierLauncher
+from hvdspark.launch.preemption import Preemption
 from hvdspark.launch.protocol import Launcher, LaunchSpec
 from hvdspark.launch.same_host import SameHostLauncher
 from hvdspark.launch.supervisor import supervise
@@ -251,6 +253,43 @@ def test_a_restart_is_counted(on_host: Callable[..., list[Any]]) -> None:
     assert (first["generation"], second["generation"]) == (0, 1)
     assert (lost["generation"], lost["lost"], lost["kind"]) == (0, 1, "signal")
     assert "SIGKILL" in lost["cause"]
+
+
+def test_the_driver_asks_the_ranks_to_make_room(launch: Callable[..., list[Any]]) -> None:
+    preemption = Preemption()
+
+    def ask(event: dict[str, Any]) -> None:
+        if event["event"] == "stepping":
+            preemption.ask("a test wants it")
+
+    with pytest.raises(PreemptedError, match=r"after step \d+") as caught:
+        launch(cases.make_room, (9,), num_workers=2, on_event=ask, preemption=preemption)
+    assert isinstance(caught.value.__cause__, RankFailedError)
+    assert caught.value.__cause__.kind == "preempted"
+
+
+def test_sigterm_of_a_rank_is_a_restart_that_does_not_count(on_host: Callable[..., list[Any]]) -> None:
+    generations: list[int] = []
+
+    def terminate(event: dict[str, Any]) -> None:
+        if event["event"] == "stepping" and event["rank"] == 1 and event["generation"] == 0:
+            os.kill(event["pid"], signal.SIGTERM)
+        if event["event"] == "generation":
+            generations.append(event["generation"])
+
+    assert on_host(cases.make_room, (1,), num_workers=2, on_event=terminate) == [0, 0]
+    assert generations == [0, 1]
+
+
+def test_sigterm_ends_a_rank_that_does_not_ask(on_host: Callable[..., list[Any]], tmp_path: Path) -> None:
+    def terminate() -> None:
+        os.kill(wait_for_ranks(tmp_path)[0], signal.SIGTERM)
+
+    killer = threading.Thread(target=terminate)
+    killer.start()
+    with pytest.raises(RankFailedError, match="killed by SIGTERM"):
+        on_host(cases.wait, (tmp_path,), num_workers=2)
+    killer.join()
 
 
 def test_cuda_without_a_gpu(on_host: Callable[..., list[Any]]) -> None:

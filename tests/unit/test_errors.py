@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pickle
+from concurrent.futures import CancelledError
 
 import cloudpickle
 import pytest
@@ -50,6 +51,8 @@ def test_crosses_process_boundaries(cls: type[HvdSparkError], dumps: object) -> 
         (errors.CollectiveTimeoutError, TimeoutError),
         (errors.TrainingDivergedError, ArithmeticError),
         (errors.DependencyError, RuntimeError),
+        (errors.FitCancelledError, CancelledError),
+        (errors.PreemptedError, RuntimeError),
     ],
 )
 def test_also_is_what_python_programmers_catch(cls: type[HvdSparkError], builtin: type[Exception]) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import cloudpickle
 
-from hvdspark.errors import DataError, RankFailedError, StartTimeoutError
+from hvdspark.errors import DataError, PreemptedError, RankFailedError, StartTimeoutError
 from hvdspark.launch.blame import first_failure
 from hvdspark.launch.outcomes import Outcome
 
@@ -84,3 +84,12 @@ def test_an_error_that_only_the_rank_can_make_is_told_in_words() -> None:
     error = first_failure({0: failed("exception", 1.0, error=b"cnowhere\nOwnError\n.".hex())})
     assert isinstance(error, RankFailedError)
     assert (error.rank, error.cause) == (0, "exception at 1.0")
+
+
+def test_where_one_has_made_room_that_is_what_happened() -> None:
+    own = cloudpickle.dumps(PreemptedError("stopped after step 3", run_id="r")).hex()
+    killed, made_room = failed("signal", 1.0, order=0), failed("preempted", 2.0, order=1, error=own)
+    for others in ({0: killed}, {0: failed("peer_lost", 1.0)}, {0: ABORTED}, {0: OK}, {0: made_room}):
+        error = first_failure({**others, 1: made_room})
+        assert isinstance(error, PreemptedError)
+        assert (str(error), error.run_id) == ("stopped after step 3", "r")

@@ -269,6 +269,44 @@ def test_the_end_of_the_driver_is_noticed(driver: Driver) -> None:
     sender.close()
 
 
+def test_the_word_to_make_room_reaches_tasks_of_before_and_after_and_again_after_a_cut(driver: Driver) -> None:
+    relay, heard, gone = Relay(driver.listener.port), queue.Queue[str](), threading.Event()
+    sender = ChannelSender(("127.0.0.1", relay.port), SECRET, on_closed=gone.set, on_preempt=heard.put)
+    sender.send({"event": "started"})
+    driver.events.get(timeout=5)
+    driver.listener.preempt("a user asked for it")
+    assert heard.get(timeout=5) == "a user asked for it"
+    relay.cut()
+    assert heard.get(timeout=5) == "a user asked for it"
+    late = ChannelSender(driver.address, SECRET, on_closed=gone.set, on_preempt=heard.put)
+    late.send({"event": "started"})
+    assert heard.get(timeout=5) == "a user asked for it"
+    assert not gone.is_set(), "nobody is told to stop"
+    sender.send({"event": "progress"})
+    while driver.events.get(timeout=5) != {"event": "progress"}:
+        pass
+    driver.listener.close()
+    assert gone.wait(timeout=5), "what comes after the word is heard, too"
+    for one in (sender, late):
+        one.close()
+    relay.close()
+
+
+def test_a_word_that_is_not_signed_is_not_heard() -> None:
+    heard, gone = queue.Queue[str](), threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        sender = ChannelSender(server.getsockname(), SECRET, on_closed=gone.set, on_preempt=heard.put)
+        sender.send({"event": "started"})
+        connection, _ = server.accept()
+        with connection, connection.makefile("rb") as lines:
+            connection.sendall(nonce())
+            connection.sendall(b"preempt x\n")
+            lines.read()  # until it hangs up
+        sender.close()
+    assert heard.empty()
+    assert not gone.is_set()
+
+
 def test_without_a_driver_events_go_nowhere() -> None:
     with socket.create_server(("127.0.0.1", 0)) as unused:
         port = unused.getsockname()[1]

@@ -12,6 +12,7 @@ from hvdspark.launch.outcomes import Outcome, Outcomes
 OK = Outcome("ok")
 OWN_FAULT = Outcome("failed", "exception")
 PEER_LOST = Outcome("failed", "peer_lost")
+MADE_ROOM = Outcome("failed", "preempted")
 
 
 def test_ranks_that_are_never_ready_are_named() -> None:
@@ -44,10 +45,11 @@ def test_while_one_is_heard_of_the_rest_is_not_silent(monkeypatch: pytest.Monkey
     assert outcomes.rest_is_silent(silent_s=40)
 
 
-def test_a_victim_only_stops_the_gang_after_the_grace() -> None:
+@pytest.mark.parametrize("outcome", [PEER_LOST, MADE_ROOM])
+def test_a_victim_only_stops_the_gang_after_the_grace(outcome: Outcome) -> None:
     outcomes = Outcomes(size=2, grace_s=0.3)
     started = time.monotonic()
-    outcomes.record(0, PEER_LOST)
+    outcomes.record(0, outcome)
     assert not outcomes.must_stop(wait_s=0)
     assert outcomes.must_stop(wait_s=10)
     assert 0.25 <= time.monotonic() - started < 5

@@ -14,11 +14,12 @@ from typing import Any
 
 import pytest
 
-from hvdspark.errors import ConfigurationError, HvdSparkError, RankFailedError, StoreError
+from hvdspark.errors import ConfigurationError, HvdSparkError, PreemptedError, RankFailedError, StoreError
 from hvdspark.events import GenerationStarted, RankLost
 from hvdspark.fan_out import event_of
 from hvdspark.launch import line, supervisor
 from hvdspark.launch.line import Line, Waiting
+from hvdspark.launch.preemption import Preemption
 from hvdspark.launch.protocol import Launcher, LaunchSpec
 from hvdspark.launch.same_host import SameHostLauncher
 
@@ -50,6 +51,27 @@ def test_restarts_are_bounded(monkeypatch: pytest.MonkeyPatch, kind: str, genera
     assert [event for event in events if isinstance(event, RankLost)] == [
         RankLost(number, 1, "h", kind, "gone") for number in range(lost)
     ]
+
+
+def test_making_room_for_the_platform_counts_as_no_restart_and_for_the_caller_ends(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    begun: list[int] = []
+    preemption = Preemption()
+
+    def generation(launcher: Launcher, spec: LaunchSpec, *others: Any) -> list[Any]:
+        begun.append(spec.generation)
+        if spec.generation == 3:
+            preemption.ask("a test wants it")
+        raise PreemptedError("stopped")
+
+    monkeypatch.setattr(supervisor, "run_generation", generation)
+    with pytest.raises(PreemptedError, match="stopped"):
+        supervisor.supervise(SameHostLauncher(), time.time, max_restarts=0, preemption=preemption)
+    assert begun == [0, 1, 2, 3]
+    with pytest.raises(PreemptedError, match="before they were started.*a test wants it"):
+        supervisor.supervise(SameHostLauncher(), time.time, preemption=preemption)
+    assert begun == [0, 1, 2, 3]
 
 
 class OneSlot(SameHostLauncher):
@@ -122,7 +144,7 @@ def test_what_is_wrong_is_said_before_anything_is_started(
 def test_a_store_without_a_scheme_is_where_the_driver_finds_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Executors have working directories of their own."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(supervisor, "run_generation", lambda launcher, spec, report: [spec.store_uri])
+    monkeypatch.setattr(supervisor, "run_generation", lambda launcher, spec, *others: [spec.store_uri])
     given = {"here": f"file://{tmp_path}/here", "/there": "file:///there", None: None}
     for store_uri, expected in given.items():
         assert supervisor.supervise(SameHostLauncher(), time.time, store_uri=store_uri) == [expected]
