@@ -55,6 +55,10 @@ class HvdSparkError(Exception):
         self.where, self.hint = (None if text is None else words(text) for text in (self.where, self.hint))
         self.args = (self.args[0].replace(said, self._message()), *self.args[1:])
 
+    def tell(self, more: str) -> None:
+        """Add a paragraph to what the message says."""
+        self.args = (f"{self.args[0]}\n{more}", *self.args[1:])
+
     def _message(self) -> str:
         message = self.what
         if self.value is not None:
@@ -166,6 +170,7 @@ class RankFailedError(HvdSparkError, RuntimeError):
         kind: "exception" | "exit" | "signal" | "executor_lost" | "peer_lost" | "preempted".
         traceback_text: the rank's own traceback, where there is one.
         tail: last lines of the rank's output.
+        step: in which the rank was, where it has said so (`RankContext.reached`).
     """
 
     def __init__(
@@ -178,8 +183,9 @@ class RankFailedError(HvdSparkError, RuntimeError):
         traceback_text: str = "",
         tail: str = "",
         hint: str | None = None,
+        step: int | None = None,
     ) -> None:
-        self.rank, self.host, self.cause, self.kind = rank, host, cause, kind
+        self.rank, self.host, self.cause, self.kind, self.step = rank, host, cause, kind, step
         self.traceback_text, self.tail = traceback_text, tail
         who = "an executor" if rank is None else f"rank {rank}"
         details = ""

@@ -116,12 +116,13 @@ class DatasetReady(FitEvent):
 
 @dataclass(frozen=True)
 class SlotsAwaited(FitEvent):
-    """The ranks wait for task slots that other fits of this process have; told after a second, then every 30 seconds.
+    """The ranks wait for task slots that other fits of this process or other jobs have, or that are gone with their
+    executors; told within 5 seconds, then every 30 seconds.
 
     Attributes:
-        slots: that the ranks need at once.
-        free: that no fit or program of this process has.
-        total: slots of the application.
+        slots: that the ranks need at once, at least.
+        free: that nobody has, as far as is known.
+        total: slots of the application; where executors were lost, those that are left for these ranks.
         ahead: fits and programs that run, or wait and came before.
         waited_s: seconds so far.
     """
@@ -135,15 +136,20 @@ class SlotsAwaited(FitEvent):
 
 @dataclass(frozen=True)
 class GenerationStarted(FitEvent):
-    """The ranks are launched; once more after each failure that is worth it.
+    """The ranks are launched; once more after each failure that is worth it, and where more or fewer ranks go on.
 
     Attributes:
         generation: 0 for the first launch.
         world_size: ranks of this generation.
+        restart: why there is another one: "failed", "preempted" (the platform wanted its slots back) or "resized"
+            (there was room for more ranks); "" for the first.
+        cause: how the one before ended, a sentence.
     """
 
     generation: int
     world_size: int
+    restart: str = ""
+    cause: str = ""
 
 
 @dataclass(frozen=True)
@@ -298,7 +304,7 @@ class FitListener:
         """The rows lie in the store."""
 
     def on_slots_awaited(self, event: SlotsAwaited) -> None:
-        """The ranks wait for slots that other fits have."""
+        """The ranks wait for slots."""
 
     def on_generation_started(self, event: GenerationStarted) -> None:
         """The ranks are launched, or launched again."""

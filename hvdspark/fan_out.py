@@ -97,7 +97,7 @@ def event_of(report: Report) -> FitEvent | None:
         "epoch": the row of the history.
         "checkpoint": epoch, path.
         "waiting": slots, free, total, ahead, waited_s.
-        "generation": generation, world_size.
+        "generation": generation, world_size and, of one that is not the first, restart and cause.
         "straggler": epoch, late (the rank), seconds, others.
         "rank_lost": generation, lost (rank or None), host, kind, cause.
         "warning": text.
@@ -117,7 +117,8 @@ def event_of(report: Report) -> FitEvent | None:
     if kind == "waiting":
         return SlotsAwaited(**{name: report[name] for name in ("slots", "free", "total", "ahead", "waited_s")})
     if kind == "generation":
-        return GenerationStarted(report["generation"], report["world_size"])
+        known = report["generation"], report["world_size"]
+        return GenerationStarted(*known, report.get("restart", ""), report.get("cause", ""))
     if kind == "straggler":
         return Straggler(report["epoch"], report["late"], report["seconds"], report["others"])
     if kind == "rank_lost":

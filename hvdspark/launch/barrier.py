@@ -10,8 +10,8 @@ import contextlib
 import json
 import os
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -21,12 +21,13 @@ from hvdspark.launch import session
 from hvdspark.launch.addresses import host_of
 from hvdspark.launch.interrupt import cancel_jobs, interruptible, new_tag
 from hvdspark.launch.job_errors import explain
-from hvdspark.launch.line import Line, Waiting
+from hvdspark.launch.line import Held, Line, Waiting
 from hvdspark.launch.memory import check_address_space
 from hvdspark.launch.outcomes import Outcome
-from hvdspark.launch.protocol import DriverAddress, LaunchSpec, Located, Program
+from hvdspark.launch.protocol import DriverAddress, LaunchSpec, Located, Program, Seat, Slots
 from hvdspark.launch.task import Place, run_task
 from hvdspark.launch.workers import check_workers
+from hvdspark.launch.world_sizes import WorldSizes
 from hvdspark.session import session_of
 
 if TYPE_CHECKING:
@@ -39,8 +40,6 @@ _ARROW_SCHEMA = pa.schema(
 )
 # Spark Connect caps a message at 4 MiB (TorchDistributor sends 4 KiB rows for the same reason).
 _CHUNK_BYTES = 1 << 20
-# What was checked before such a wait may have changed: executors come and go.
-_OUTDATED_S = 10.0
 # Of applications, by their id.
 _lines: dict[str, Line] = {}
 
@@ -64,23 +63,11 @@ class BarrierLauncher:
             check_workers(self._spark, world_size, start_timeout_s)
 
     @contextlib.contextmanager
-    def turn(self, world_size: int, on_wait: Callable[[Waiting], None]) -> Iterator[None]:
+    def turn(self, sizes: WorldSizes, on_wait: Callable[[Waiting], None]) -> Iterator[Seat]:
         line = _lines.setdefault(session_of(self._spark).application(), Line())
-        came_s = time.monotonic()
-        with line.turn(world_size, self._slots, on_wait):
-            if time.monotonic() - came_s > _OUTDATED_S:
-                self.wait_for_slots(world_size, session.EXECUTORS_REGISTER_S)
-            yield
-
-    def wait_for_slots(self, world_size: int, wait_s: float) -> None:
-        session.wait_for_slots(self._spark, world_size, wait_s)
-
-    def _slots(self) -> int | None:
-        """Slots of the session; None where it cannot say, as when it has ended: then the job says so."""
-        try:
-            return session.total_slots(self._spark)
-        except Exception:  # of py4j, by what is left of the session
-            return None
+        total = partial(_slots, self._spark)
+        with line.turn(sizes.least, total, on_wait, most=sizes.most) as held:
+            yield BarrierSeat(self._spark, held)
 
     def driver_address(self) -> DriverAddress | None:
         return session.driver_address(self._spark)
@@ -94,6 +81,35 @@ class BarrierLauncher:
 
     def job(self, spec: LaunchSpec) -> BarrierJob:
         return BarrierJob(self._spark, spec, self._broadcasts)
+
+
+class BarrierSeat:
+    """The `Seat` of a gang of a session."""
+
+    def __init__(self, spark: SparkSession, held: Held) -> None:
+        self._spark, self._held = spark, held
+
+    def slots(self, running: int = 0) -> Slots | None:
+        there_are = _slots(self._spark)
+        if there_are is None:
+            return None
+        share = self._held.share(there_are)
+        try:
+            busy = session_of(self._spark).busy_tasks()
+        except Exception:  # as above
+            busy = 0
+        return Slots(share, min(share, max(0, there_are - max(0, busy - running))))
+
+    def hold(self, ranks: int) -> None:
+        self._held.hold(ranks)
+
+
+def _slots(spark: SparkSession) -> int | None:
+    """Slots of the session; None where it cannot say, as when it has ended: then the job says so."""
+    try:
+        return session.total_slots(spark)
+    except Exception:  # of py4j, by what is left of the session
+        return None
 
 
 class BarrierJob:

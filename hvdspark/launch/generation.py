@@ -12,7 +12,7 @@ from hvdspark.errors import ClusterError, HvdSparkError
 from hvdspark.launch.blame import first_failure
 from hvdspark.launch.channel import ChannelListener
 from hvdspark.launch.preemption import Preemption
-from hvdspark.launch.protocol import DriverAddress, Launcher, LaunchSpec
+from hvdspark.launch.protocol import DriverAddress, Launcher, LaunchSpec, Slots
 from hvdspark.launch.start_watch import StartWatch
 
 logger = logging.getLogger(__name__)
@@ -21,7 +21,11 @@ Event = dict[str, Any]
 
 
 def run_generation(
-    launcher: Launcher, spec: LaunchSpec, on_event: Callable[[Event], None], preemption: Preemption
+    launcher: Launcher,
+    spec: LaunchSpec,
+    on_event: Callable[[Event], None],
+    preemption: Preemption,
+    slots: Callable[[], Slots | None],
 ) -> list[Any]:
     """What the program returned on each of `spec.world_size` ranks, by rank.
 
@@ -29,6 +33,7 @@ def run_generation(
         spec: without a channel, which is opened here.
         on_event: called in a thread with what ranks report; one call at a time.
         preemption: the ranks are told of it, where they can reach the driver.
+        slots: what these ranks could have.
 
     Raises:
         PreemptedError: the ranks have made room, whoever asked them to.
@@ -39,13 +44,13 @@ def run_generation(
     watch = StartWatch(spec.world_size, on_event)
     with _channel(launcher.driver_address(), spec, watch, preemption) as connected:
         job = launcher.job(connected)
-        watch.begin(spec.start_timeout_s, job.has_begun, job.cancel)
+        watch.begin(spec.start_timeout_s, job.has_begun, job.cancel, slots)
         try:
             outcomes = job.run()
         except HvdSparkError:
             raise
         except Exception as error:
-            raise watch.timed_out() or job.explain(error, watch.lost()) from error
+            raise watch.timed_out() or watch.without_slots() or job.explain(error, watch.lost()) from error
         finally:
             watch.end()
     if any(outcome.status != "ok" for outcome in outcomes.values()):

@@ -7,6 +7,9 @@ others hold (jobs of Spark itself, or of another process) are not seen here; Spa
 timeout.
 
 A wait is as long as what is ahead: gangs that run, each of which ends by itself, by an error or with the process.
+
+A gang whose number of ranks may change takes what is there when it is its turn, and holds more or fewer slots later:
+never more while others wait, who have none.
 """
 
 from __future__ import annotations
@@ -46,9 +49,26 @@ class Waiting:
 
 @dataclass(eq=False)
 class _Gang:
-    slots: int
+    slots: int  # it waits for these at least; when it runs, it holds them
+    most: int
     thread: int
     came_s: float
+
+
+class Held:
+    """The slots of a gang that runs. Every method may be called from any thread."""
+
+    def __init__(self, line: Line, gang: _Gang) -> None:
+        self._line, self._gang = line, gang
+
+    def share(self, total: int) -> int:
+        """How many of the application's slots this gang may have: what others that run leave it. While others wait, no
+        more than it holds."""
+        return self._line._share(self._gang, total)
+
+    def hold(self, slots: int) -> None:
+        """Hold so many from now on."""
+        self._line._resize(self._gang, slots)
 
 
 class Line:
@@ -61,7 +81,9 @@ class Line:
         self._changed = threading.Condition()
 
     @contextlib.contextmanager
-    def turn(self, slots: int, total: Callable[[], int | None], on_wait: Callable[[Waiting], None]) -> Iterator[None]:
+    def turn(
+        self, slots: int, total: Callable[[], int | None], on_wait: Callable[[Waiting], None], most: int | None = None
+    ) -> Iterator[Held]:
         """Hold `slots` slots for as long as the context lasts, which is entered when it is this gang's turn.
 
         A thread that holds slots already is not made to wait: what it waited for could be itself.
@@ -69,13 +91,14 @@ class Line:
         Args:
             total: how many slots the application has now; None where nobody can say: then nobody waits.
             on_wait: told after a second and then every 30 seconds, in this thread.
+            most: hold so many where they are there; `slots`, if None.
         """
-        gang = _Gang(slots, threading.get_ident(), self._clock())
+        gang = _Gang(slots, most or slots, threading.get_ident(), self._clock())
         with self._changed:
             self._waiting.append(gang)
         try:
             self._wait(gang, total, on_wait)
-            yield
+            yield Held(self, gang)
         finally:
             with self._changed:
                 for gangs in (self._waiting, self._running):
@@ -90,6 +113,8 @@ class Line:
             with self._changed:
                 if self._may_go(gang, there_are):
                     self._waiting.remove(gang)
+                    left = gang.most if there_are is None else there_are - self._taken()
+                    gang.slots = max(gang.slots, min(gang.most, left))
                     self._running.append(gang)
                     self._changed.notify_all()  # the next one in line may fit beside it
                     return
@@ -111,6 +136,17 @@ class Line:
     def _place(self, gang: _Gang, total: int, again: bool) -> Waiting:
         ahead = len(self._running) + self._waiting.index(gang)
         return Waiting(gang.slots, max(0, total - self._taken()), total, ahead, self._clock() - gang.came_s, again)
+
+    def _share(self, gang: _Gang, total: int) -> int:
+        with self._changed:
+            others = sum(other.slots for other in self._running if other.thread != gang.thread)
+            left = max(0, total - others)
+            return min(left, gang.slots) if self._waiting else left
+
+    def _resize(self, gang: _Gang, slots: int) -> None:
+        with self._changed:
+            gang.slots = slots
+            self._changed.notify_all()
 
     def _taken(self) -> int:
         return sum(gang.slots for gang in self._running)

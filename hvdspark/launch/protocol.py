@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from hvdspark.launch.line import Waiting
 from hvdspark.launch.outcomes import Outcome
+from hvdspark.launch.world_sizes import WorldSizes
 
 STALL_TIMEOUT_S = 20.0
 Program = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
@@ -68,23 +69,48 @@ class Located:
     host: str
 
 
+@dataclass(frozen=True)
+class Slots:
+    """Task slots that a gang may have.
+
+    Attributes:
+        total: of the application, but those of other gangs of this process.
+        free: of these without what runs other tasks now, as far as is known.
+    """
+
+    total: int
+    free: int
+
+
+class Seat(Protocol):
+    """The place of a gang among those of this process, for as long as it has generations."""
+
+    def slots(self, running: int = 0) -> Slots | None:
+        """What this gang could have now; None where nobody can say.
+
+        Args:
+            running: ranks of its own that run; their slots count as free.
+        """
+
+    def hold(self, ranks: int) -> None:
+        """Have so many slots from now on, that others of this process do not get."""
+
+
 class Launcher(Protocol):
     """Starts the ranks of any number of generations."""
 
     def check(self, world_size: int, device: str, start_timeout_s: float) -> None:
-        """Refuse what cannot work before anything is started.
+        """Refuse what cannot work with at least so many ranks before anything is started.
 
         Raises:
             ConfigurationError, ClusterError, DependencyError, NotEnoughSlotsError, StartTimeoutError.
         """
 
-    def turn(self, world_size: int, on_wait: Callable[[Waiting], None]) -> contextlib.AbstractContextManager[None]:
-        """A context that is entered when `world_size` ranks fit beside those that this process runs already, and in
-        which these have their slots. `on_wait` is told, in the same thread, while it has to wait.
+    def turn(self, sizes: WorldSizes, on_wait: Callable[[Waiting], None]) -> contextlib.AbstractContextManager[Seat]:
+        """A context that is entered when so many ranks fit beside those that this process runs already, and in which
+        these have their slots: as many as there are, up to the most. `on_wait` is told, in the same thread, while it
+        has to wait.
         """
-
-    def wait_for_slots(self, world_size: int, wait_s: float) -> None:
-        """Return once `world_size` ranks can run at once. Raises NotEnoughSlotsError after `wait_s` seconds."""
 
     def driver_address(self) -> DriverAddress | None:
         """For the channel; None where ranks cannot reach this process. Raises ConfigurationError."""

@@ -23,9 +23,9 @@ from hvdspark.launch.child import describe_signal
 from hvdspark.launch.keeper import outcome_of, task_frame
 from hvdspark.launch.line import Waiting
 from hvdspark.launch.outcomes import Outcome
-from hvdspark.launch.protocol import DriverAddress, LaunchSpec, Located, Program
+from hvdspark.launch.protocol import DriverAddress, LaunchSpec, Located, Program, Seat
 from hvdspark.launch.start_watch import SLOW, start_timeout
-from hvdspark.launch.world_sizes import check_world_size
+from hvdspark.launch.world_sizes import WorldSizes, check_world_size
 
 # How long a keeper may take to end its rank. The kernel cannot end one while a system call hangs.
 _LEAVE_S = 45.0
@@ -35,6 +35,16 @@ _BOOTSTRAP = (
 _Said = tuple[int, tuple[bytes, bytes] | None]  # partition, frame
 
 
+class NoSlots:
+    """The `Seat` of a gang on a host, which has no slots: there is nothing to wait for."""
+
+    def slots(self, running: int = 0) -> None:
+        return None
+
+    def hold(self, ranks: int) -> None:
+        """Nobody else would get them."""
+
+
 class SameHostLauncher:
     """The `Launcher` of this process."""
 
@@ -42,11 +52,8 @@ class SameHostLauncher:
         """Raises ConfigurationError where `world_size` is no number of ranks."""
         check_world_size(world_size)
 
-    def turn(self, world_size: int, on_wait: Callable[[Waiting], None]) -> contextlib.AbstractContextManager[None]:
-        return contextlib.nullcontext()
-
-    def wait_for_slots(self, world_size: int, wait_s: float) -> None:
-        """There is nothing to wait for: a host has no slots."""
+    def turn(self, sizes: WorldSizes, on_wait: Callable[[Waiting], None]) -> contextlib.AbstractContextManager[Seat]:
+        return contextlib.nullcontext(NoSlots())
 
     def driver_address(self) -> DriverAddress:
         return DriverAddress(LOOPBACK, LOOPBACK, 0)

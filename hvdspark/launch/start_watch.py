@@ -8,8 +8,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from hvdspark.errors import StartTimeoutError
-from hvdspark.launch.protocol import Located
+from hvdspark.errors import RankFailedError, StartTimeoutError
+from hvdspark.launch.protocol import Located, Slots
 
 logger = logging.getLogger(__name__)
 
@@ -17,6 +17,12 @@ Event = dict[str, Any]
 # After this long without tasks, say so; a gang usually starts within 5 seconds.
 _PATIENCE_S = 15.0
 _ASK_EVERY_S = 0.5
+# Sooner, and again, where others have the slots.
+_BUSY_AFTER_S = 3.0
+_BUSY_EVERY_S = 30.0
+# An executor is gone for longer than this. Spark itself would look for slots every 15 s
+# (spark.scheduler.barrier.maxConcurrentTasksCheck.interval).
+_GONE_AFTER_S = 2.0
 
 
 class StartWatch:
@@ -31,6 +37,7 @@ class StartWatch:
         self._connected: dict[int, str] = {}
         self._lost: dict[int, Located] = {}
         self._timed_out_after_s: float | None = None
+        self._too_few: str | None = None
         self._over = threading.Event()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
@@ -50,12 +57,20 @@ class StartWatch:
             with self._lock:
                 self._lost[hello["rank"]] = Located(hello["rank"], hello["host"])
 
-    def begin(self, timeout_s: float, has_begun: Callable[[], bool | None], cancel: Callable[[], Any]) -> None:
-        """Call `cancel` unless tasks run within `timeout_s` seconds.
+    def begin(
+        self,
+        timeout_s: float,
+        has_begun: Callable[[], bool | None],
+        cancel: Callable[[], Any],
+        slots: Callable[[], Slots | None] = lambda: None,
+    ) -> None:
+        """Call `cancel` unless tasks run within `timeout_s` seconds, and where the slots for them have gone.
 
         Args:
             has_begun: whether tasks of the gang run or have run; None while nobody knows: then there is no limit.
+            slots: what the gang could have.
         """
+        wait = _WaitForSlots(self._size, self._forward)
 
         def watch() -> None:
             began_s, patient = time.monotonic(), True
@@ -65,6 +80,10 @@ class StartWatch:
                     if begun is False:
                         self._timed_out_after_s = timeout_s
                         cancel()
+                    return
+                self._too_few = wait.too_few(slots(), waited_s) if begun is False else None
+                if self._too_few is not None:
+                    cancel()
                     return
                 if patient and begun is False and waited_s >= _PATIENCE_S:
                     patient = False
@@ -86,6 +105,10 @@ class StartWatch:
             return None
         return start_timeout(f"0 of {self._size} ranks started within {self._timed_out_after_s:g} s", _BUSY)
 
+    def without_slots(self) -> RankFailedError | None:
+        """Why the gang was cancelled, if it was because its slots had gone."""
+        return None if self._too_few is None else RankFailedError(None, "unknown", self._too_few, kind="executor_lost")
+
     def lost(self) -> Located | None:
         """The first rank whose connection was cut and not made again."""
         with self._lock:
@@ -101,6 +124,29 @@ class StartWatch:
         except Exception:  # the session ends; the job ends with it, and says why
             logger.debug("it cannot be told which tasks run", exc_info=True)
             return False
+
+
+class _WaitForSlots:
+    """Of tasks that have not begun: says that others have their slots, and finds out that these are there no more."""
+
+    def __init__(self, size: int, report: Callable[[Event], None]) -> None:
+        self._size, self._report = size, report
+        self._enough_s, self._say_at_s = 0.0, _BUSY_AFTER_S
+
+    def too_few(self, slots: Slots | None, waited_s: float) -> str | None:
+        """Why these tasks will not begin; None where they may."""
+        if slots is None or slots.total >= self._size:
+            self._enough_s = waited_s
+        elif waited_s - self._enough_s >= _GONE_AFTER_S:
+            return f"before its tasks began, there were {slots.total} task slots for {self._size} ranks"
+        if slots is not None and slots.free < self._size and waited_s >= self._say_at_s:
+            again = self._say_at_s > _BUSY_AFTER_S
+            level = logging.INFO if again else logging.WARNING
+            logger.log(level, "waiting for %d slots, %d free; %.0f s so far", self._size, slots.free, waited_s)
+            place = {"slots": self._size, "free": slots.free, "total": slots.total, "ahead": 0, "waited_s": waited_s}
+            self._report({"event": "waiting", **place, "again": again})
+            self._say_at_s = waited_s + _BUSY_EVERY_S
+        return None
 
 
 _BUSY = "other jobs may hold the slots"

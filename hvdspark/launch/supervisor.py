@@ -6,20 +6,19 @@ rendezvous and processes.
 
 from __future__ import annotations
 
-import itertools
 import logging
-import secrets
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from hvdspark.checks import number
-from hvdspark.errors import ConfigurationError, PreemptedError, RankFailedError
+from hvdspark.errors import ConfigurationError
 from hvdspark.launch.devices import check_device
 from hvdspark.launch.environment import check_environment
-from hvdspark.launch.generation import Event, run_generation
+from hvdspark.launch.generation import Event
+from hvdspark.launch.generations import Generations
 from hvdspark.launch.line import Waiting
 from hvdspark.launch.preemption import Preemption
 from hvdspark.launch.protocol import STALL_TIMEOUT_S, Launcher, LaunchSpec
@@ -31,9 +30,6 @@ if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
 logger = logging.getLogger(__name__)
-
-# A program that fails by itself would fail again; these did not fail by themselves.
-_WORTH_A_RESTART = ("signal", "executor_lost", "peer_lost")
 
 
 def run(
@@ -71,14 +67,17 @@ def run(
             of the executors'. What says who a rank is (HOROVOD_RANK, ...) is refused.
         start_timeout_s: limit in seconds for the tasks to get their slots, and then for all ranks to have imported what
             they need. No other limit applies to the start.
-        max_restarts: how often the gang is started again after a killed rank or a lost executor. An exception
-            in `fn` is never retried.
+        max_restarts: how often in a row the gang is started again after a killed, hung or lost rank, with 1, 2, 4, ...
+            up to 30 s in between. What ranks report as {"event": "checkpoint", ...} renews the number. An exception in
+            `fn` is never retried, nor is a rank that ends twice in the same step (`context().reached`).
         on_event: called on the driver, in a thread, with what ranks give to `context().report` and
             what is known here: {"event": "generation", ...} when ranks are launched, and {"event": "rank_lost", ...}
             where a rank did not fail by itself (see `hvdspark.fan_out.event_of`). One call at a time; what it raises is
             dropped.
         min_workers, max_workers: a generation of ranks has as many as there are slots for, between these; each is
-            `num_workers` where it is not given.
+            `num_workers` where it is not given. Where executors are lost and not replaced within seconds, it has fewer
+            than the one before; when there is room for more, the ranks are asked to make room
+            (`context().preempted()`), and are started again, more of them.
         stall_timeout_s: seconds after which a rank that makes no progress counts as hung.
         preemption: by which this thread or another one asks the ranks to make room (`context().preempted()`).
 
@@ -91,7 +90,8 @@ def run(
         PreemptedError: the ranks have made room, as `preemption` asks. Where the platform has asked them to, they are
             started again, which counts as no restart.
         RankFailedError: names the rank that failed first, its host and the cause. Where that cause is an error of
-            hvdspark itself (a SchemaError, say), that error is raised, from the RankFailedError.
+            hvdspark itself (a SchemaError, say), that error is raised, from the RankFailedError. Where there was more
+            than one generation, the message tells what ended each of them.
     """
     from hvdspark.launch.barrier import BarrierLauncher
 
@@ -140,15 +140,15 @@ def supervise(
         )
     number("the time to start", start_timeout_s, "start_timeout_s", above=0, below=threading.TIMEOUT_MAX)
     number("the time to stall", stall_timeout_s, "stall_timeout_s", above=0, below=threading.TIMEOUT_MAX)
-    world_sizes(num_workers, min_workers, max_workers)
+    sizes = world_sizes(num_workers, min_workers, max_workers)
     # Not the ranks': they may have other working directories.
     store_uri = Store(store_uri).uri if store_uri is not None else None
     environment = check_environment(env or {})
-    report = on_event or (lambda event: None)
-    launcher.check(num_workers, device, start_timeout_s)
+    report = partial(_tell, on_event or (lambda event: None))
+    launcher.check(sizes.least, device, start_timeout_s)
     first = LaunchSpec(
         program=launcher.pickled((fn, tuple(args), dict(kwargs or {}))),
-        world_size=num_workers,
+        world_size=sizes.most,
         secret="",  # each generation has its own
         generation=0,
         device=device,
@@ -158,42 +158,8 @@ def supervise(
         start_timeout_s=start_timeout_s,
         stall_timeout_s=stall_timeout_s,
     )
-    # All generations keep the slots: a gang that is started again is in the middle of its work.
-    with launcher.turn(num_workers, partial(_waits, report)):
-        return _generations(launcher, first, max_restarts, report, preemption or Preemption())
-
-
-def _generations(
-    launcher: Launcher,
-    first: LaunchSpec,
-    max_restarts: int,
-    report: Callable[[Event], None],
-    preemption: Preemption,
-) -> list[Any]:
-    """What the program returned on each rank, in the first generation that ended well."""
-    restarts = 0
-    for generation in itertools.count():
-        if preemption.reason is not None:
-            raise PreemptedError("the ranks were to make room before they were started", value=preemption.reason)
-        spec = replace(first, generation=generation, secret=secrets.token_hex(16))
-        _tell(report, {"event": "generation", "generation": generation, "world_size": spec.world_size})
-        try:
-            return run_generation(launcher, spec, report, preemption)
-        except PreemptedError as error:
-            if preemption.reason is not None:
-                raise
-            logger.warning("generation %d has made room, starting again: %s", generation, error)
-        except RankFailedError as error:
-            if error.kind not in _WORTH_A_RESTART:
-                raise
-            lost = {"lost": error.rank, "host": error.host, "kind": error.kind, "cause": error.cause}
-            _tell(report, {"event": "rank_lost", "generation": generation, **lost})
-            if restarts == max_restarts:
-                raise
-            restarts += 1
-            logger.warning("generation %d failed, starting again: %s", generation, error.cause)
-        launcher.wait_for_slots(spec.world_size, spec.start_timeout_s)
-    raise AssertionError("unreachable: the last generation returns or raises")
+    with launcher.turn(sizes, partial(_waits, report)) as seat:
+        return Generations(launcher, first, sizes, max_restarts, report, preemption or Preemption(), seat).run()
 
 
 def _waits(report: Callable[[Event], None], place: Waiting) -> None:
@@ -201,7 +167,7 @@ def _waits(report: Callable[[Event], None], place: Waiting) -> None:
     level = logging.INFO if place.again else logging.WARNING
     text = "%d ranks wait for as many task slots: %d of %d are free, ahead of them %d fits or programs; %.0f s so far"
     logger.log(level, text, place.slots, place.free, place.total, place.ahead, place.waited_s)
-    _tell(report, {"event": "waiting", **asdict(place)})
+    report({"event": "waiting", **asdict(place)})
 
 
 def _tell(on_event: Callable[[Event], None], event: Event) -> None:

@@ -8,7 +8,7 @@ import math
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,24 +17,26 @@ import pytest
 from hvdspark.errors import ConfigurationError, HvdSparkError, PreemptedError, RankFailedError, StoreError
 from hvdspark.events import GenerationStarted, RankLost
 from hvdspark.fan_out import event_of
-from hvdspark.launch import line, supervisor
+from hvdspark.launch import generations, line, restarts, supervisor
 from hvdspark.launch.line import Line, Waiting
 from hvdspark.launch.preemption import Preemption
-from hvdspark.launch.protocol import Launcher, LaunchSpec
-from hvdspark.launch.same_host import SameHostLauncher
+from hvdspark.launch.protocol import Launcher, LaunchSpec, Seat
+from hvdspark.launch.same_host import NoSlots, SameHostLauncher
+from hvdspark.launch.world_sizes import WorldSizes
 
 
 @pytest.mark.parametrize(
     ("kind", "generations"), [("signal", 3), ("executor_lost", 3), ("peer_lost", 3), ("exception", 1), ("exit", 1)]
 )
 def test_restarts_are_bounded(monkeypatch: pytest.MonkeyPatch, kind: str, generations: int) -> None:
+    monkeypatch.setattr(restarts, "PAUSE_S", 0.01)
     begun, told = [], []
 
     def generation(launcher: Launcher, spec: LaunchSpec, *others: Any) -> list[Any]:
         begun.append(spec.generation)
         raise RankFailedError(1, "h", "gone", kind=kind)
 
-    monkeypatch.setattr(supervisor, "run_generation", generation)
+    monkeypatch.setattr(generations, "run_generation", generation)
 
     def broken_listener(event: dict[str, Any]) -> None:
         told.append(event)
@@ -65,7 +67,7 @@ def test_making_room_for_the_platform_counts_as_no_restart_and_for_the_caller_en
             preemption.ask("a test wants it")
         raise PreemptedError("stopped")
 
-    monkeypatch.setattr(supervisor, "run_generation", generation)
+    monkeypatch.setattr(generations, "run_generation", generation)
     with pytest.raises(PreemptedError, match="stopped"):
         supervisor.supervise(SameHostLauncher(), time.time, max_restarts=0, preemption=preemption)
     assert begun == [0, 1, 2, 3]
@@ -80,8 +82,10 @@ class OneSlot(SameHostLauncher):
     def __init__(self) -> None:
         self.line = Line()
 
-    def turn(self, world_size: int, on_wait: Callable[[Waiting], None]) -> contextlib.AbstractContextManager[None]:
-        return self.line.turn(world_size, lambda: 1, on_wait)
+    @contextlib.contextmanager
+    def turn(self, sizes: WorldSizes, on_wait: Callable[[Waiting], None]) -> Iterator[Seat]:
+        with self.line.turn(sizes.least, lambda: 1, on_wait):
+            yield NoSlots()
 
 
 def test_who_finds_no_slots_waits_says_so_and_starts_no_generation(
@@ -101,7 +105,7 @@ def test_who_finds_no_slots_waits_says_so_and_starts_no_generation(
             raise RankFailedError(0, "h", "killed", kind="signal")
         return [order]
 
-    monkeypatch.setattr(supervisor, "run_generation", generation)
+    monkeypatch.setattr(generations, "run_generation", generation)
     launcher = OneSlot()
 
     def launch(on_event: Callable[[dict[str, Any]], None]) -> None:
@@ -136,7 +140,7 @@ def test_who_finds_no_slots_waits_says_so_and_starts_no_generation(
 def test_what_is_wrong_is_said_before_anything_is_started(
     monkeypatch: pytest.MonkeyPatch, wrong: dict[str, Any], kind: type[HvdSparkError], message: str
 ) -> None:
-    monkeypatch.setattr(supervisor, "run_generation", lambda *given: pytest.fail("ranks are started"))
+    monkeypatch.setattr(generations, "run_generation", lambda *given: pytest.fail("ranks are started"))
     with pytest.raises(kind, match=message):
         supervisor.supervise(SameHostLauncher(), time.time, **wrong)
 
@@ -144,7 +148,7 @@ def test_what_is_wrong_is_said_before_anything_is_started(
 def test_a_store_without_a_scheme_is_where_the_driver_finds_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Executors have working directories of their own."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(supervisor, "run_generation", lambda launcher, spec, *others: [spec.store_uri])
+    monkeypatch.setattr(generations, "run_generation", lambda launcher, spec, *others: [spec.store_uri])
     given = {"here": f"file://{tmp_path}/here", "/there": "file:///there", None: None}
     for store_uri, expected in given.items():
         assert supervisor.supervise(SameHostLauncher(), time.time, store_uri=store_uri) == [expected]
