@@ -15,6 +15,7 @@ from hvdspark.estimators.columns import vectors_as_arrays
 from hvdspark.estimators.defaults import set_value
 from hvdspark.estimators.params import SPEC_PARAMS, TrainingParams
 from hvdspark.events import FitStarted, TablesPlan
+from hvdspark.launch import WorldSizes, world_sizes
 from hvdspark.specs import DatasetSpec, TrainSpec
 from hvdspark.train.driver import Gang
 
@@ -99,7 +100,7 @@ def checks(params: TrainingParams, columns: Columns) -> dict[str, Any]:
     return {
         "features": columns.features,
         "labels": columns.labels,
-        "ranks": value("numWorkers"),
+        "ranks": ranks(params).most,
         "metrics": set_value(params, "metrics"),
         "monitor": monitor(params, columns),
         "patience": value("earlyStoppingPatience"),
@@ -127,6 +128,12 @@ def train_spec(
         schedule=pace.schedule_name,
         **{**values, "batch_size": pace.batch_size, "epochs": pace.epochs},
     )
+
+
+def ranks(params: TrainingParams) -> WorldSizes:
+    """How many ranks a generation may have. Raises ConfigurationError where the Params contradict each other."""
+    least, most = set_value(params, "minWorkers"), set_value(params, "maxWorkers")
+    return world_sizes(params.getOrDefault("numWorkers"), least, most)
 
 
 def gang(params: TrainingParams) -> Gang:
@@ -160,7 +167,7 @@ def started(params: TrainingParams, columns: Columns, plan: Sequence[TablesPlan]
         features=columns.features,
         labels=columns.labels,
         weight=columns.weight,
-        world_size=params.getOrDefault("numWorkers"),
+        world_size=ranks(params).most,
         plan=tuple(plan),
     )
 

@@ -69,7 +69,7 @@ def fit(estimator: TrainingEstimator[Any], columns: asked.Columns, make: Make) -
     and before anything is started. When training fails, what the run wrote into the store is deleted; the error is the
     one of `hvdspark.run`.
     """
-    spark, gang = columns.given.sparkSession, asked.gang(estimator)
+    spark, gang, ranks = columns.given.sparkSession, asked.gang(estimator), asked.ranks(estimator)
     store = spark_store(spark, estimator.getStoreUri(), "storeUri")
     run_id = f"{estimator.uid}-{uuid.uuid4().hex[:12]}"
     kind = type(estimator).__name__
@@ -79,9 +79,10 @@ def fit(estimator: TrainingEstimator[Any], columns: asked.Columns, make: Make) -
     packed = pack(make(estimator.pace(1), None))
     checked = check_program(packed.program, **asked.checks(estimator, columns))
     check_losses(estimator, checked.losses)
-    launch.check_spark(spark, gang.num_workers, gang.device, gang.start_timeout_s)
-    budget = partial(launch.rank_memory, spark, gang.num_workers)
-    plan = plan_tables(packed.program.module, gang.num_workers, estimator.pace(MANY_ROWS).batch_size, budget)
+    launch.check_spark(spark, ranks.least, gang.device, gang.start_timeout_s)
+    for size in sorted({ranks.most, ranks.least}, reverse=True):  # the fewest ranks have the most to hold
+        budget = partial(launch.rank_memory, spark, size)
+        plan = plan_tables(packed.program.module, size, estimator.pace(MANY_ROWS).batch_size, budget)
     check_place(store)
     store.check_writable()
     check_reached(spark, store, chosen=estimator.isDefined("storeUri"))
@@ -92,7 +93,7 @@ def fit(estimator: TrainingEstimator[Any], columns: asked.Columns, make: Make) -
     named = session_of(spark).described(f"hvdspark fit {estimator.uid}", group=run_id)
     with told.fit(asked.started(estimator, columns, plan)), named, names_of_params(), contextlib.ExitStack() as stack:
         told.emit(PhaseStarted("materialize"))
-        write = partial(_write, stack, spark, store, columns, gang.num_workers, estimator.candidates)
+        write = partial(_write, stack, spark, store, columns, ranks.most, estimator.candidates)
         data, moments = launch.interruptible(spark, write, launch.new_tag())
         told.emit(DatasetReady(data))
 

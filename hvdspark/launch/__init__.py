@@ -7,11 +7,13 @@ from hvdspark.launch.memory import MemoryBudget, rank_memory
 from hvdspark.launch.preemption import Preemption
 from hvdspark.launch.supervisor import check_spark, run
 from hvdspark.launch.workers import hosts_without, on_many_hosts
+from hvdspark.launch.world_sizes import WorldSizes, world_sizes
 
 __all__ = [
     "MemoryBudget",
     "Preemption",
     "RankContext",
+    "WorldSizes",
     "cancel_jobs",
     "check_environment",
     "check_spark",
@@ -22,4 +24,5 @@ __all__ = [
     "on_many_hosts",
     "rank_memory",
     "run",
+    "world_sizes",
 ]

@@ -103,9 +103,7 @@ def test_lost_slots_shrink_the_gang_and_those_that_come_back_let_it_grow(monkeyp
         raise PreemptedError("the ranks have made room")
 
     play = Play(monkeypatch, lose_one, make_room, well)
-    results = supervise(
-        cluster, time.time, num_workers=2, min_workers=1, max_restarts=1, on_event=play.told.append
-    )
+    results = supervise(cluster, time.time, num_workers=2, min_workers=1, max_restarts=1, on_event=play.told.append)
     assert results == ["of generation 2"] * 2
     assert play.sizes == cluster.held == [2, 1, 2]
     started = [event for event in play.events() if isinstance(event, GenerationStarted)]
@@ -143,9 +141,7 @@ def test_a_fixed_number_of_ranks_waits_visibly_and_not_for_ever(
 
     play = Play(monkeypatch, lose_one)
     with pytest.raises(NotEnoughSlotsError, match="2 ranks need as many task slots"):
-        supervise(
-            cluster, time.time, num_workers=2, max_restarts=1, start_timeout_s=0.3, on_event=play.told.append
-        )
+        supervise(cluster, time.time, num_workers=2, max_restarts=1, start_timeout_s=0.3, on_event=play.told.append)
     waits = [event for event in play.events() if isinstance(event, SlotsAwaited)]
     assert [(event.slots, event.free, event.total) for event in waits] == [(2, 0, 0)]
     assert "waiting for 2 slots, 0 free" in caplog.text

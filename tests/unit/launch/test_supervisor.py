@@ -17,7 +17,7 @@ import pytest
 from hvdspark.errors import ConfigurationError, HvdSparkError, PreemptedError, RankFailedError, StoreError
 from hvdspark.events import GenerationStarted, RankLost
 from hvdspark.fan_out import event_of
-from hvdspark.launch import generations, line, restarts, supervisor
+from hvdspark.launch import line, restarts, supervisor
 from hvdspark.launch.line import Line, Waiting
 from hvdspark.launch.preemption import Preemption
 from hvdspark.launch.protocol import Launcher, LaunchSpec, Seat
@@ -36,7 +36,7 @@ def test_restarts_are_bounded(monkeypatch: pytest.MonkeyPatch, kind: str, genera
         begun.append(spec.generation)
         raise RankFailedError(1, "h", "gone", kind=kind)
 
-    monkeypatch.setattr(generations, "run_generation", generation)
+    monkeypatch.setattr("hvdspark.launch.generations.run_generation", generation)
 
     def broken_listener(event: dict[str, Any]) -> None:
         told.append(event)
@@ -67,7 +67,7 @@ def test_making_room_for_the_platform_counts_as_no_restart_and_for_the_caller_en
             preemption.ask("a test wants it")
         raise PreemptedError("stopped")
 
-    monkeypatch.setattr(generations, "run_generation", generation)
+    monkeypatch.setattr("hvdspark.launch.generations.run_generation", generation)
     with pytest.raises(PreemptedError, match="stopped"):
         supervisor.supervise(SameHostLauncher(), time.time, max_restarts=0, preemption=preemption)
     assert begun == [0, 1, 2, 3]
@@ -105,7 +105,7 @@ def test_who_finds_no_slots_waits_says_so_and_starts_no_generation(
             raise RankFailedError(0, "h", "killed", kind="signal")
         return [order]
 
-    monkeypatch.setattr(generations, "run_generation", generation)
+    monkeypatch.setattr("hvdspark.launch.generations.run_generation", generation)
     launcher = OneSlot()
 
     def launch(on_event: Callable[[dict[str, Any]], None]) -> None:
@@ -140,7 +140,7 @@ def test_who_finds_no_slots_waits_says_so_and_starts_no_generation(
 def test_what_is_wrong_is_said_before_anything_is_started(
     monkeypatch: pytest.MonkeyPatch, wrong: dict[str, Any], kind: type[HvdSparkError], message: str
 ) -> None:
-    monkeypatch.setattr(generations, "run_generation", lambda *given: pytest.fail("ranks are started"))
+    monkeypatch.setattr("hvdspark.launch.generations.run_generation", lambda *given: pytest.fail("ranks are started"))
     with pytest.raises(kind, match=message):
         supervisor.supervise(SameHostLauncher(), time.time, **wrong)
 
@@ -148,7 +148,7 @@ def test_what_is_wrong_is_said_before_anything_is_started(
 def test_a_store_without_a_scheme_is_where_the_driver_finds_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Executors have working directories of their own."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(generations, "run_generation", lambda launcher, spec, *others: [spec.store_uri])
+    monkeypatch.setattr("hvdspark.launch.generations.run_generation", lambda launcher, spec, *others: [spec.store_uri])
     given = {"here": f"file://{tmp_path}/here", "/there": "file:///there", None: None}
     for store_uri, expected in given.items():
         assert supervisor.supervise(SameHostLauncher(), time.time, store_uri=store_uri) == [expected]
