@@ -39,6 +39,7 @@ def first_failure(outcomes: Mapping[int, Outcome]) -> Exception:
         kind=outcome.kind,
         traceback_text=outcome.traceback,
         tail=outcome.tail,
+        step=outcome.step,
     )
     if outcome.error:
         import cloudpickle
@@ -72,5 +73,6 @@ def _only_victims(outcomes: Mapping[int, Outcome], rank: int, outcome: Outcome) 
         kind="peer_lost",
         traceback_text=outcome.traceback,
         tail=outcome.tail,
+        step=outcome.step,
         hint="every rank must call the same collectives, as often, in the same order",
     )

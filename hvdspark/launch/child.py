@@ -13,11 +13,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import psutil
 
 from hvdspark.launch import frames
+from hvdspark.launch.last_step import LastStep
 from hvdspark.launch.outcomes import Outcome, StopCause
 from hvdspark.launch.output import Output
 from hvdspark.launch.processes import set_child_subreaper
@@ -32,7 +34,8 @@ STOPPED = StopCause("stopped", "stopped because its task is over")
 
 # sys.path is set before anything is imported, so that a file in the working directory cannot shadow a module.
 _BOOTSTRAP = (
-    "import sys; sys.path[:] = {path!r}; from hvdspark.launch.rank import main; main({result_fd}, {parent_pid})"
+    "import sys; sys.path[:] = {path!r}; from hvdspark.launch.rank import main; "
+    "main({result_fd}, {parent_pid}, {step_fd})"
 )
 _JAR_OF_SPARK = re.compile(r"(^|/)spark-core_[^/]*\.jar$")
 _ZIP_OF_SPARK = re.compile(r"(?P<installed>.*)/pyspark/python/lib/[^/]*\.zip$")
@@ -65,22 +68,24 @@ class RankProcess:
         set_child_subreaper()
         self._older_children = {process.pid for process in psutil.Process().children(recursive=True)}
         path = [*search_path, *without_archives_of_spark(sys.path)]
+        step = self._last_step = LastStep()
         read_end, write_end = os.pipe()
         try:
             self._process = subprocess.Popen(
                 [
                     *(sys.executable, "-c"),
-                    _BOOTSTRAP.format(path=path, result_fd=write_end, parent_pid=os.getpid()),
+                    _BOOTSTRAP.format(path=path, result_fd=write_end, parent_pid=os.getpid(), step_fd=step.fd),
                 ],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 env=dict(environment),
-                pass_fds=(write_end,),
+                pass_fds=(write_end, step.fd),
                 start_new_session=True,
             )
         except BaseException:
             os.close(read_end)
+            step.close()
             raise
         finally:
             os.close(write_end)
@@ -132,7 +137,9 @@ class RankProcess:
         deadline = time.monotonic() + (0.0 if self._given_up else _LEAVE_S)
         for thread in self._threads:
             thread.join(timeout=max(0.0, deadline - time.monotonic()))
-        return self._outcome(self._process.returncode)
+        outcome = replace(self._outcome(self._process.returncode), step=self._last_step.read())
+        self._last_step.close()
+        return outcome
 
     def end(self) -> None:
         """Make sure that nothing is left, whatever happened in the task. Harmless after `wait`."""

@@ -34,6 +34,7 @@ class RankContext:
     store: Store | None
     _send: Callable[[dict[str, Any]], None] = field(repr=False, default=lambda event: None)
     _notice: Notice = field(repr=False, default_factory=Notice)
+    _reached: Callable[[int], None] = field(repr=False, default=lambda step: None)
 
     @property
     def rank(self) -> int:
@@ -54,6 +55,14 @@ class RankContext:
     def report(self, event: dict[str, Any]) -> None:
         """Send a small JSON-able event to the driver. Best effort: never fails and never waits for the driver."""
         self._send({**event, "rank": self.rank})
+
+    def reached(self, step: int) -> None:
+        """Say which step, a number from 0, this rank begins. Costs nothing worth mentioning.
+
+        The driver names the step that a rank was in when it died; a program whose rank dies in the same one twice, with
+        no new checkpoint in between, is not started a third time.
+        """
+        self._reached(step)
 
     def preempted(self) -> bool:
         """Whether this rank was asked to make room, by the driver or by SIGTERM. Others may not know it yet.

@@ -44,6 +44,7 @@ class Outcome:
         order: how many ranks had reported to the gang's server before; None where the server was not reached.
         host: name of its host.
         ended_at_s: seconds since 1970 by the clock of its host.
+        step: that it began last (`RankContext.reached`); None where it has said nothing of steps.
         result: what its function returned, cloudpickled. Travels beside the rest.
     """
 
@@ -56,6 +57,7 @@ class Outcome:
     order: int | None = None
     host: str = ""
     ended_at_s: float = 0.0
+    step: int | None = None
     result: bytes = b""
 
     def without_result(self) -> dict[str, Any]:

@@ -16,15 +16,16 @@ import signal
 import sys
 import threading
 import traceback
+from collections.abc import Callable
 from typing import Any, BinaryIO
 
-from hvdspark.launch import frames
+from hvdspark.launch import frames, last_step
 from hvdspark.launch.preemption import Notice
 from hvdspark.launch.processes import die_with_parent
 from hvdspark.specs import from_json
 
 
-def main(result_fd: int, parent_pid: int) -> None:
+def main(result_fd: int, parent_pid: int, step_fd: int) -> None:
     """Body of the process. Ends it with `os._exit`, because nothing may delay a failure that peers wait for."""
     die_with_parent(parent_pid, signal.SIGKILL)
     notice = Notice()
@@ -35,7 +36,7 @@ def main(result_fd: int, parent_pid: int) -> None:
     outbox = _Outbox(os.fdopen(result_fd, "wb"))
     code = 1
     try:
-        result = _run(inbox, outbox, notice)
+        result = _run(inbox, outbox, notice, last_step.writer(step_fd))
         outbox.finish(frames.RESULT, result)
         code = 0
     except SystemExit as error:
@@ -53,7 +54,7 @@ def main(result_fd: int, parent_pid: int) -> None:
         os._exit(code)
 
 
-def _run(inbox: _Inbox, outbox: _Outbox, notice: Notice) -> bytes:
+def _run(inbox: _Inbox, outbox: _Outbox, notice: Notice, reached: Callable[[int], None]) -> bytes:
     """Everything between start and answer; returns the pickled result."""
     # A fifth of the time of these imports is the garbage collector looking for garbage among modules.
     gc.disable()
@@ -93,7 +94,7 @@ def _run(inbox: _Inbox, outbox: _Outbox, notice: Notice) -> bytes:
         from hvdspark.store import Store
 
         store = Store(assignment.store_uri)
-    enter(RankContext(world, device, assignment.generation, collective, store, outbox.event, notice))
+    enter(RankContext(world, device, assignment.generation, collective, store, outbox.event, notice, reached))
     fn, args, kwargs = _unpickle(program)  # imports the code of fn
     gc.freeze()
     gc.enable()
