@@ -75,9 +75,8 @@ class Generations:
         )
         self._seat.hold(ranks)
         number = len(self._endings)
-        cause = str(self._endings[-1]) if self._endings else ""
-        event = {"event": "generation", "generation": number, "world_size": ranks}
-        self._report({**event, "restart": self._restart, "cause": cause})
+        why = {"restart": self._restart, "cause": str(self._endings[-1])} if self._endings else {}
+        self._report({"event": "generation", "generation": number, "world_size": ranks, **why})
         return replace(self._first, world_size=ranks, generation=number, secret=secrets.token_hex(16))
 
     def _wish(self) -> Wanted:

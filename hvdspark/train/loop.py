@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from hvdspark.collectives import Collective
 from hvdspark.specs import TrainSpec
 from hvdspark.train.check import check_spec
@@ -12,7 +14,13 @@ from hvdspark.train.trainer import Trainer
 
 
 def train(
-    spec: TrainSpec, program: Program, collective: Collective, device: str, report: Send, generation: int = 0
+    spec: TrainSpec,
+    program: Program,
+    collective: Collective,
+    device: str,
+    report: Send,
+    generation: int = 0,
+    reached: Callable[[int], None] = lambda step: None,
 ) -> TrainResult:
     """Collective. Train `program.module` in place on this rank's share of the data.
 
@@ -24,6 +32,7 @@ def train(
         device: "cpu" or "cuda" (with an index or without).
         report: takes progress events on rank 0; must not block.
         generation: 0 for the first launch of a run; later ones go on where the newest checkpoint stands.
+        reached: takes the number of each global batch of the run that begins, on every rank; must cost nothing.
 
     Returns:
         The same on every rank, except for the seconds, which are rank 0's.
@@ -34,7 +43,7 @@ def train(
         CheckpointError: an epoch could not be written or read; on every rank.
     """
     check_spec(spec)
-    run = Run.of(spec, program, collective, device, report, generation)
+    run = Run.of(spec, program, collective, device, report, generation, reached)
     trainer = Trainer(run)
     trainer.resume()
     trainer.callbacks.on_train_begin(trainer.state)

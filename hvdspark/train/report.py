@@ -13,15 +13,20 @@ Send = Callable[[dict[str, Any]], None]
 
 
 class Reporter:
-    """Rank 0's reports; the other ranks stay silent.
+    """Rank 0's reports; the other ranks say which step they begin, and are silent else.
 
     Args:
         send: takes a JSON-able report; must not block.
         rank: the rank that this is.
+        reached: takes the number of a step.
+
+    Attributes:
+        reached: says that a global batch of the run, counted from 0 over all epochs, begins.
     """
 
-    def __init__(self, send: Send, rank: int) -> None:
+    def __init__(self, send: Send, rank: int, reached: Callable[[int], None] = lambda step: None) -> None:
         self._send = send if rank == 0 else _silent
+        self.reached = reached
         self._last = -math.inf
 
     def steps_done(

@@ -6,6 +6,7 @@ here remembers how many there were before, but where training stands (`TrainProg
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -81,12 +82,20 @@ class Run:
 
     @classmethod
     def of(
-        cls, spec: TrainSpec, program: Program, collective: Collective, device: str, send: Send, generation: int = 0
+        cls,
+        spec: TrainSpec,
+        program: Program,
+        collective: Collective,
+        device: str,
+        send: Send,
+        generation: int = 0,
+        reached: Callable[[int], None] = lambda step: None,
     ) -> Run:
         """The run of this rank. Brings the program's module to the device, and its tables to these ranks.
 
         Args:
             send: takes reports on rank 0; must not block.
+            reached: takes the number of each global batch that begins, on every rank.
 
         Raises:
             ConfigurationError: the module has what cannot be saved or trained, or does not fit the loss.
@@ -96,7 +105,7 @@ class Run:
         bind_tables(module, collective)
         check_loss(program.loss, module)
         check_layers(module)
-        return cls(spec, program, collective, device, Reporter(send, collective.rank), generation)
+        return cls(spec, program, collective, device, Reporter(send, collective.rank, reached), generation)
 
     @property
     def module(self) -> nn.Module:

@@ -142,6 +142,7 @@ class Trainer:
         run, step, epoch = self._run, self._step, self._run.progress.epochs
         done = _going_on(run)
         number, in_step = done.step, run.spec.accumulation_steps
+        run.report.reached(epoch * run.steps + number)
         if number == run.steps // 2:
             self._calibration.clear()  # the model of the first half is not the one that is judged
         first = number - number % in_step
