@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import re
 from typing import Any
 
@@ -10,11 +9,12 @@ from pyspark.ml.param import Params, TypeConverters
 
 from hvdspark.errors import ConfigurationError
 from hvdspark.estimators.declare import number, of_spec, param
-from hvdspark.launch import run
 from hvdspark.ranges import Range
 
 # A fit begins again from a checkpoint, so that it may: a program given to `hvdspark.run` may have none.
 MAX_RESTARTS = 3
+# For the same reason less patient than `hvdspark.run`.
+STALL_TIMEOUT_S = 20.0
 # It names a directory of the store.
 _RUN_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,127}")
 
@@ -82,5 +82,5 @@ class ReliabilityParams(Params):
         super().__init__(*args)
         self._setDefault(
             maxRestarts=MAX_RESTARTS,
-            stallTimeout=inspect.signature(run).parameters["stall_timeout_s"].default,
+            stallTimeout=STALL_TIMEOUT_S,
         )

@@ -22,6 +22,9 @@ def first_failure(outcomes: Mapping[int, Outcome]) -> Exception:
         outcomes: by rank; at least one of them is not "ok".
     """
     failed = [(rank, outcome) for rank, outcome in outcomes.items() if outcome.status == "failed"]
+    stopped = [outcome for outcome in outcomes.values() if (outcome.status, outcome.kind) == ("aborted", "stalled")]
+    if stopped and all(outcome.kind == "peer_lost" for _, outcome in failed):
+        return _stalled(outcomes, stopped[0])
     if not failed:
         rank, outcome = next((r, o) for r, o in outcomes.items() if o.status != "ok")
         if outcome.kind == "start_timeout":
@@ -49,6 +52,12 @@ def first_failure(outcomes: Mapping[int, Outcome]) -> Exception:
             own.__cause__ = error
             return own
     return error
+
+
+def _stalled(outcomes: Mapping[int, Outcome], stopped: Outcome) -> RankFailedError:
+    """The gang was stopped because it got no further."""
+    about = stopped if stopped.about is None else outcomes.get(stopped.about, stopped)
+    return RankFailedError(stopped.about, about.host, stopped.cause, kind="stalled", step=about.step)
 
 
 def _when(outcome: Outcome) -> tuple[float, float]:

@@ -23,6 +23,7 @@ from hvdspark.launch.last_step import LastStep
 from hvdspark.launch.outcomes import Outcome, StopCause
 from hvdspark.launch.output import Output
 from hvdspark.launch.processes import set_child_subreaper
+from hvdspark.launch.pulse import Pulse
 from hvdspark.specs import to_json
 
 _READ_BYTES = 1 << 16
@@ -42,7 +43,13 @@ _ZIP_OF_SPARK = re.compile(r"(?P<installed>.*)/pyspark/python/lib/[^/]*\.zip$")
 
 
 class RankProcess:
-    """A rank process and the threads that serve its pipes."""
+    """A rank process and the threads that serve its pipes.
+
+    Attributes:
+        pid: of the process.
+        pulse: the last sign of life; None before the first.
+        pulses: how many there were.
+    """
 
     def __init__(
         self,
@@ -60,6 +67,9 @@ class RankProcess:
         self._answer: tuple[bytes, bytes] | None = None
         self._output = Output()
         self._stop_cause: StopCause | None = None
+        self._failed_by_itself = False
+        self.pulse: Pulse | None = None
+        self.pulses = 0
         self._given_up = False
         self._ended = threading.Event()  # the process is gone
         self._changed = threading.Event()  # it is gone, has answered, or must go
@@ -147,9 +157,14 @@ class RankProcess:
             self.stop()
             self.wait()
 
-    def stop(self, cause: StopCause = STOPPED) -> None:
-        """End the rank because of something outside it: its outcome is then "aborted", with `cause`, not "failed"."""
-        self._stop_cause = self._stop_cause or cause
+    def stop(self, cause: StopCause = STOPPED, *, by_itself: bool = False) -> None:
+        """End the rank because of something outside it: its outcome is then "aborted", with `cause`, not "failed".
+
+        Args:
+            by_itself: the cause lies in the rank: its outcome is "failed", with that.
+        """
+        if self._stop_cause is None:
+            self._stop_cause, self._failed_by_itself = cause, by_itself
         self._kill_group()
         self._changed.set()
         self._ready.set()
@@ -174,8 +189,10 @@ class RankProcess:
             return Outcome("ok", result=self._answer[1])
         if self._answer is not None:
             return Outcome("failed", tail=tail, **json.loads(self._answer[1]))
-        if self._stop_cause is not None:
-            return Outcome("aborted", self._stop_cause.kind, self._stop_cause.cause)
+        if (stop := self._stop_cause) is not None and self._failed_by_itself:
+            return Outcome("failed", stop.kind, stop.cause, tail=tail)
+        if stop is not None:
+            return Outcome("aborted", stop.kind, stop.cause, about=stop.rank)
         if code is not None and code < 0:
             return Outcome("failed", "signal", describe_signal(-code), tail=tail)
         return Outcome("failed", "exit", f"exited with code {code} before it returned a result", tail=tail)
@@ -201,6 +218,8 @@ class RankProcess:
             while frame := frames.read_frame(stream):
                 if frame[0] == frames.READY:
                     self._ready.set()
+                elif frame[0] == frames.PULSE:
+                    self.pulse, self.pulses = Pulse.from_plain(frame[1]), self.pulses + 1
                 elif frame[0] == frames.EVENT:
                     self._on_event(json.loads(frame[1]))
                 else:

@@ -2,7 +2,7 @@
 
 Task to rank, on the rank's standard input: the pickled function, the rank's assignment (JSON), and "go" once all ranks
 are ready; at any time, why it is asked to make room. Rank to task, on a pipe of its own: "ready", any number of events
-(JSON), then one result or one failure.
+and signs of life (JSON), then one result or one failure.
 
 Same-host launcher to keeper: what its task is (JSON), the pickled function, the introductions of all tasks (JSON).
 Keeper to launcher: its introduction (JSON), then the rank's outcome (a line of JSON, and the result); or the failure of
@@ -23,6 +23,7 @@ GO = b"G"
 PREEMPT = b"S"
 READY = b"Y"
 EVENT = b"E"
+PULSE = b"L"
 RESULT = b"R"
 FAILURE = b"F"
 TASK = b"T"
@@ -43,6 +44,7 @@ class Assignment:
         gpu_scheduled: a GPU was assigned to the task, or nobody assigns any here.
         files: folder of `SparkFiles`, where there are any or broadcast variables; else None.
         broadcasts: file of each broadcast variable in the program, by id.
+        pulse_every_s: how often the rank gives a sign of life, in seconds.
     """
 
     world: World
@@ -53,6 +55,7 @@ class Assignment:
     store_uri: str | None
     files: str | None
     broadcasts: dict[str, str]
+    pulse_every_s: float = 1.0
 
 
 def write_frame(stream: BinaryIO, kind: bytes, body: bytes) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from hvdspark.errors import ClusterError, HvdSparkError
 from hvdspark.launch.blame import first_failure
 from hvdspark.launch.channel import ChannelListener
+from hvdspark.launch.gang_watch import GangWatch
 from hvdspark.launch.preemption import Preemption
 from hvdspark.launch.protocol import DriverAddress, Launcher, LaunchSpec, Slots
 from hvdspark.launch.start_watch import StartWatch
@@ -41,18 +42,27 @@ def run_generation(
         RankFailedError: a rank failed; see `first_failure`.
         HvdSparkError: what a rank raised, where that is one; or the job itself failed.
     """
-    watch = StartWatch(spec.world_size, on_event)
-    with _channel(launcher.driver_address(), spec, watch, preemption) as connected:
+    watch, gang = StartWatch(spec.world_size, on_event), GangWatch(spec.stall_timeout_s)
+
+    def heard(event: Event) -> None:
+        if not gang.on_event(event):
+            watch.on_event(event)
+
+    with _channel(launcher.driver_address(), spec, heard, watch.on_lost, preemption) as connected:
         job = launcher.job(connected)
         watch.begin(spec.start_timeout_s, job.has_begun, job.cancel, slots)
+        gang.begin(job.cancel)
         try:
             outcomes = job.run()
-        except HvdSparkError:
-            raise
         except Exception as error:
+            if (stalled := gang.stalled()) is not None:
+                raise stalled from error
+            if isinstance(error, HvdSparkError):
+                raise
             raise watch.timed_out() or watch.without_slots() or job.explain(error, watch.lost()) from error
         finally:
             watch.end()
+            gang.end()
     if any(outcome.status != "ok" for outcome in outcomes.values()):
         raise first_failure(outcomes)
     return [_unpickle(outcomes[rank].result, rank) for rank in range(spec.world_size)]
@@ -72,13 +82,17 @@ def _unpickle(result: bytes, rank: int) -> Any:
 
 @contextlib.contextmanager
 def _channel(
-    address: DriverAddress | None, spec: LaunchSpec, watch: StartWatch, preemption: Preemption
+    address: DriverAddress | None,
+    spec: LaunchSpec,
+    on_event: Callable[[Event], None],
+    on_lost: Callable[[Event], None],
+    preemption: Preemption,
 ) -> Iterator[LaunchSpec]:
     """Open the driver's end of the channel, where ranks can reach the driver."""
     listener: ChannelListener | None = None
     if address is not None:
         try:
-            listener = ChannelListener(address.bind, spec.secret, watch.on_event, watch.on_lost, address.port)
+            listener = ChannelListener(address.bind, spec.secret, on_event, on_lost, address.port)
         except OSError as error:
             logger.warning("no progress will be shown, because the driver cannot listen at %s: %s", address, error)
     if address is None or listener is None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from dataclasses import dataclass
 from typing import Any
+
+from hvdspark.launch.liveness import Liveness, SignOfLife
 
 # Time for the culprit's own report to arrive after that of a victim.
 GRACE_S = 2.0
@@ -16,12 +19,14 @@ class StopCause:
     """Why a rank is ended by something outside it.
 
     Attributes:
-        kind: "stopped" | "start_timeout".
+        kind: "stopped" | "start_timeout" | "stalled".
         cause: one line.
+        rank: that it is about, where it is about one.
     """
 
     kind: str
     cause: str
+    rank: int | None = None
 
 
 # Ranks that end with others of their own accord: the rest is given time to do so, too.
@@ -35,8 +40,8 @@ class Outcome:
 
     Attributes:
         status: "ok", "failed" (by itself), or "aborted" (ended by something outside it).
-        kind: of a failure "exception" | "exit" | "signal" | "peer_lost" | "preempted"; of an abort that of its
-            `StopCause`.
+        kind: of a failure "exception" | "exit" | "signal" | "stalled" | "peer_lost" | "preempted"; of an abort that of
+            its `StopCause`.
         cause: one line: exception type and message, signal, exit code, or why it was aborted.
         traceback: the rank's own, where there is one.
         tail: the last lines of its output, unless it is "ok".
@@ -45,6 +50,7 @@ class Outcome:
         host: name of its host.
         ended_at_s: seconds since 1970 by the clock of its host.
         step: that it began last (`RankContext.reached`); None where it has said nothing of steps.
+        about: of an abort the rank of its `StopCause`.
         result: what its function returned, cloudpickled. Travels beside the rest.
     """
 
@@ -58,6 +64,7 @@ class Outcome:
     host: str = ""
     ended_at_s: float = 0.0
     step: int | None = None
+    about: int | None = None
     result: bytes = b""
 
     def without_result(self) -> dict[str, Any]:
@@ -71,10 +78,22 @@ class Outcomes:
     * a rank that failed by itself stops the others at once;
     * a rank that failed because a peer vanished (`peer_lost`) only does so after `grace_s`, so that the victim is not
       blamed; nor does one that has made room (`preempted`), because the others are about to do so;
-    * a gang of which some ranks are not ready within `start_timeout_s` stops as a whole.
+    * a gang of which some ranks are not ready within `start_timeout_s` stops as a whole;
+    * so does one of which a task is silent, or whose ranks all wait in an exchange that does not get on, for
+      `stall_timeout_s` (`liveness`).
+
+    Attributes:
+        liveness: who is heard of. Only to be used by one thread before the ranks begin.
     """
 
-    def __init__(self, size: int, grace_s: float = GRACE_S, start_timeout_s: float | None = None) -> None:
+    def __init__(
+        self,
+        size: int,
+        grace_s: float = GRACE_S,
+        start_timeout_s: float | None = None,
+        stall_timeout_s: float = math.inf,
+    ) -> None:
+        self.liveness = Liveness(size, stall_timeout_s)
         self._size, self._grace_s = size, grace_s
         self._by_rank: dict[int, Outcome] = {}
         self._ready: set[int] = set()
@@ -99,6 +118,7 @@ class Outcomes:
         with self._changed:
             if rank not in self._by_rank:
                 self._by_rank[rank] = outcome
+                self.liveness.over(rank)
                 if outcome.status == "failed":
                     if outcome.kind not in _TOGETHER:
                         self._stop(_OF_ANOTHER)
@@ -113,11 +133,23 @@ class Outcomes:
             if rank in self._heard_s:
                 self._heard_s[rank] = time.monotonic()
 
+    def alive(self, rank: int, sign: SignOfLife) -> None:
+        """Note what the task of `rank` says of it. ValueError where there is no such rank."""
+        self._check(rank)
+        self.heard(rank)
+        with self._changed:
+            if rank not in self._by_rank:
+                self.liveness.heard(rank, sign)
+                self._look()
+
     def ready(self, rank: int) -> None:
         """Note that `rank` waits for the others to call `hvd.init` together. ValueError where there is no such rank."""
         self._check(rank)
         with self._changed:
+            complete = self._complete()
             self._ready.add(rank)
+            if self._complete() and not complete:
+                self.liveness.begin()
             self._changed.notify_all()
 
     def all_ready(self, wait_s: float) -> bool:
@@ -140,9 +172,11 @@ class Outcomes:
                 for due, cause in decisions:
                     if now >= due:
                         self._stop(cause)
+                self._look()
                 if self._cause is not None or self._closed or now >= deadline:
                     return self._cause
-                self._changed.wait(min([deadline, *(due for due, _ in decisions)]) - now)
+                look = now + self.liveness.look_every_s
+                self._changed.wait(min([deadline, look, *(due for due, _ in decisions)]) - now)
 
     def wait_all(self, wait_s: float) -> bool:
         """Whether every rank has an outcome; waits up to `wait_s` seconds."""
@@ -167,6 +201,10 @@ class Outcomes:
 
     def _complete(self) -> bool:
         return len(self._ready) == self._size
+
+    def _look(self) -> None:
+        if self._cause is None and (stall := self.liveness.verdict()) is not None:
+            self._stop(StopCause("stalled", stall.cause, stall.rank))
 
     def _stop(self, cause: StopCause) -> None:
         if self._cause is None:

@@ -15,7 +15,7 @@ from hvdspark.launch.line import Waiting
 from hvdspark.launch.outcomes import Outcome
 from hvdspark.launch.world_sizes import WorldSizes
 
-STALL_TIMEOUT_S = 20.0
+STALL_TIMEOUT_S = 60.0
 Program = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
 """A function, its arguments and its keyword arguments."""
 

@@ -19,7 +19,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any, BinaryIO
 
-from hvdspark.launch import frames, last_step
+from hvdspark.launch import frames, last_step, pulse
 from hvdspark.launch.preemption import Notice
 from hvdspark.launch.processes import die_with_parent
 from hvdspark.specs import from_json
@@ -74,6 +74,7 @@ def _run(inbox: _Inbox, outbox: _Outbox, notice: Notice, reached: Callable[[int]
 
         receive(assignment.files, assignment.broadcasts)
 
+    from hvdspark.collectives.watched import Waiting, WatchedCollective
     from hvdspark.launch.context import RankContext, enter
     from hvdspark.launch.devices import choose_device
     from hvdspark.launch.environment import THREADS, number_of_threads
@@ -86,9 +87,12 @@ def _run(inbox: _Inbox, outbox: _Outbox, notice: Notice, reached: Callable[[int]
     if device == "cuda":
         torch.cuda.set_device(world.local_rank % torch.cuda.device_count())
     outbox.ready()
+    waiting = Waiting()
+    pulse.begin(outbox.pulse, lambda: pulse.pulse_of(waiting), assignment.pulse_every_s)
     inbox.expect(frames.GO)
     threading.Thread(target=inbox.listen, name="hvdspark-parent", daemon=True).start()
-    collective = wiring.join()
+    with waiting("join"):
+        collective = WatchedCollective(wiring.join(), waiting)
     store = None
     if assignment.store_uri is not None:
         from hvdspark.store import Store
@@ -144,13 +148,17 @@ class _Outbox:
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
-        self._events: queue.Queue[bytes | None] = queue.Queue(64)
+        self._queued: queue.Queue[tuple[bytes, bytes] | None] = queue.Queue(64)
         self._writer = threading.Thread(target=self._write, name="hvdspark-events", daemon=True)
         self._writer.start()
 
     def event(self, event: dict[str, Any]) -> None:
         with contextlib.suppress(queue.Full, TypeError, ValueError):
-            self._events.put_nowait(json.dumps(event).encode())
+            self._queued.put_nowait((frames.EVENT, json.dumps(event).encode()))
+
+    def pulse(self, body: bytes) -> None:
+        with contextlib.suppress(queue.Full):  # then the task does not read, or there is other news
+            self._queued.put_nowait((frames.PULSE, body))
 
     def ready(self) -> None:
         """Nothing else is written before."""
@@ -159,14 +167,14 @@ class _Outbox:
     def finish(self, kind: bytes | None, body: bytes) -> None:
         """Write what is queued, then the answer."""
         with contextlib.suppress(queue.Full):
-            self._events.put(None, timeout=5)
+            self._queued.put(None, timeout=5)
         self._writer.join(timeout=5)
         if kind is not None:
             frames.write_frame(self._stream, kind, body)
 
     def _write(self) -> None:
-        while (body := self._events.get()) is not None:
-            frames.write_frame(self._stream, frames.EVENT, body)
+        while (frame := self._queued.get()) is not None:
+            frames.write_frame(self._stream, *frame)
 
 
 class _Inbox:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import hmac
 import http.client
 import json
+import math
 import socket
 import threading
 import time
@@ -26,6 +27,7 @@ from typing import Any, TypeVar
 
 from hvdspark.launch.addresses import listen
 from hvdspark.launch.door import Door
+from hvdspark.launch.liveness import SignOfLife
 from hvdspark.launch.outcomes import Outcome, Outcomes, StopCause
 
 T = TypeVar("T")
@@ -75,8 +77,15 @@ class Store:
 class RendezvousServer(StoreServer):
     """The gang's."""
 
-    def __init__(self, host: str, size: int, secret: str, start_timeout_s: float | None = None) -> None:
-        self.outcomes = Outcomes(size, start_timeout_s=start_timeout_s)
+    def __init__(
+        self,
+        host: str,
+        size: int,
+        secret: str,
+        start_timeout_s: float | None = None,
+        stall_timeout_s: float = math.inf,
+    ) -> None:
+        self.outcomes = Outcomes(size, start_timeout_s=start_timeout_s, stall_timeout_s=stall_timeout_s)
         self._addresses = _GangStore(self.outcomes)
         super().__init__(host, secret, self._addresses)
 
@@ -121,6 +130,10 @@ class RendezvousClient:
         status, answer = self._request("GET", CONTROL, "stop" if rank is None else f"stop/{rank}")
         return StopCause(**json.loads(answer)) if status == 200 else None
 
+    def alive(self, rank: int, sign: SignOfLife, limit_s: float) -> None:
+        """Say what is known of `rank`. Raises OSError when the server does not answer within `limit_s` seconds."""
+        self._request("PUT", CONTROL, f"alive/{rank}", sign.to_plain(), limit_s)
+
     def put(self, scope: str, key: str, value: bytes) -> None:
         """Raises OSError when the server is gone."""
         self._request("PUT", scope, key, value)
@@ -136,8 +149,10 @@ class RendezvousClient:
             return {}
         return {key: b64decode(value) for key, value in json.loads(answer).items()}
 
-    def _request(self, method: str, scope: str, key: str, body: bytes | None = None) -> tuple[int, bytes]:
-        connection = http.client.HTTPConnection(self._host, self._port, timeout=_REQUEST_TIMEOUT_S)
+    def _request(
+        self, method: str, scope: str, key: str, body: bytes | None = None, limit_s: float = _REQUEST_TIMEOUT_S
+    ) -> tuple[int, bytes]:
+        connection = http.client.HTTPConnection(self._host, self._port, timeout=limit_s)
         try:
             connection.request(method, f"/{self._secret}:0/{scope}/{key}", body)
             response = connection.getresponse()
@@ -181,6 +196,8 @@ class _GangStore(Store):
             self._change(scope, lambda values: values.__setitem__(key, value))
         elif key.startswith("ready/"):
             self._outcomes.ready(int(key.removeprefix("ready/")))
+        elif key.startswith("alive/"):
+            self._outcomes.alive(int(key.removeprefix("alive/")), SignOfLife.from_plain(value))
         else:
             return str(self._outcomes.record(int(key), Outcome(**json.loads(value)))).encode()
         return b""

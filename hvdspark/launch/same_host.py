@@ -16,6 +16,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
+import psutil
+
 from hvdspark.errors import ClusterError, HvdSparkError, RankFailedError
 from hvdspark.launch import frames
 from hvdspark.launch.addresses import LOOPBACK
@@ -179,8 +181,11 @@ class _Keeper:
             frames.write_frame(self._process.stdin, kind, body)  # type: ignore[arg-type]
 
     def terminate(self) -> None:
-        """Let it end its rank and leave."""
+        """Let it end its rank and leave. One that was stopped (SIGSTOP) can only be killed, and its rank with it."""
         self._process.terminate()
+        with contextlib.suppress(psutil.Error):
+            if psutil.Process(self._process.pid).status() == psutil.STATUS_STOPPED:
+                self._process.kill()
 
     def wait(self) -> None:
         """Until it has gone."""

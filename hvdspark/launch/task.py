@@ -25,6 +25,7 @@ from hvdspark.launch.host_store import HostStore
 from hvdspark.launch.outcomes import Outcome, StopCause
 from hvdspark.launch.placement import Peer, assign, host_key, one_host
 from hvdspark.launch.protocol import LaunchSpec
+from hvdspark.launch.rank_watch import RankWatch, pulse_every_s, resolved
 from hvdspark.launch.rendezvous import RendezvousClient, RendezvousServer, retried
 from hvdspark.launch.wiring import INTERFACE, rank_variables
 from hvdspark.specs import World
@@ -87,7 +88,10 @@ def run_task(spec: LaunchSpec, place: Place) -> tuple[World, Outcome]:
         channel_holder.append(channel)
         process.send_program(spec.program)
         peers, server = _meet(spec, place, stack)
-        world = assign([peer.peer for peer in peers])[place.partition]
+        worlds = assign([peer.peer for peer in peers])
+        world, watch = worlds[place.partition], _watch(spec, place, worlds, channel)
+        if server is not None:
+            server.outcomes.liveness.hosts = watch.hosts
         # The task's own record of itself, for the driver to name an executor that is lost later.
         channel.send({"event": "started", "rank": world.rank, "host": world.hostname})
         host = _rendezvous_host([peer.peer for peer in peers])
@@ -105,11 +109,13 @@ def run_task(spec: LaunchSpec, place: Place) -> tuple[World, Outcome]:
                 store_uri=spec.store_uri,
                 files=place.files,
                 broadcasts=dict(place.broadcasts),
+                pulse_every_s=pulse_every_s(spec.stall_timeout_s),
             )
         )
-        outcome = see_to_its_end(process, gang, world.rank)
+        outcome = see_to_its_end(process, gang, world.rank, watch)
         if server is not None:
-            keep_until_all_reported(server)
+            keep_until_all_reported(server, watch.tell_driver)
+        channel.send({"event": "over", "rank": world.rank})
     return world, replace(outcome, host=world.hostname, ended_at_s=time.time())
 
 
@@ -125,7 +131,9 @@ def _meet(
     """Collective of the tasks: who is where. `stack` closes the server."""
     server = None
     if place.partition == 0:
-        server = RendezvousServer(_bindable(place.addresses), spec.world_size, spec.secret, spec.start_timeout_s)
+        server = RendezvousServer(
+            _bindable(place.addresses), spec.world_size, spec.secret, spec.start_timeout_s, spec.stall_timeout_s
+        )
         stack.callback(server.close)
     peer = Peer(place.partition, host_key(), socket.gethostname(), place.addresses[place.partition])
     mine = json.dumps({"peer": asdict(peer), "port": server.port if server else 0})
@@ -148,13 +156,23 @@ def _rendezvous_host(peers: Sequence[Peer]) -> str:
     return LOOPBACK if shared else peers[0].address
 
 
-def see_to_its_end(process: RankProcess, gang: RendezvousClient, rank: int) -> Outcome:
+def _watch(spec: LaunchSpec, place: Place, worlds: Mapping[int, World], channel: ChannelSender) -> RankWatch:
+    names = [worlds[partition].hostname for partition in range(len(worlds))]
+    hosts = [world.hostname for world in sorted(worlds.values(), key=lambda world: world.rank)]
+    return RankWatch(
+        worlds[place.partition].rank, hosts, resolved(place.addresses, names), spec.stall_timeout_s, channel.send
+    )
+
+
+def see_to_its_end(process: RankProcess, gang: RendezvousClient, rank: int, watch: RankWatch | None = None) -> Outcome:
     """Let the rank begin with the others, wait for it to end, stop it when the gang must stop, and report its outcome
     to the server."""
-    ended = threading.Event()
+    ended, watch = threading.Event(), watch or RankWatch(rank, ["this host"] * (rank + 1))
     threads = [
         threading.Thread(target=_start_with_the_gang, args=(process, gang, rank, ended), daemon=True),
-        threading.Thread(target=_stop_with_the_gang, args=(process, gang, rank, ended), daemon=True),
+        threading.Thread(target=_stop_with_the_gang, args=(process, gang, watch, ended), daemon=True),
+        threading.Thread(target=watch.end_when_frozen, args=(process, ended), daemon=True),
+        threading.Thread(target=watch.keep_in_touch, args=(process, gang, ended), daemon=True),
     ]
     for thread in threads:
         thread.start()
@@ -182,23 +200,28 @@ def _start_with_the_gang(process: RankProcess, gang: RendezvousClient, rank: int
             ended.wait(_RETRY_PAUSE_S)
 
 
-def _stop_with_the_gang(process: RankProcess, gang: RendezvousClient, rank: int, ended: threading.Event) -> None:
+def _stop_with_the_gang(process: RankProcess, gang: RendezvousClient, watch: RankWatch, ended: threading.Event) -> None:
     heard_s = time.monotonic()
     while not ended.is_set():
         try:
-            cause = gang.stop_cause(rank)
+            cause = gang.stop_cause(watch.rank)
             heard_s = time.monotonic()
         except OSError:
             cause = _SERVER_GONE if time.monotonic() - heard_s > _SERVER_GONE_S else None
             ended.wait(_RETRY_PAUSE_S)
         if cause is not None and not ended.is_set():
-            process.stop(cause)
+            watch.stop(process, cause)
             return
 
 
-def keep_until_all_reported(server: RendezvousServer) -> None:
-    """Hold the server while ranks run. Unlimited while all is well; the launcher ends this task if another is lost."""
+def keep_until_all_reported(server: RendezvousServer, meanwhile: Callable[[], None] = lambda: None) -> None:
+    """Hold the server while ranks run. Unlimited while all is well; the launcher ends this task if another is lost.
+
+    Args:
+        meanwhile: called every second.
+    """
     while not server.outcomes.wait_all(wait_s=1.0):
+        meanwhile()
         if server.outcomes.must_stop(wait_s=0):
             server.outcomes.wait_all(wait_s=_LAST_REPORTS_S)
             return

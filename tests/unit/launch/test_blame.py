@@ -93,3 +93,26 @@ def test_where_one_has_made_room_that_is_what_happened() -> None:
         error = first_failure({**others, 1: made_room})
         assert isinstance(error, PreemptedError)
         assert (str(error), error.run_id) == ("stopped after step 3", "r")
+
+
+def test_a_stalled_gang_is_blamed_on_whom_it_is_about() -> None:
+    stopped = Outcome("aborted", "stalled", "rank 1 is silent", host="h0", about=1)
+    silent = Outcome("aborted", "stopped", "stopped", host="h1")
+    victim = failed("peer_lost", 1.0)
+    for outcomes in ({0: stopped, 1: silent}, {0: stopped, 1: silent, 2: victim}, {2: victim, 1: silent, 0: stopped}):
+        error = first_failure(outcomes)
+        assert isinstance(error, RankFailedError)
+        assert (error.rank, error.host, error.kind, error.cause) == (1, "h1", "stalled", "rank 1 is silent")
+
+
+def test_a_stalled_exchange_is_nobodys() -> None:
+    error = first_failure({0: Outcome("aborted", "stalled", "all wait", host="h0")})
+    assert isinstance(error, RankFailedError)
+    assert (error.rank, error.host, error.kind) == (None, "h0", "stalled")
+
+
+def test_one_that_failed_by_itself_comes_before_a_stalled_gang() -> None:
+    stopped = Outcome("aborted", "stalled", "rank 1 is silent", host="h0", about=1)
+    error = first_failure({0: stopped, 1: failed("signal", 1.0)})
+    assert isinstance(error, RankFailedError)
+    assert error.kind == "signal"
