@@ -36,6 +36,7 @@ from hvdspark.specs import DatasetSpec
 from hvdspark.store import Store
 from hvdspark.train.check import check_program
 from hvdspark.train.driver import train_on_ranks
+from hvdspark.train.goodput import Goodput, as_plain
 from hvdspark.train.memory import MemoryReport, plan_tables
 from hvdspark.train.pickling import pack
 from hvdspark.train.program import Program
@@ -88,7 +89,8 @@ def fit(estimator: TrainingEstimator[Any], columns: asked.Columns, make: Make) -
     check_reached(spark, store, chosen=estimator.isDefined("storeUri"))
     source = trained_before(spark, set_value(estimator, "warmStartFrom"))
 
-    shown = [progress(asked.monitor(estimator, columns)), MemoryReport()]
+    goodput = Goodput()
+    shown = [progress(asked.monitor(estimator, columns)), MemoryReport(), goodput]
     told = FanOut(run_id, [*shown, *estimator.getListeners(), *tracked])
     named = session_of(spark).described(f"hvdspark fit {estimator.uid}", group=run_id)
     with told.fit(asked.started(estimator, columns, plan)), named, names_of_params(), contextlib.ExitStack() as stack:
@@ -116,6 +118,8 @@ def fit(estimator: TrainingEstimator[Any], columns: asked.Columns, make: Make) -
 
         told.emit(PhaseStarted("launch"))
         result = train_on_ranks(spark, begins.spec, tried.packed, gang, told.report)
+        measured = goodput.measured(result.history)
+        told.emit(measured)
         warnings += told.warn([*few_steps(result.epochs_run * spec.updates_per_epoch), *result.warnings])
         fitted = FittedModule(
             store_uri=store.uri,
@@ -127,6 +131,7 @@ def fit(estimator: TrainingEstimator[Any], columns: asked.Columns, make: Make) -
                 warnings=warnings,
                 loss=checked.losses[0] if len(checked.losses) == 1 else "",
                 warm_start=begins.said,
+                goodput=as_plain(measured),
             ),
             types=types_of(columns.given.schema, columns.features),
         )

@@ -30,6 +30,13 @@ class TrainingSummary:
         seconds: wall seconds by phase of the fit on rank 0.
         warmStart: where the fit began with a trained model (warmStartFrom), a dict: its "source"; what was "kept" of
             it; what is "fresh", by name with the reason; what was "dropped". Else None.
+        goodput: share of the wall time from the launch of the ranks to the end, restarts included, in which steps were
+            computed that are in the weights; None for models of hvdspark before 0.2.
+        restarts: how often the ranks were started again after a failure.
+        recoverySeconds: seconds from each failure to the next step.
+        stragglers: by rank, the number of epochs in which the others waited for it; of ranks for which they did.
+        inputStallSeconds: seconds in which rank 0 waited for batches.
+        checkpointSeconds: seconds for which training stood still for checkpoints.
     """
 
     def __init__(self, result: TrainResult) -> None:
@@ -40,6 +47,13 @@ class TrainingSummary:
         self.warnings = list(result.warnings)
         self.seconds = result.seconds
         self.warmStart = result.warm_start
+        measured = result.goodput or {}
+        self.goodput: float | None = measured.get("goodput")
+        self.restarts = int(measured.get("restarts", 0))
+        self.recoverySeconds: list[float] = list(measured.get("recoveries_s", ()))
+        self.stragglers = {int(rank): int(times) for rank, times in measured.get("stragglers", {}).items()}
+        self.inputStallSeconds = float(measured.get("input_stall_s", 0.0))
+        self.checkpointSeconds = float(measured.get("checkpoint_s", 0.0))
 
     def to_pandas(self) -> pd.DataFrame:
         """The history as a DataFrame, one row for each epoch."""
@@ -86,6 +100,7 @@ class TrainingSummary:
             f"  epoch {row['epoch']}: " + ", ".join(f"{name} {_number(row[name])}" for name in shown)
             for row in self.history
         ]
+        lines += [f"  {self._time()}"] if self.goodput is not None else []
         return "\n".join(lines + [f"  warning: {warning}" for warning in self.warnings])
 
     def _repr_html_(self) -> str:
@@ -99,6 +114,7 @@ class TrainingSummary:
                 columns, [[row.get(name) for name in columns] for row in self.history], strong=self.bestEpoch
             ),
             notebook.line(f"time of rank 0: {_shares(self.seconds)}"),
+            *([notebook.line(self._time())] if self.goodput is not None else []),
             *(notebook.line(f"warning: {warning}") for warning in self.warnings),
         )
 
@@ -106,6 +122,17 @@ class TrainingSummary:
         epochs = "1 epoch" if len(self.history) == 1 else f"{len(self.history)} epochs, best {self.bestEpoch}"
         text = f"TrainingSummary: {epochs}, {self.precision}"
         return text if self.stopped is None else f"{text}, stopped by {self.stopped}"
+
+    def _time(self) -> str:
+        """What the fit had of its time, and what took it."""
+        parts = [f"goodput {100 * (self.goodput or 0.0):.0f} %", _times(self.restarts, "restart")]
+        if self.recoverySeconds:
+            parts.append(f"next step after {', '.join(f'{seconds:.1f}' for seconds in self.recoverySeconds)} s")
+        parts += [f"rank {rank} late in {_times(times, 'epoch')}" for rank, times in self.stragglers.items()]
+        parts.append(
+            f"waited {self.inputStallSeconds:.1f} s for batches, {self.checkpointSeconds:.1f} s for checkpoints"
+        )
+        return ", ".join(parts)
 
     def _curves(self) -> list[str]:
         return [name for name in self.history[-1] if name == "train_loss" or name.startswith("val_")]
@@ -120,6 +147,10 @@ def _shares(seconds: Mapping[str, float]) -> str:
     total = sum(seconds.values()) or 1.0
     parts = sorted(seconds.items(), key=lambda part: -part[1])
     return ", ".join(f"{name} {100 * value / total:.0f} %" for name, value in parts)
+
+
+def _times(count: int, what: str) -> str:
+    return f"{count or 'no'} {what}{'' if count == 1 else 's'}"
 
 
 def _number(value: Any) -> str:

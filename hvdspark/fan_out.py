@@ -98,7 +98,7 @@ def event_of(report: Report) -> FitEvent | None:
         "checkpoint": epoch, path.
         "waiting": slots, free, total, ahead, waited_s.
         "generation": generation, world_size and, of one that is not the first, restart and cause.
-        "straggler": epoch, late (the rank), seconds, others.
+        "straggler": epoch, late (the rank), seconds, others and, optionally, step.
         "rank_lost": generation, lost (rank or None), host, kind, cause.
         "warning": text.
 
@@ -120,7 +120,7 @@ def event_of(report: Report) -> FitEvent | None:
         known = report["generation"], report["world_size"]
         return GenerationStarted(*known, report.get("restart", ""), report.get("cause", ""))
     if kind == "straggler":
-        return Straggler(report["epoch"], report["late"], report["seconds"], report["others"])
+        return Straggler(report["epoch"], report["late"], report["seconds"], report["others"], report.get("step"))
     if kind == "rank_lost":
         return RankLost(report["generation"], report["lost"], report["host"], report["kind"], report["cause"])
     return Warned(report["text"]) if kind == "warning" else None

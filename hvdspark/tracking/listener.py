@@ -17,6 +17,7 @@ from hvdspark.events import (
     FitListener,
     FitStarted,
     GenerationStarted,
+    GoodputMeasured,
     PhaseStarted,
     RankLost,
     StepsDone,
@@ -85,6 +86,9 @@ class MlflowListener(FitListener):
         text = f"generation {event.generation}: {rank} on {event.host} was lost ({event.kind}): {event.cause}"
         self._writer.put([tag("hvdspark.rank_lost", text)])
 
+    def on_goodput_measured(self, event: GoodputMeasured) -> None:
+        self._writer.put(self._of_goodput(event))
+
     def on_warned(self, event: Warned) -> None:
         self._warnings.append(event.message)
         self._writer.put([tag("hvdspark.warnings", "\n".join(self._warnings))])
@@ -108,6 +112,16 @@ class MlflowListener(FitListener):
         for name in phases:
             yield self._point(f"time/{name}", sum(row.get(name, 0.0) for row in event.history), 0)
         yield self._point("time/epochs_seconds", sum(row["seconds"] for row in event.history), 0)
+
+    def _of_goodput(self, event: GoodputMeasured) -> Iterator[Metric]:
+        yield self._point("goodput", event.goodput, 0)
+        yield self._point("restarts", event.restarts, 0)
+        yield self._point("time/input_stall_seconds", event.input_stall_s, 0)
+        yield self._point("time/checkpoint_stand_still_seconds", event.checkpoint_s, 0)
+        for number, seconds in enumerate(event.recoveries_s):
+            yield self._point("time/recovery_seconds", seconds, number)
+        for rank, times in event.stragglers.items():
+            yield self._point(f"straggler/rank_{rank}", times, 0)
 
     def _finish(self, status: Status, *files: Entry) -> None:
         self._ends("total")

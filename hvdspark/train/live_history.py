@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from hvdspark.events import EpochEnded, FitEnded, FitListener, FitStarted, Row
+from hvdspark.events import EpochEnded, FitEnded, FitListener, FitStarted
+from hvdspark.events.base import Row
 
 
 class History(FitListener):

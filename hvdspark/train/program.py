@@ -60,6 +60,8 @@ class TrainResult:
         loss: name of the only label's loss, which says what the output means; "" for other losses and several labels.
         warm_start: where the run began with a trained model: its "source", and what was "kept", "fresh" and "dropped"
             (`artifact.warm_start.Compared`); else None.
+        goodput: what the fit had of its time: the values of `events.GoodputMeasured` by name; None where nobody has
+            measured.
     """
 
     history: tuple[dict[str, Any], ...]
@@ -74,3 +76,4 @@ class TrainResult:
     warnings: tuple[str, ...] = ()
     loss: str = ""
     warm_start: dict[str, Any] | None = None
+    goodput: dict[str, Any] | None = None

@@ -22,11 +22,11 @@ from hvdspark.events import (
     FitListener,
     FitStarted,
     GenerationStarted,
-    Phase,
     PhaseStarted,
     SlotsAwaited,
     StepsDone,
 )
+from hvdspark.events.of_fit import Phase
 
 logger = logging.getLogger(__name__)
 

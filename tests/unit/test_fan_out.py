@@ -58,6 +58,10 @@ PROGRESS = {"epoch": 0, "epochs": 2, "step": 3, "steps": 4, "rows": 24, "rows_pe
         ({"event": "generation", "generation": 1, "world_size": 3}, GenerationStarted(1, 3)),
         ({"event": "straggler", "epoch": 1, "late": 2, "seconds": 3.0, "others": 1.0}, Straggler(1, 2, 3.0, 1.0)),
         (
+            {"event": "straggler", "epoch": 1, "late": 2, "seconds": 3.0, "others": 1.0, "step": 9},
+            Straggler(1, 2, 3.0, 1.0, 9),
+        ),
+        (
             {"event": "rank_lost", "generation": 0, "lost": 2, "host": "h", "kind": "signal", "cause": "SIGKILL"},
             RankLost(0, 2, "h", "signal", "SIGKILL"),
         ),

@@ -87,3 +87,35 @@ def test_where_matplotlib_is_missing_the_command_is_named(monkeypatch: pytest.Mo
     with pytest.raises(DependencyError) as caught:
         TrainingSummary(RESULT).plot()
     assert caught.value.hint == "pip install 'hvdspark[plot]'"
+
+
+GOODPUT = {
+    "goodput": 0.625,
+    "useful_s": 25.0,
+    "wall_s": 40.0,
+    "restarts": 2,
+    "recoveries_s": [4.25, 3.0],
+    "stragglers": {"1": 2},
+    "input_stall_s": 1.5,
+    "checkpoint_s": 0.75,
+}
+
+
+def test_what_the_fit_had_of_its_time() -> None:
+    summary = TrainingSummary(replace(RESULT, goodput=GOODPUT))
+    assert (summary.goodput, summary.restarts, summary.recoverySeconds) == (0.625, 2, [4.25, 3.0])
+    assert (summary.stragglers, summary.inputStallSeconds, summary.checkpointSeconds) == ({1: 2}, 1.5, 0.75)
+    said = (
+        "goodput 62 %, 2 restarts, next step after 4.2, 3.0 s, rank 1 late in 2 epochs, waited 1.5 s for batches, "
+        "0.8 s for checkpoints"
+    )
+    assert repr(summary).splitlines()[-2] == f"  {said}"
+    assert said in summary._repr_html_()
+    calm = TrainingSummary(replace(RESULT, goodput={**GOODPUT, "restarts": 0, "recoveries_s": [], "stragglers": {}}))
+    assert "goodput 62 %, no restarts, waited" in repr(calm)
+
+
+def test_a_model_of_before_has_no_goodput() -> None:
+    summary = TrainingSummary(RESULT)
+    assert (summary.goodput, summary.restarts, summary.stragglers) == (None, 0, {})
+    assert "goodput" not in repr(summary) + summary._repr_html_()

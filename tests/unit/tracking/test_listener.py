@@ -16,6 +16,7 @@ from hvdspark.events import (
     FitFailed,
     FitStarted,
     GenerationStarted,
+    GoodputMeasured,
     PhaseStarted,
     RankLost,
     StepsDone,
@@ -162,3 +163,15 @@ def test_a_fit_that_fails(clock: list[float], error: BaseException, status: str,
     assert kept.tags["hvdspark.rank_lost"] == "generation 0: rank 1 on host-3 was lost (signal): killed"
     assert kept.tags["hvdspark.warnings"] == "a\nb"
     assert kept.curve("time/total_seconds") == [(0, 0.0)]
+
+
+def test_what_a_fit_had_of_its_time(clock: list[float]) -> None:
+    kept = told(clock, GoodputMeasured(0.5, 20.0, 40.0, 2, (4.0, 3.0), {1: 3}, 1.5, 0.25))
+    metrics = {entry.key for entry in kept.of(Metric)}
+    assert kept.curve("goodput") == [(0, 0.5)]
+    assert kept.curve("restarts") == [(0, 2.0)]
+    assert kept.curve("time/recovery_seconds") == [(0, 4.0), (1, 3.0)]
+    assert kept.curve("straggler/rank_1") == [(0, 3.0)]
+    assert kept.curve("time/input_stall_seconds") == [(0, 1.5)]
+    assert kept.curve("time/checkpoint_stand_still_seconds") == [(0, 0.25)]
+    assert "straggler/rank_0" not in metrics

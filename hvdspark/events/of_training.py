@@ -1,0 +1,59 @@
+"""How training gets on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from hvdspark.events.base import FitEvent, Row
+
+
+@dataclass(frozen=True)
+class StepsDone(FitEvent):
+    """Global batches of an epoch are done; at most four times a second, so not of every batch.
+
+    Attributes:
+        epoch: from 0.
+        epochs: how many there will be at most.
+        step: global batches done in this epoch.
+        steps: global batches of an epoch.
+        rows: training rows of all ranks in this epoch so far.
+        rows_per_s: over this epoch so far.
+        loss: of rank 0's rows of the last batch.
+        seconds: wall seconds by phase in this epoch so far, as rank 0 saw them.
+    """
+
+    epoch: int
+    epochs: int
+    step: int
+    steps: int
+    rows: int
+    rows_per_s: float
+    loss: float
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class EpochEnded(FitEvent):
+    """An epoch is trained, validated and checkpointed.
+
+    Attributes:
+        epoch: from 0.
+        row: its row of the history: "train_loss", "val_...", "learning_rate", "rows", "seconds", ...
+    """
+
+    epoch: int
+    row: Row
+
+
+@dataclass(frozen=True)
+class CheckpointCommitted(FitEvent):
+    """A checkpoint is complete: a later generation may start from it.
+
+    Attributes:
+        epoch: complete epochs that are in it.
+        path: directory, relative to the store.
+    """
+
+    epoch: int
+    path: str

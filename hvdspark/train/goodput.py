@@ -1,0 +1,88 @@
+"""What a fit had of its time, as a listener on the driver measures it."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from hvdspark.events import (
+    FitListener,
+    GenerationStarted,
+    GoodputMeasured,
+    PhaseStarted,
+    RankLost,
+    StepsDone,
+    Straggler,
+)
+from hvdspark.events.base import Row
+
+# Phases of an epoch in which its weights change. What a rank waits for, checks or saves is not among them.
+_USEFUL = ("forward_backward_seconds", "exchange_step_seconds")
+
+
+class Goodput(FitListener):
+    """Measures one fit.
+
+    What is useful is taken from the history: the steps that are in the final weights. Those that were trained again
+    after a rollback count once, as does nothing of a generation that left no checkpoint.
+
+    Args:
+        clock: seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._launched_s: float | None = None
+        self._lost_s: float | None = None  # when a rank was lost, until the next step
+        self._restarts = 0
+        self._recoveries_s: list[float] = []
+        self._late: set[tuple[int, int]] = set()  # (rank, epoch)
+
+    def on_phase_started(self, event: PhaseStarted) -> None:
+        if event.phase == "launch":
+            self._launched_s = self._clock()
+
+    def on_generation_started(self, event: GenerationStarted) -> None:
+        self._restarts += event.restart == "failed"
+
+    def on_rank_lost(self, event: RankLost) -> None:
+        # The ranks of a generation that never did a step were lost first by an earlier one.
+        if self._lost_s is None:
+            self._lost_s = self._clock()
+
+    def on_steps_done(self, event: StepsDone) -> None:
+        if self._lost_s is not None:
+            self._recoveries_s.append(self._clock() - self._lost_s)
+            self._lost_s = None
+
+    def on_straggler(self, event: Straggler) -> None:
+        self._late.add((event.rank, event.epoch))
+
+    def measured(self, history: Sequence[Row]) -> GoodputMeasured:
+        """What there is to say when training is over.
+
+        Args:
+            history: of the fit, complete.
+        """
+        wall_s = 0.0 if self._launched_s is None else self._clock() - self._launched_s
+        useful_s = sum(float(row.get(name, 0.0)) for row in history for name in _USEFUL)
+        return GoodputMeasured(
+            goodput=min(1.0, useful_s / wall_s) if wall_s > 0 else 0.0,
+            useful_s=useful_s,
+            wall_s=wall_s,
+            restarts=self._restarts,
+            recoveries_s=tuple(self._recoveries_s),
+            stragglers=dict(sorted(Counter(rank for rank, _ in self._late).items())),
+            input_stall_s=sum(float(row.get("loading_seconds", 0.0)) for row in history),
+            checkpoint_s=sum(float(row.get("checkpoint_seconds", 0.0)) for row in history),
+        )
+
+
+def as_plain(measured: GoodputMeasured) -> dict[str, Any]:
+    """JSON-able: the values by name, ranks as text."""
+    plain = asdict(measured)
+    del plain["run_id"]
+    return {**plain, "stragglers": {str(rank): times for rank, times in measured.stragglers.items()}}
