@@ -71,9 +71,10 @@ class Reporter:
         """A checkpoint of this many complete epochs is in this directory of the store."""
         self._send({"event": "checkpoint", "epoch": epoch, "path": path})
 
-    def straggler(self, epoch: int, rank: int, seconds: float, others: float) -> None:
+    def straggler(self, epoch: int, rank: int, seconds: float, others: float, step: int | None = None) -> None:
         """The others wait for this rank. The arguments are those of `Straggler`."""
-        self._send({"event": "straggler", "epoch": epoch, "late": rank, "seconds": seconds, "others": others})
+        found = {"epoch": epoch, "late": rank, "seconds": seconds, "others": others, "step": step}
+        self._send({"event": "straggler", **found})
 
     def warning(self, text: str) -> None:
         """The user should know this sentence."""

@@ -15,6 +15,7 @@ from torch import nn
 from hvdspark.artifact.tables import bind_tables, collections_of
 from hvdspark.artifact.weights import check_saveable
 from hvdspark.collectives import Collective
+from hvdspark.collectives.watched import Waiting, watched
 from hvdspark.embedding import ShardedEmbeddingCollection
 from hvdspark.specs import TrainSpec
 from hvdspark.store import Store
@@ -47,6 +48,7 @@ class Run:
         steps: global batches of an epoch.
         progress: where training stands.
         clock: wall seconds by phase.
+        waiting: how long this rank waits for the others.
 
     Raises:
         ConfigurationError: the loss or its weights do not fit the labels, or nothing can be monitored.
@@ -66,9 +68,12 @@ class Run:
     steps: int = field(init=False)
     progress: TrainProgress = field(init=False)
     clock: Clock = field(init=False, default_factory=Clock)
+    waiting: Waiting = field(init=False)
 
     def __post_init__(self) -> None:
         spec, program = self.spec, self.program
+        collective = watched(self.collective)
+        self.collective, self.waiting = collective, collective.waiting
         self.store = Store(spec.store_uri)
         minimums = {column.name: column.minimum for column in spec.dataset.columns}
         self.loss = RowLoss(program.loss, spec.labels, program.loss_weights, self.device, minimums)
@@ -100,7 +105,7 @@ class Run:
         Raises:
             ConfigurationError: the module has what cannot be saved or trained, or does not fit the loss.
         """
-        module = program.module.to(device)
+        module, collective = program.module.to(device), watched(collective)
         check_saveable(module)
         bind_tables(module, collective)
         check_loss(program.loss, module)

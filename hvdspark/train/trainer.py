@@ -30,7 +30,7 @@ from hvdspark.train.program import TrainResult
 from hvdspark.train.run import Run
 from hvdspark.train.schedule import Schedule, make_schedule
 from hvdspark.train.step import GradientStep
-from hvdspark.train.straggler import busy_by_rank, straggler
+from hvdspark.train.straggler import BusyTime, StragglerWatch, busy_by_rank, straggler
 from hvdspark.train.sync import check_in_sync, kept_in_evaluation, make_contiguous, sync_buffers
 from hvdspark.train.train_progress import EpochProgress, Row
 from hvdspark.train.validate import Validation, scored
@@ -65,6 +65,7 @@ class Trainer:
         run.collective.broadcast_parameters(module.state_dict())
         self._checkpoints = Checkpoints(run.store, spec.run_id, run.collective)
         self._points, self._pace = DecisionPoints(run.collective), CheckpointPace(spec)
+        self._busy, self._late = BusyTime(run.waiting), StragglerWatch(self._tell_of)
         self._of_rank = OfRank([], [])  # what was saved of an epoch that is to go on
         self._loss_sums: list[float] = []
         self.callbacks = CallbackList(run.program.callbacks)
@@ -110,6 +111,8 @@ class Trainer:
         self._of_rank = OfRank([], [])
         earlier = progress.epoch.seconds
         self._started = time.perf_counter() - earlier.get("training", 0.0)
+        self._waited_s = 0.0  # inside forward and backward passes: with sharded tables, or with row weights
+        self._late.begin_epoch()
         self._before = {phase: seconds - earlier.get(phase, 0.0) for phase, seconds in run.clock.seconds.items()}
         run.module.train()
         for layer in self._frozen:
@@ -133,6 +136,7 @@ class Trainer:
         )
         with batches as iterator:
             for global_rows in plan.global_rows:
+                self._busy.begin()
                 with run.clock("loading"):
                     batch = next(iterator)
                 yield batch, global_rows
@@ -147,9 +151,11 @@ class Trainer:
             self._calibration.clear()  # the model of the first half is not the one that is judged
         first = number - number % in_step
         batches_in_step = min(in_step, run.steps - first)
+        waited_s = run.waiting.seconds
         with run.clock("forward_backward"):
             total_weight = step.batch_weight(batch, global_rows)
             part = step.backward(batch, total_weight, batches_in_step, number)
+        self._waited_s += run.waiting.seconds - waited_s
         if number + 1 == first + batches_in_step:
             with run.clock("exchange_step"):
                 step.update(run.progress.optimizer_steps, epoch, number)
@@ -158,6 +164,7 @@ class Trainer:
         done.step, done.rows = number + 1, done.rows + global_rows
         self.state.step = done.step
         self.callbacks.on_batch_end(self.state)
+        self._busy.end()
         run.report.steps_done(
             epoch,
             run.spec.epochs,
@@ -179,14 +186,13 @@ class Trainer:
         if in_step < run.spec.accumulation_steps and done < run.steps:
             return NOTHING
         decision = self._points.after_step(self._wish)
+        self._late.look(decision.busy)
         batches = run.progress.epochs * run.steps + done
         due = decision.checkpoint or decision.stop or self._pace.is_due_by_steps(batches - in_step, batches)
         return replace(decision, checkpoint=due and done < run.steps)
 
     def _wish(self) -> Wish:
-        seconds = self._run.clock.seconds
-        busy = seconds["loading"] + (0.0 if self._run.tables else seconds["forward_backward"])
-        return Wish(checkpoint=self._pace.is_due(), busy=busy)
+        return Wish(checkpoint=self._pace.is_due(), busy=self._busy.total)
 
     def end_epoch(self) -> Row:
         """Validate, and agree on the epoch's row of the history, which may be the last one.
@@ -228,13 +234,15 @@ class Trainer:
 
     def _tell_of_straggler(self) -> None:
         run, seconds = self._run, self._run.clock.since(self._before)
-        # In the forward pass of sharded tables a rank waits for the others: there, only loading tells who is late.
-        busy = seconds["loading"] + (0.0 if run.tables else seconds["forward_backward"])
-        by_rank = busy_by_rank(run.collective, busy)
+        by_rank = busy_by_rank(run.collective, seconds["loading"] + seconds["forward_backward"] - self._waited_s)
         found = straggler(by_rank)
         if found is not None:
             rank, others = found
             run.report.straggler(run.progress.epochs, rank, by_rank[rank], others)
+
+    def _tell_of(self, rank: int, seconds: float, others: float) -> None:
+        run = self._run
+        run.report.straggler(run.progress.epochs, rank, seconds, others, _going_on(run).step)
 
     def save(self) -> None:
         """Write a checkpoint of where training stands: between epochs, or in the middle of one after an optimizer step.
