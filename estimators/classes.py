@@ -15,6 +15,7 @@ from hvdspark.artifact.classes import BINARY, CLASS_INDEX, ClassRule, tells_clas
 from hvdspark.artifact.forward import OutputSpec
 from hvdspark.errors import ConfigurationError
 from hvdspark.estimators.class_params import ClassifierParams
+from hvdspark.estimators.columns import check_names
 from hvdspark.estimators.scorer import SCORES
 
 logger = logging.getLogger(__name__)
@@ -84,13 +85,17 @@ def check_losses(params: Params, losses: Sequence[str]) -> None:
 
 
 def check_outputs(params: Params, losses: Sequence[str], outputs: Sequence[OutputSpec]) -> None:
-    """ConfigurationError where the columns of a classifier are wanted, and what the module returns is no class.
+    """ConfigurationError where what the module returns does not fill the columns that are wanted.
 
     Args:
         outputs: none where the module could not be called yet.
     """
-    if wants_classes(params) and outputs:
+    if not outputs:
+        return
+    if wants_classes(params):
         check_classifies(losses[0], outputs)
+    elif params.hasParam("outputCols") and params.isDefined("outputCols"):
+        check_names(params.getOrDefault("outputCols"), len(outputs))
 
 
 def as_classes(loss: str, score: Column, threshold: float) -> tuple[Column, Column, Column]:

@@ -97,6 +97,13 @@ def check_new_columns(schema: StructType, names: Sequence[str]) -> None:
             )
 
 
+def check_names(names: Sequence[str], outputs: int) -> None:
+    """ConfigurationError where outputs of a module have more or fewer names."""
+    if len(names) != outputs:
+        what = f"the module returns {outputs} output{'s' if outputs > 1 else ''}"
+        raise ConfigurationError(what, value=list(names), where="outputCols", hint="name each of them")
+
+
 def check_one_number(schema: StructType, name: str, hint: str) -> None:
     """SchemaError where a row has several labels; all else that is wrong with a label any estimator refuses."""
     for field in schema.fields:

@@ -103,7 +103,7 @@ class CTRTrainingParams(PacedParams):
     embeddingDims = param(
         "embeddingDims",
         'columns of an embedding where they are not embeddingDim, by column (or by shared table): {"user": 32}, each '
-        "at least 1. Architectures that multiply embeddings (fm, deepfm, dlrm) take one for all",
+        "at least 1. Architectures that multiply embeddings (fm, deepfm, dlrm) take one for all, and lr has none",
         by_name(in_range("embeddingDims", TypeConverters.toInt, _COUNTS), "whole numbers"),
     )
     embeddingOptimizers = param(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,6 +25,8 @@ from hvdspark.train.callbacks import Callback
 from hvdspark.train.check import loss_names
 from hvdspark.train.program import Program
 from hvdspark.train.rehearsal import first_outputs
+
+logger = logging.getLogger(__name__)
 
 
 @accessors
@@ -105,7 +108,7 @@ class TorchRegressor(ModuleEstimator["TorchRegressionModel"], RegressorScoringPa
         self.setParams(**self._input_kwargs)  # type: ignore[attr-defined]
 
     def _new_columns(self) -> list[str]:
-        return [self.getOrDefault("predictionCol")]
+        return _wanted(self)
 
     def _columns(self, dataset: DataFrame) -> tuple[list[str], list[str]]:
         label = self.getOrDefault("labelCol")
@@ -137,9 +140,9 @@ class TorchRegressionModel(ModuleModel, RegressorScoringParams, PacedParams):
 
     def transformSchema(self, schema: StructType) -> StructType:
         """Schema of `transform`'s result. Raises SchemaError where the output column exists already."""
-        name = self.getOrDefault("predictionCol")
-        check_new_columns(schema, [name])
-        return StructType([*schema.fields, StructField(name, DoubleType(), True)])
+        names = _wanted(self)
+        check_new_columns(schema, names)
+        return StructType([*schema.fields, *(StructField(name, DoubleType(), True) for name in names)])
 
     def predict(self, value: Any) -> float:
         """The prediction for one row, on this machine.
@@ -151,5 +154,14 @@ class TorchRegressionModel(ModuleModel, RegressorScoringParams, PacedParams):
 
     def _transform(self, dataset: DataFrame) -> DataFrame:
         self.transformSchema(dataset.schema)
+        if not _wanted(self):
+            logger.warning("predictionCol is empty: transform adds no column")  # as Spark's own models say
+            return dataset
         rows, scores = self._scored(dataset)
         return rows.withColumn(self.getOrDefault("predictionCol"), scores)
+
+
+def _wanted(params: RegressorScoringParams) -> list[str]:
+    """The output column; none where its name is empty."""
+    name = params.getOrDefault("predictionCol")
+    return [name] if name else []

@@ -15,7 +15,7 @@ from torch import nn
 from hvdspark.artifact.classes import ClassRule
 from hvdspark.errors import ConfigurationError
 from hvdspark.estimators.classes import as_classes, check_classifies, wants_classes, with_classes
-from hvdspark.estimators.columns import check_new_columns
+from hvdspark.estimators.columns import check_names, check_new_columns
 from hvdspark.estimators.declare import accessors, model_accessors
 from hvdspark.estimators.from_module import fitted_of
 from hvdspark.estimators.keywords import keyword_only
@@ -248,10 +248,7 @@ class TorchModel(ModuleModel, TorchScoringParams, TorchTrainingParams):
         if not self.isDefined("outputCols"):
             return [prediction, *(f"{prediction}_{o.name or k}" for k, o in enumerate(outputs[1:], start=1))]
         names: list[str] = self.getOrDefault("outputCols")
-        if len(names) != len(outputs):
-            raise ConfigurationError(
-                f"the module returns {len(outputs)} outputs", value=names, where="outputCols", hint="name each of them"
-            )
+        check_names(names, len(outputs))
         return names
 
 

@@ -123,4 +123,6 @@ class ClassifierTrainingParams(PacedParams):
 class RegressorScoringParams(PredictorParams):
     """Params of TorchRegressor and TorchRegressionModel."""
 
-    predictionCol = worded(PredictorParams.predictionCol, "the number that is predicted for each row, a double")
+    predictionCol = worded(
+        PredictorParams.predictionCol, "the number that is predicted for each row, a double; empty: no such column"
+    )

@@ -32,9 +32,10 @@ def test_a_module_alone_makes_a_regressor(spark: SparkSession, store_uri: str, t
     scored = model.transform(data).cache()
     assert scored.dtypes == [*data.dtypes, ("prediction", "double")]
     assert scored.schema == model.transformSchema(data.schema)
-    with pytest.raises(SchemaError, match="needs a name"):
-        model.copy({model.predictionCol: ""}).transform(data)
-    theirs = LinearRegression(labelCol="y", weightCol="w", solver="normal").fit(data).transform(data).cache()
+    oracle = LinearRegression(labelCol="y", weightCol="w", solver="normal").fit(data)
+    for each in (model, oracle):
+        assert each.copy({each.predictionCol: ""}).transform(data).columns == data.columns
+    theirs = oracle.transform(data).cache()
     assert column(scored, "prediction") == pytest.approx(column(theirs, "prediction"), abs=1e-3)
     for metric in ("rmse", "r2", "mae"):
         evaluate = RegressionEvaluator(labelCol="y", metricName=metric).evaluate

@@ -227,6 +227,12 @@ def test_what_transform_would_refuse_to_add_fit_refuses(
     assert files_in(tmp_path / "s") == []
 
 
+def test_names_for_another_number_of_outputs(spark: SparkSession, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"returns 1 output: \['a', 'b'\] \(in outputCols\)"):
+        linear(outputCols=["a", "b"], storeUri=(tmp_path / "s").as_uri()).fit(separable(spark))
+    assert files_in(tmp_path / "s") == []
+
+
 def test_scoring_other_columns_than_trained(spark: SparkSession, fitted: TorchModel) -> None:
     with pytest.raises(SchemaError, match="column not found: 'x'"):
         fitted.transform(separable(spark).drop("x"))
