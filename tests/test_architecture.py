@@ -256,7 +256,10 @@ def test_every_test_has_a_timeout(request: pytest.FixtureRequest) -> None:
     assert 0 < float(request.config.getini("timeout")) <= 120
 
 
-@pytest.mark.parametrize("unpacked", ["from git", "from a ZIP archive, without the link", "from one, as a text"])
+@pytest.mark.parametrize(
+    "unpacked",
+    [pytest.param("from git", marks=pytest.mark.slow), "from a ZIP archive, without the link", "from one, as a text"],
+)
 def test_wheel(tmp_path: Path, unpacked: str) -> None:
     # The kernels are compiled once. Without a compiler, nothing but they is missing.
     compilers = {} if unpacked == "from git" else {"CC": "false", "CXX": "false"}

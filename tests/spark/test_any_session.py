@@ -27,10 +27,12 @@ def test_more_ranks_than_slots_are_refused(any_session: AnySession) -> None:
     any_session.call(ranks.more_ranks_than_slots_are_refused)
 
 
+@pytest.mark.slow
 def test_a_pipeline_is_fitted_scored_saved_and_loaded(any_session: AnySession, tmp_path: Path) -> None:
     any_session.call(fits.a_pipeline_is_fitted_scored_saved_and_loaded, str(tmp_path))
 
 
+@pytest.mark.slow
 def test_classes_are_found_and_searched(any_session: AnySession, tmp_path: Path) -> None:
     any_session.call(fits.classes_are_found_and_searched, str(tmp_path))
 

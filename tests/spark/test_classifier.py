@@ -167,9 +167,10 @@ def as_ours(theirs: LogisticRegressionModel, width: int, store_uri: str, data: D
     return classifier(module, optimizer=STILL, labelCol=label, storeUri=store_uri).fit(data)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("label", "width"),
-    [("yes", 1), *(pytest.param(*case, marks=pytest.mark.slow) for case in (("yes", 2), ("label", 3)))],
+    [("yes", 1), ("yes", 2), ("label", 3)],
 )
 def test_columns_and_thresholds_are_those_of_logistic_regression(
     spark: SparkSession, store_uri: str, label: str, width: int

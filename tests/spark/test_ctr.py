@@ -330,6 +330,7 @@ def test_no_columns_at_all_are_refused(spark: SparkSession) -> None:
         classifier(continuousCols=[], categoricalCols=[]).fit(clicks(spark, 10))
 
 
+@pytest.mark.slow
 def test_numbers_of_any_offset_and_scale(spark: SparkSession, store_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(moments, "_FEW_ROWS", 0)  # a job reads them, as where there are many
     draw = [F.rand(seed) - 0.5 for seed in range(5)]
@@ -356,7 +357,7 @@ def test_numbers_of_any_offset_and_scale(spark: SparkSession, store_uri: str, mo
     assert probabilities(model.transform(other)) == probabilities(model.transform(data.limit(50)))
 
 
-@pytest.mark.parametrize("handle_invalid", ["skip", "keep"])
+@pytest.mark.parametrize("handle_invalid", [pytest.param("skip", marks=pytest.mark.slow), "keep"])
 def test_a_plan_of_many_columns_grows_no_faster_than_they_do(spark: SparkSession, handle_invalid: str) -> None:
     def shape(count: int) -> tuple[int, int]:
         """Operators of the plan, and how deep its expressions are nested: what analysis repeats for every column."""

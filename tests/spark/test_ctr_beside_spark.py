@@ -50,11 +50,12 @@ def for_spark(numbers: list[str], categories: list[str]) -> list[Any]:
     return [*stages, VectorAssembler(inputCols=[*numbers, *encoded], outputCol="features")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("numbers", "categories"),
     [
         pytest.param(["price", "age"], [], id="numbers"),
-        pytest.param([], ["user", "page"], id="categories", marks=pytest.mark.slow),
+        pytest.param([], ["user", "page"], id="categories"),
     ],
 )
 def test_one_kind_of_columns_with_weights_and_thresholds(

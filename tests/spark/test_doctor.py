@@ -24,6 +24,7 @@ def test_active_session_is_looked_at_and_kept(spark: SparkSession, store_uri: st
     assert spark.range(2).count() == 2
 
 
+@pytest.mark.slow
 def test_workers_without_the_packages_are_named(spark_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     python = Path(sys.executable).parent / "no-such-python"
     monkeypatch.setenv("PYSPARK_PYTHON", str(python))

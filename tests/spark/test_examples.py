@@ -57,6 +57,7 @@ def test_adult_census(
     assert evaluator.evaluate(loaded.transform(test)) == auc[2]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(200)
 def test_adult_census_from_raw_columns(
     spark: SparkSession, example: Callable[[str], ModuleType], real_data: Callable[[str], Path], tmp_path: Path

@@ -69,6 +69,7 @@ def write_pictures(folder: Path) -> list[float]:
     return [float(picture.mean() / 255.0) for picture in drawn]
 
 
+@pytest.mark.slow
 def test_thousands_of_pictures_become_features(spark: SparkSession, store_uri: str, tmp_path: Path) -> None:
     brightness, notes = write_pictures(tmp_path / "pictures"), tmp_path / "notes"
     data = spark.read.parquet(str(tmp_path / "pictures")).repartition(6)

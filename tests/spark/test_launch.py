@@ -150,6 +150,7 @@ attempt(executor_pyspark_memory="6g", ssl_enabled="true", hvdspark_ignoreSsl="tr
 """
 
 
+@pytest.mark.slow
 def test_sessions_that_cannot_work_are_refused(spark_home: Any) -> None:
     done = subprocess.run([sys.executable, "-c", _REFUSED], capture_output=True, text=True, timeout=100)
     lines = [line for line in done.stdout.splitlines() if line.startswith(("refused", "["))]

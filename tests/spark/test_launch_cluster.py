@@ -65,8 +65,9 @@ def kill_executor_of(rank: int, generation: int, marker: Path) -> int:
     return context.generation
 
 
+@pytest.mark.slow
 # That of rank 1 is killed below, too.
-@pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("rank", [0, 1])
 def test_a_lost_executor_is_named(local_cluster: SparkSession, tmp_path: Path, rank: int) -> None:
     marker = tmp_path / "died"
     with pytest.raises(RankFailedError, match=rf"rank {rank} on host .* failed: its executor was lost.*Hint") as caught:

@@ -168,6 +168,7 @@ def test_a_model_is_brought_where_executors_reach_it(
         mlflow_flavor.load_model(str(tmp_path / "m"))
 
 
+@pytest.mark.slow
 def test_mlflows_own_flavor_takes_a_pipeline_with_our_stage(
     spark: SparkSession, server: None, store_uri: str, tmp_path: Path
 ) -> None:

@@ -40,6 +40,7 @@ def test_model_survives_saving_without_its_store(spark: SparkSession, store_uri:
     assert not [file for file in Path(path).rglob("*") if "pickle" in file.name]
 
 
+@pytest.mark.slow
 def test_estimator_survives_saving(spark: SparkSession, store_uri: str, tmp_path: Path) -> None:
     estimator = linear(numWorkers=1, storeUri=store_uri, epochs=1)
     estimator.write().overwrite().save(str(tmp_path / "e"))
@@ -50,6 +51,7 @@ def test_estimator_survives_saving(spark: SparkSession, store_uri: str, tmp_path
     assert torch.equal(first, second)
 
 
+@pytest.mark.slow
 def test_pipeline_with_sparks_own_stages(spark: SparkSession, store_uri: str, tmp_path: Path) -> None:
     data = spark.range(0, 200, 1, 2).selectExpr("id", "id / 200.0 AS a", "CAST(id % 2 AS DOUBLE) AS y")
     pipeline = Pipeline(
@@ -66,6 +68,7 @@ def test_pipeline_with_sparks_own_stages(spark: SparkSession, store_uri: str, tm
     assert scores(loaded.transform(data)) == scores(model.transform(data))
 
 
+@pytest.mark.slow
 def test_a_class_without_an_import_path_needs_an_opt_in(
     spark: SparkSession, store_uri: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

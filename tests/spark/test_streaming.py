@@ -84,6 +84,7 @@ def renamed(model: Any, name: str) -> Any:
     return model.copy({param: f"{name} {param.name}" for param in params})
 
 
+@pytest.mark.slow
 def test_a_pipeline_of_every_kind_of_model_scores_a_stream(spark: SparkSession, tmp_path: Path) -> None:
     kinds = {"lr": CTRClassificationModel, "classifier": TorchClassificationModel}
     kinds |= {"regressor": TorchRegressionModel, "from-module": TorchModel}

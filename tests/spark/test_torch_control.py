@@ -76,6 +76,7 @@ class DieOnce(Callback):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_is_never_interrupted(spark: SparkSession, store_uri: str, tmp_path: Path) -> None:
     settings: dict[str, Any] = {"epochs": 4, "optimizer": "adam", "storeUri": store_uri}
     straight = linear(**settings).fit(separable(spark))
@@ -94,11 +95,12 @@ def test_killed_and_resumed_is_never_interrupted(spark: SparkSession, store_uri:
         torch.testing.assert_close(resumed.module().state_dict()[name], tensor, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("fits", [2, pytest.param(20, marks=[pytest.mark.slow, pytest.mark.timeout(300)])])
-def test_many_fits_leak_nothing(spark: SparkSession, tmp_path: Path, nothing_left_behind: None, fits: int) -> None:
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_many_fits_leak_nothing(spark: SparkSession, tmp_path: Path, nothing_left_behind: None) -> None:
     store = tmp_path / "s"
     data = separable(spark)
-    models = [linear(epochs=1, storeUri=store.as_uri()).fit(data) for _ in range(fits)]
+    models = [linear(epochs=1, storeUri=store.as_uri()).fit(data) for _ in range(20)]
     assert len(os.listdir(store / "datasets")) == 1, "the same plan is written once"
     del data
     gc.collect()

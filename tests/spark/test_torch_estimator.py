@@ -107,6 +107,7 @@ def test_summary_plot(fitted: TorchModel) -> None:
     assert [line.get_label() for line in axes.lines] == ["train_loss", "val_loss", "best epoch"]
 
 
+@pytest.mark.slow
 def test_several_feature_columns(spark: SparkSession, store_uri: str) -> None:
     data = spark.range(0, 300, 1, 4).select(
         "id",

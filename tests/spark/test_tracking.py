@@ -101,6 +101,7 @@ def test_a_fit_is_written_to_the_active_run_which_stays_open(
     assert columns == [("x", "array"), ("y", "long")]
 
 
+@pytest.mark.slow
 def test_the_server_of_a_param_gets_a_run_of_its_own_which_is_ended(
     spark: SparkSession, store_uri: str, experiment: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -192,6 +192,7 @@ def test_a_search_is_saved_before_it_is_fitted(
         assert (loaded.uid, loaded.getParallelism(), loaded.getSeed()) == (search.uid, 2, 3)
 
 
+@pytest.mark.slow
 def test_a_grid_of_classifiers_is_saved(spark: SparkSession, store_uri: str, tmp_path: Path) -> None:
     few, many = classifier(store_uri, batchSize=16), clicks(store_uri, batchSize=64)
     rest = OneVsRest(classifier=classifier(store_uri))

@@ -159,6 +159,7 @@ class Parts(nn.Module):
         return self.layer(torch.cat([number[:, None], array, vector], dim=1))
 
 
+@pytest.mark.slow
 def test_numbers_arrays_and_vectors_together(spark: SparkSession, store_uri: str) -> None:
     data = points(spark, 60).withColumn("ab", F.array("a", "b"))
     model = classifier(Parts(), featureCols=["c", "ab", "features"], storeUri=store_uri).fit(data)

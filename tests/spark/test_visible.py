@@ -59,6 +59,7 @@ def test_jobs_of_a_fit_say_which_fit_they_are_of_and_what_for(spark: SparkSessio
     assert [spark.sparkContext.getLocalProperty(key) for key in (DESCRIPTION, GROUP)] == before
 
 
+@pytest.mark.slow
 def test_what_the_caller_says_stays(spark: SparkSession, store_uri: str, tmp_path: Path, jobs: Any) -> None:
     """A notebook cancels the jobs of a cell by their group."""
     spark.sparkContext.setJobGroup("cell 7", "nightly")
