@@ -14,10 +14,10 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-# Takes as long as the rest: all that needs little of Spark, and the end of Spark's tests. Everything else, whatever
+# Takes as long as the rest: all that needs nothing of Spark, and the end of Spark's tests. Everything else, whatever
 # folder it is in, is of the other half.
 FIRST = (
-    *("tests/unit", "tests/ranks", "tests/test_architecture.py"),
+    *("tests/unit", "tests/test_architecture.py"),
     *("tests/spark/test_s[eht]*.py", "tests/spark/test_[t-z]*.py"),
 )
 NO_TESTS = 5  # pytest's exit status

@@ -154,7 +154,7 @@ def test_a_rank_dies_with_its_task(launch: Callable[..., list[Any]], tmp_path: P
     assert seconds_since(tmp_path / "died") < ERROR_WITHIN_S
 
 
-@pytest.mark.parametrize(("launcher", "limit_s"), split([8], [5]), indirect=["launcher"])
+@pytest.mark.parametrize(("launcher", "limit_s"), split([Slow(8)], [5]), indirect=["launcher"])
 def test_a_rank_that_never_gets_ready_ends_in_a_start_timeout(
     launch: Callable[..., list[Any]], tmp_path: Path, limit_s: int
 ) -> None:

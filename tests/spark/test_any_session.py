@@ -42,6 +42,7 @@ def test_folds_share_a_search(any_session: AnySession, tmp_path: Path) -> None:
     any_session.call(fits.folds_share_a_search, str(tmp_path))
 
 
+@pytest.mark.slow
 def test_streams_are_scored(any_session: AnySession, tmp_path: Path) -> None:
     any_session.call(fits.streams_are_scored, str(tmp_path))
 

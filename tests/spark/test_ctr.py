@@ -313,9 +313,8 @@ def test_labels_that_are_no_probabilities(spark: SparkSession, store_uri: str) -
         classifier(storeUri=store_uri).fit(data.withColumn("clicked", F.array("clicked")))
 
 
-@pytest.mark.parametrize(
-    ("left_out", "value"), [("continuousCols", []), pytest.param("categoricalCols", None, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("left_out", "value"), [("continuousCols", []), ("categoricalCols", None)])
 def test_numbers_alone_or_categories_alone(
     spark: SparkSession, store_uri: str, left_out: str, value: Any, nothing_left_behind: Callable[[], None]
 ) -> None:

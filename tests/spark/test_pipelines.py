@@ -34,6 +34,7 @@ def test_an_estimator_comes_back_as_it_was(
     assert loaded.explainParams() == estimator.explainParams()
 
 
+@pytest.mark.slow
 def test_a_nested_pipeline_is_fitted_scored_saved_and_loaded(
     spark: SparkSession, store_uri: str, tmp_path: Path
 ) -> None:

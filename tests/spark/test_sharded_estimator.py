@@ -118,6 +118,7 @@ class DieWhileSaving(Callback):
         Store.open_write = dying  # type: ignore[method-assign]
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle_of_a_save_and_resumed_is_never_interrupted(
     spark: SparkSession, store_uri: str, tmp_path: Path
 ) -> None:

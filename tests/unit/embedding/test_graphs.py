@@ -99,9 +99,10 @@ def run(make: Callable[[], nn.Module], how: str, backend: str = "eager") -> list
 @pytest.mark.parametrize(
     ("model", "how"),
     [
-        *((model, "module") for model in ("pooled", "dlrm", "deepfm")),
+        *((model, "module") for model in ("pooled", "deepfm")),
         *(pytest.param(model, "module", marks=pytest.mark.slow) for model in ("wide_deep", "lr")),  # parts of deepfm
-        *(("dlrm", "in place"), ("dlrm", "step"), ("pooled", "step")),
+        *(("dlrm", "in place"), ("dlrm", "step")),
+        *(pytest.param(*pair, marks=pytest.mark.slow) for pair in (("dlrm", "module"), ("pooled", "step"))),
     ],
 )
 def test_compiled_is_uncompiled_bit_for_bit(model: str, how: str) -> None:

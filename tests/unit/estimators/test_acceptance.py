@@ -42,7 +42,11 @@ def small() -> tuple[Rows, Rows, Found]:
 # The least and the most of layers, and each optimizer; the others are below, with every table.
 @pytest.mark.parametrize(
     ("architecture", "optimizer"),
-    [("lr", "adagrad"), ("lr", "rowwise_adagrad"), ("deepfm", "rowwise_adagrad"), ("dlrm", "ftrl")],
+    [
+        ("lr", "adagrad"),
+        ("deepfm", "rowwise_adagrad"),
+        *(pytest.param(*pair, marks=pytest.mark.slow) for pair in (("lr", "rowwise_adagrad"), ("dlrm", "ftrl"))),
+    ],
 )
 def test_defaults_reach_logistic_regression(
     architecture: str, optimizer: str, small: tuple[Rows, Rows, Found], tmp_path: Path
