@@ -15,6 +15,7 @@ from hvdspark.data.dataset.candidates import Candidates
 from hvdspark.errors import ConfigurationError
 from hvdspark.estimators.columns import check_new_columns, check_rows
 from hvdspark.estimators.declare import setter_name
+from hvdspark.estimators.handle import FitControl, FitHandle
 from hvdspark.estimators.keywords import keyword_only
 from hvdspark.estimators.model import FittedModel
 from hvdspark.estimators.names import names_of_params
@@ -35,6 +36,7 @@ class TrainingEstimator(Estimator[M], TrainingParams, MLWritable, MLReadable[Any
 
     _listeners: tuple[FitListener, ...] = ()
     _caller = Caller()
+    _control: FitControl | None = None
     # Of what search this is a candidate, and its copies would be.
     _candidates: Candidates | None = None
     _of_copies: Candidates | None = None
@@ -72,6 +74,32 @@ class TrainingEstimator(Estimator[M], TrainingParams, MLWritable, MLReadable[Any
     def caller(self) -> Caller:
         """Who will call `fit`, as far as MLflow's runs go."""
         return self._caller
+
+    @property
+    def control(self) -> FitControl:
+        """What the fit is told from outside; for a fit without a handle, which nobody tells anything, a new one."""
+        return self._control or FitControl()
+
+    def fitAsync(self, dataset: DataFrame, params: ParamMap | None = None) -> FitHandle[M]:
+        """`fit` in a thread of its own; returns at once.
+
+        The fit is one of this estimator as it is now, in a thread that has what this thread set for its jobs (scheduler
+        pool, job group, on Spark Connect tags). In a run of MLflow that is active here, it is a nested one, as fits may
+        run side by side.
+
+        Args:
+            params: set on the copy that is fitted; one map, not a list of them.
+
+        Returns:
+            What knows where the fit stands, ends it early, and has the model in the end.
+        """
+        estimator = self.copy(params)
+
+        def fit(control: FitControl) -> M:
+            estimator._control = control
+            return estimator.fit(dataset)
+
+        return FitHandle(dataset.sparkSession, fit)
 
     @property
     def candidates(self) -> Candidates | None:

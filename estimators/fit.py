@@ -89,11 +89,14 @@ def fit(estimator: TrainingEstimator[Any], columns: asked.Columns, make: Make) -
     check_reached(spark, store, chosen=estimator.isDefined("storeUri"))
     source = trained_before(spark, set_value(estimator, "warmStartFrom"))
 
-    goodput = Goodput()
+    goodput, control = Goodput(), estimator.control
     shown = [progress(asked.monitor(estimator, columns)), MemoryReport(), goodput]
-    told = FanOut(run_id, [*shown, *estimator.getListeners(), *tracked])
+    told = FanOut(run_id, [control.status, *shown, *estimator.getListeners(), *tracked])
     named = session_of(spark).described(f"hvdspark fit {estimator.uid}", group=run_id)
-    with told.fit(asked.started(estimator, columns, plan)), named, names_of_params(), contextlib.ExitStack() as stack:
+    started = asked.started(estimator, columns, plan)
+    with contextlib.ExitStack() as stack:
+        for context in (told.fit(started), control.ends_as_asked(), named, names_of_params()):
+            stack.enter_context(context)
         told.emit(PhaseStarted("materialize"))
         write = partial(_write, stack, spark, store, columns, ranks.most, estimator.candidates)
         data, moments = launch.interruptible(spark, write, launch.new_tag())
@@ -117,7 +120,7 @@ def fit(estimator: TrainingEstimator[Any], columns: asked.Columns, make: Make) -
         check_outputs(estimator, checked.losses, tried.outputs)
 
         told.emit(PhaseStarted("launch"))
-        result = train_on_ranks(spark, begins.spec, tried.packed, gang, told.report)
+        result = train_on_ranks(spark, begins.spec, tried.packed, gang, told.report, control.preemption)
         measured = goodput.measured(result.history)
         told.emit(measured)
         warnings += told.warn([*few_steps(result.epochs_run * spec.updates_per_epoch), *result.warnings])

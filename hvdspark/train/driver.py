@@ -39,7 +39,12 @@ class Gang:
 
 
 def train_on_ranks(
-    spark: SparkSession, spec: TrainSpec, packed: Packed[Program], gang: Gang, report: Callable[[dict[str, Any]], None]
+    spark: SparkSession,
+    spec: TrainSpec,
+    packed: Packed[Program],
+    gang: Gang,
+    report: Callable[[dict[str, Any]], None],
+    preemption: launch.Preemption,
 ) -> TrainResult:
     """Launch ranks that train a program; its trained model is in the store when this returns.
 
@@ -47,6 +52,7 @@ def train_on_ranks(
 
     Args:
         report: takes what ranks and the launcher report, in a thread.
+        preemption: asks the ranks to make room.
     """
     store, run = Store(spec.store_uri), f"runs/{spec.run_id}"
     try:
@@ -65,6 +71,7 @@ def train_on_ranks(
                 stall_timeout_s=gang.stall_timeout_s,
                 max_restarts=gang.max_restarts,
                 on_event=report,
+                preemption=preemption,
             )
     except BaseException as error:
         say_what_is_lost(store, spec.run_id, error)
