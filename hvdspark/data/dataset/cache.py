@@ -4,8 +4,10 @@ A dataset lives as long as somebody holds it: a fit that reads it, or the DataFr
 holder goes, or the interpreter exits, its directory is deleted. A process that is killed cannot do that; so each
 dataset has a lease (host, process id, start of that process) and whoever writes the next dataset into the same store
 deletes those whose process is gone. Of another host that cannot be known, and the lease runs out after 14 days without
-use; what is in use is renewed every hour. A run that is not finished has the same lease, in a folder of their own: the
-store may hold thousands of models, and whoever writes into it should not have to look at each.
+use; what is in use is renewed every hour (see `leases`). A run that is not finished has the same lease.
+
+A run that somebody may go on with later, in another process, keeps its dataset: it is deleted by nobody as long as the
+record of that run is there.
 """
 
 from __future__ import annotations
@@ -13,21 +15,16 @@ from __future__ import annotations
 import atexit
 import contextlib
 import dataclasses
-import json
 import logging
 import os
-import socket
 import threading
-import time
 import uuid
 import weakref
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
-import psutil
-
+from hvdspark.data.dataset import leases
 from hvdspark.errors import StoreError
 from hvdspark.specs import DatasetSpec
 from hvdspark.store import Store
@@ -37,13 +34,8 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 DATASETS = "datasets"
-_LEASE = "lease.json"
-_FOREIGN_LEASE_S = 14 * 24 * 3600.0
-_RUNS = "runs"
-_RUN_LEASES = "leases"
 _MODEL = "model/manifest.json"
-_START_TICKS = 19  # of what follows the name in /proc/<pid>/stat: field 22 of proc(5)
-_RENEWAL_INTERVAL_S = 3600.0
+_KEPT_FOR = "kept_for"
 
 
 @dataclass(eq=False)
@@ -113,8 +105,8 @@ def obtain(
                 _forget(entry)
         with _lock:  # it may have failed, been released just before we held it, or been deleted from outside
             usable = entry in _entries
-        if usable and store.exists(f"{entry.path}/{_LEASE}"):
-            _renew_lease(store, entry.path)
+        if usable and store.exists(f"{entry.path}/{leases.FILE}"):
+            leases.renew(store, entry.path)
             return entry
         _forget(entry)
 
@@ -157,7 +149,41 @@ def release(entry: Entry, holder: Hashable) -> None:
         if entry.holders or entry not in _entries:
             return
         _entries.remove(entry)
-    _delete(entry.store, entry.path)
+    _release(entry.store, entry.path)
+
+
+def keep_for(store: Store, path: str, run_id: str) -> None:
+    """Let the dataset live as long as the record of a run is there, or until `no_longer_for`; whoever else goes."""
+    store.write_text(f"{path}/{_KEPT_FOR}/{run_id}", "")
+
+
+def no_longer_for(store: Store, path: str, run_id: str) -> None:
+    """A run needs the dataset no more: delete it, unless somebody else does."""
+    store.delete(f"{path}/{_KEPT_FOR}/{run_id}")
+    with _lock:
+        if any((entry.store, entry.path) == (store, path) for entry in _entries):
+            return  # deleted with its last holder
+    with contextlib.suppress(*leases.NONE_OF_OURS):
+        lease = leases.read(store, path)
+        if leases.is_abandoned(lease) or leases.is_own(lease):
+            _delete_unless_kept(store, path)
+
+
+def _release(store: Store, path: str) -> None:
+    try:
+        _delete_unless_kept(store, path)
+    except StoreError as error:
+        logger.warning("%s could not be deleted: %s", path, error)
+
+
+def _delete_unless_kept(store: Store, path: str) -> bool:
+    """Whether it was to be deleted: a dataset that a run needs is not, nor a run that can be gone on with."""
+    folder, _, name = path.partition("/")
+    needed_by = [name] if folder == leases.RUNS else store.list(f"{path}/{_KEPT_FOR}")
+    if any(leases.has_record(store, run_id) for run_id in needed_by):
+        return False
+    _delete(store, path)
+    return True
 
 
 def collect_leftovers(store: Store) -> None:
@@ -166,22 +192,22 @@ def collect_leftovers(store: Store) -> None:
         given_up, _given_up[:] = list(_given_up), []
     for owner, path in given_up:
         _delete(owner, path)
-    leased_runs = [name.removesuffix(".json") for name in store.list(_RUN_LEASES)]
-    for path in [f"{DATASETS}/{name}" for name in store.list(DATASETS)] + [f"{_RUNS}/{name}" for name in leased_runs]:
-        with contextlib.suppress(StoreError, ValueError, KeyError, TypeError, OverflowError):  # no lease of ours
-            if not _is_abandoned(store.read_json(_lease_file(path))):
+    datasets = [f"{DATASETS}/{name}" for name in store.list(DATASETS)]
+    runs = [f"{leases.RUNS}/{name.removesuffix('.json')}" for name in store.list(leases.OF_RUNS)]
+    for path in [*datasets, *runs]:
+        with contextlib.suppress(*leases.NONE_OF_OURS):
+            if not leases.is_abandoned(leases.read(store, path)):
                 continue
             if store.exists(f"{path}/{_MODEL}"):  # all it lacks is that the lease was deleted
                 logger.info("%s is a model although its fit did not return; delete it if it is not wanted", path)
-                store.delete(_lease_file(path))
-                continue
-            logger.info("deleting %s, left behind by a process that is gone", store.spark_uri(path))
-            _delete(store, path)
+                store.delete(leases.file_of(path))
+            elif _delete_unless_kept(store, path):
+                logger.info("deleted %s, left behind by a process that is gone", store.spark_uri(path))
 
 
 def _write(entry: Entry, write: Callable[[str], DatasetSpec]) -> None:
     try:
-        _renew_lease(entry.store, entry.path)
+        leases.renew(entry.store, entry.path)
         entry.spec = write(entry.path)
     except BaseException:
         _forget(entry)
@@ -203,7 +229,7 @@ def _delete(store: Store, path: str) -> None:
     try:
         store.delete(f"{path}/data")
         store.delete(path)
-        store.delete(_lease_file(path))
+        store.delete(leases.file_of(path))
     except StoreError as error:
         logger.warning("%s could not be deleted: %s", path, error)
 
@@ -214,11 +240,11 @@ def leased(store: Store, path: str) -> Iterator[None]:
 
     That holds after an error, too, until the run is discarded.
     """
-    _renew_lease(store, path)
-    with renewed(store, path):
+    leases.renew(store, path)
+    with leases.renewed(store, path):
         yield
     try:
-        store.delete(_lease_file(path))
+        store.delete(leases.file_of(path))
     except StoreError as error:  # whoever finds the lease finds the model, too
         logger.warning("a lease could not be deleted: %s", error)
 
@@ -230,70 +256,6 @@ def discard(store: Store, path: str) -> None:
         _given_up.append((store, path))
 
 
-@contextlib.contextmanager
-def renewed(store: Store, path: str) -> Iterator[None]:
-    """Keep the lease of `path` from running out while the context lasts."""
-    over = threading.Event()
-
-    def renew() -> None:
-        while not over.wait(_RENEWAL_INTERVAL_S):
-            try:
-                _renew_lease(store, path)
-            except StoreError as error:
-                logger.warning("a lease could not be renewed: %s", error)
-
-    thread = threading.Thread(target=renew, name="hvdspark-lease", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
-
-
-def _renew_lease(store: Store, path: str) -> None:
-    lease = {"host": _host(), "pid": os.getpid(), "started": _started(os.getpid()), "used": time.time()}
-    store.write_text(_lease_file(path), json.dumps(lease))
-
-
-def _lease_file(path: str) -> str:
-    parent, _, name = path.partition("/")
-    return f"{_RUN_LEASES}/{name}.json" if parent == _RUNS else f"{path}/{_LEASE}"
-
-
-def _is_abandoned(lease: dict[str, Any]) -> bool:
-    if lease["host"] != _host():
-        return time.time() - float(lease["used"]) > _FOREIGN_LEASE_S
-    started = _started(int(lease["pid"]))
-    return started is None or started != float(lease["started"])
-
-
-def _host() -> str:
-    """What a process id belongs to. Containers may share a host name, and machines the number of a namespace."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot}/{os.readlink('/proc/self/ns/pid')}"
-    except OSError:  # not Linux
-        return socket.gethostname()
-
-
-def _started(pid: int) -> float | None:
-    """What tells a process from others that had its number; None if there is no such process.
-
-    Clock ticks since boot: a time of day would be another one after the clock was set.
-    """
-    try:
-        # The name of the program, in brackets, may hold blanks and brackets itself.
-        return float(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[_START_TICKS])
-    except (FileNotFoundError, ProcessLookupError):  # gone, or going while it was read
-        if Path("/proc/self/stat").exists():
-            return None
-    try:
-        return float(psutil.Process(pid).create_time())  # not Linux
-    except psutil.Error:
-        return None
-
-
 @atexit.register
 def _delete_all() -> None:
     with _lock:
@@ -301,7 +263,7 @@ def _delete_all() -> None:
         _entries.clear()
         _given_up.clear()
     for store, path in paths:
-        _delete(store, path)
+        _release(store, path)
 
 
 def _forget_all_after_fork() -> None:

@@ -25,7 +25,7 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from hvdspark.data.dataset import cache
+from hvdspark.data.dataset import cache, leases
 from hvdspark.data.dataset.candidates import Candidates
 from hvdspark.data.dataset.checks import check_array, check_column, check_sizes
 from hvdspark.data.dataset.footers import ColumnEvidence, Evidence, count_where, read_footers
@@ -103,7 +103,7 @@ def materialize(
         if candidates is not None and (one_state or not isinstance(proof, Unproven)):
             cache.hold_while_alive(entry, candidates, newest_only=not one_state)
         assert entry.spec is not None
-        with cache.renewed(store, entry.path):
+        with leases.renewed(store, entry.path):
             yield entry.spec
     finally:
         cache.release(entry, holder)

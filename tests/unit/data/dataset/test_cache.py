@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 import pytest
 
-from hvdspark.data.dataset import cache
+from hvdspark.data.dataset import cache, leases
 from hvdspark.errors import DataError, StoreError
 from hvdspark.specs import DatasetSpec, RowGroups
 from hvdspark.store import Store
@@ -302,16 +302,16 @@ def test_finished_models_are_not_looked_at(store: Store, monkeypatch: pytest.Mon
 
 def test_what_is_in_use_is_renewed(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     renewed = threading.Event()
-    write = cache._renew_lease
+    write = leases.renew
 
     def renew(target: Store, path: str) -> None:
         write(target, path)
         if threading.current_thread().name == "hvdspark-lease":
             renewed.set()
 
-    monkeypatch.setattr(cache, "_RENEWAL_INTERVAL_S", 0.01)
-    monkeypatch.setattr(cache, "_renew_lease", renew)
-    with cache.renewed(store, "datasets/long"):
+    monkeypatch.setattr(leases, "_RENEWAL_INTERVAL_S", 0.01)
+    monkeypatch.setattr(leases, "renew", renew)
+    with leases.renewed(store, "datasets/long"):
         assert renewed.wait(30)
     assert not [thread for thread in threading.enumerate() if thread.name == "hvdspark-lease"]
 
