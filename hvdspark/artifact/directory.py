@@ -19,7 +19,7 @@ from typing import Any
 from torch import Tensor
 
 from hvdspark import __version__
-from hvdspark.artifact.manifest import damage
+from hvdspark.artifact.manifest import TRUSTED_STORES, damage, may_be_elsewhere
 from hvdspark.artifact.tensors import checksum, read_tensors, unpack, write_tensors
 from hvdspark.embedding.files.checked import checked_chunks
 from hvdspark.errors import CheckpointError, StoreError
@@ -107,9 +107,24 @@ class Artifact:
 
     @property
     def tables_at(self) -> tuple[Store, str]:
-        """Store and directory that the files of tables are in: another one, where these were referenced, not copied."""
+        """Store and directory that the files of tables are in: another one, where these were referenced, not copied.
+
+        Raises:
+            CheckpointError: the manifest names a host that nobody but itself has named.
+        """
         place = self.manifest.get(TABLES_AT)
-        return (self.store, self.directory) if place is None else (Store(place["store"], TABLES_AT), place["directory"])
+        if place is None:
+            return self.store, self.directory
+        store = Store(place["store"], TABLES_AT)
+        if not may_be_elsewhere(store, self.store):
+            raise CheckpointError(
+                "the model says that its tables are on a host that is not asked because a file names it",
+                value=store.uri,
+                where=self.store.spark_uri(self.directory),
+                hint=f"if you trust where the model comes from, set {TRUSTED_STORES}={store.uri} in the environment of "
+                "the driver and of executors (spark.executorEnv)",
+            )
+        return store, place["directory"]
 
     def verify(self) -> None:
         """Read every file of the manifest once, but for those of tables, which are verified when they are read.

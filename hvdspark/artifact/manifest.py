@@ -5,6 +5,7 @@ Its names become paths, and its numbers sizes: they are held to that here, once,
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,8 +14,13 @@ from typing import Any
 from hvdspark.embedding.files.shards import parse_entries
 from hvdspark.errors import HvdSparkError
 from hvdspark.plain import built
+from hvdspark.store import Store
 from hvdspark.store.spellings import checked
 
+# Stores in which a file cannot choose the host that is asked: paths of this host, and names of buckets.
+_WITHOUT_HOSTS = ("file", "dbfs", "s3a", "gs", "abfss")
+# Environment variable: URIs, separated by commas, below which a model may say that its tables are.
+TRUSTED_STORES = "HVDSPARK_TRUSTED_STORES"
 _MAPPINGS = ("files", "aliases", "state")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -45,6 +51,14 @@ def damage(manifest: Any) -> str | None:
     except (TypeError, ValueError, HvdSparkError) as error:
         return str(error)
     return None
+
+
+def may_be_elsewhere(place: Store, own: Store, environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether a model in the store `own` may say that its tables are in the store `place`."""
+    scheme = place.uri.partition(":")[0]
+    same_host = place.uri.split("/")[:3] == own.uri.split("/")[:3]
+    trusted = [uri.strip().rstrip("/") for uri in environ.get(TRUSTED_STORES, "").split(",") if uri.strip()]
+    return scheme in _WITHOUT_HOSTS or same_host or any(f"{place.uri}/".startswith(f"{uri}/") for uri in trusted)
 
 
 def _check(manifest: Any) -> None:

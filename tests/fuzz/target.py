@@ -55,34 +55,45 @@ class Files(Target):
         """Read it: RIGHT or WRONG."""
 
     def attempt(self, rng: random.Random) -> tuple[str, Callable[[], str]]:
-        for path in self._changed:
-            path.write_bytes(self._whole[path])
-        self._changed.clear()
+        self.restore()
         path = rng.choice(sorted(self.targets()))
         if path.suffix == ".json" and rng.random() < 0.6:
             text, words = mutated_json(_without_checksum(self._whole[path]), rng)
-            return self._with(path, text.encode(), f"{words}, no checksum", sealed=True)
+            return self._named(path, f"{words}, no checksum"), self.put(path, text.encode(), sealed=True)
         content, words = mutated_bytes(self._whole[path], rng)
-        return self._with(path, content, words, sealed=path.suffix != ".json" and rng.random() < 0.5)
+        sealed = path.suffix != ".json" and rng.random() < 0.5
+        return self._named(path, words + ", resealed" * sealed), self.put(path, content, sealed=sealed)
+
+    def restore(self) -> None:
+        """Undo what was done."""
+        for path in self._changed:
+            path.write_bytes(self._whole[path])
+        self._changed.clear()
 
     def targets(self) -> list[Path]:
         """Files that are mutated."""
         return list(self._whole)
 
-    def _with(self, path: Path, content: bytes, words: str, sealed: bool) -> tuple[str, Callable[[], str]]:
-        """`sealed`: by one who sees to it that no checksum tells of it."""
+    def put(self, path: Path, content: bytes, *, sealed: bool) -> Callable[[], str]:
+        """Give a file other content, and what then reads the directory.
+
+        Args:
+            sealed: by one who sees to it that no checksum tells of it.
+        """
         self._write(path, content)
-        manifest = path.parent / "manifest.json"
-        if sealed and path != manifest:
-            sealed = self._reseal(manifest, path, content)
+        if sealed and path.name != "manifest.json":
+            sealed = self._reseal(path, content)
 
         def use() -> str:
             verdict = self.use()
             return AS_TOLD if verdict == WRONG and sealed else verdict
 
-        return f"{path.relative_to(self.folder)}: {words}{', resealed' if sealed else ''}", use
+        return use
 
-    def _reseal(self, manifest: Path, path: Path, content: bytes) -> bool:
+    def _named(self, path: Path, words: str) -> str:
+        return f"{path.relative_to(self.folder)}: {words}"
+
+    def _reseal(self, path: Path, content: bytes) -> bool:
         """Let the manifest have the checksum of a file; False where it is in none."""
         for folder in (path.parent, *path.parents):
             if (manifest := folder / "manifest.json") in self._whole:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -58,3 +59,103 @@ def test_a_fingerprint_is_of_weights_and_tables_alone(tmp_path: Path) -> None:
     assert Artifact.open(store, "b", found[0]).manifest["epoch"] == 2
     with pytest.raises(CheckpointError, match="another model was saved here.*Hint: load the model again"):
         Artifact.open(store, "c", found[0])
+
+
+@pytest.mark.parametrize(
+    ("entries", "words"),
+    [
+        ({"files": {"../x": {"sha256": "0" * 64, "bytes": 1}}}, "must be relative"),
+        ({"files": {"/etc/passwd": {"sha256": "0" * 64, "bytes": 1}}}, "must be relative"),
+        ({"files": {"": {"sha256": "0" * 64, "bytes": 1}}}, "no file with a size"),
+        ({"files": {"x": {"sha256": "0" * 64, "bytes": -1}}}, "no file with a size"),
+        ({"files": {"x": {"sha256": "../x", "bytes": 1}}}, "no file with a size"),
+        ({"files": {"x": {"sha256": "0" * 64, "bytes": "1"}}}, "files.x.bytes is of type str"),
+        ({"files": {"x": None}}, "files.x is of type NoneType"),
+        ({"files": []}, "files is a list"),
+        ({"format": "1"}, "format is no number"),
+        ({"aliases": {"a": 5}}, "aliases is no list of names"),
+        ({"optimizer_aliases": []}, "optimizer_aliases is no list of names"),
+        ({"tables": {}}, "tables is a dict"),
+        ({"tables": [{"files": []}]}, "lacks 'description'"),
+        ({"tables_at": {"store": "file:///a", "directory": "../b"}}, "must be relative"),
+        ({"tables_at": {"store": "file:///a"}}, "lacks 'directory'"),
+        ({"tables_at": "file:///a"}, "tables_at is of type str"),
+    ],
+)
+def test_what_becomes_a_path_or_a_size_is_checked_when_it_is_opened(
+    tmp_path: Path, entries: dict[str, Any], words: str
+) -> None:
+    store = Store(str(tmp_path))
+    written(store).commit({})
+    store.commit("a", {**Artifact.open(store, "a").manifest, **entries})
+    with pytest.raises(CheckpointError, match=f"the manifest is damaged .*{words}"):
+        Artifact.open(store, "a")
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"group": "../../../../tmp/x"},  # it names the copies on a host without the store
+        {"group": -1},
+        {"path": "../../a"},
+        {"path": "/etc/passwd"},
+        {"path": 5},
+        {"bytes": -1},
+        {"bytes": 1.5},
+        {"rows": {"t": -1}},
+        {"rows": []},
+        {"stop": 2**60},
+        {"more": 1},
+    ],
+)
+def test_entries_of_table_files_are_checked_when_it_is_opened(tmp_path: Path, entry: dict[str, Any]) -> None:
+    store = Store(str(tmp_path))
+    good = {"path": "0/b", "group": 0, "first": 0, "stop": 4096, "rows": {"t": 1}, "state": False, "bytes": 5}
+    written(store).commit({}, [{"description": {}, "files": [good]}])
+    assert Artifact.open(store, "a").tables[0]["files"] == [good]
+    written(store).commit({}, [{"description": {}, "files": [{**good, **entry}]}])
+    with pytest.raises(CheckpointError, match="the manifest is damaged .*list of table files"):
+        Artifact.open(store, "a")
+
+
+@pytest.mark.parametrize(
+    ("uri", "trusted", "allowed"),
+    [
+        ("file:///elsewhere", "", True),
+        ("s3a://bucket/elsewhere", "", True),
+        ("memory://here/elsewhere", "", True),  # where the model itself is
+        ("memory://there/elsewhere", "", False),
+        ("http://169.254.169.254/latest", "", False),
+        ("hdfs://namenode:8020/elsewhere", "", False),
+        ("hdfs://namenode:8020/elsewhere", "s3a://x, hdfs://namenode:8020/", True),
+        ("hdfs://namenode:80/elsewhere", "hdfs://namenode:8", False),
+        ("hdfs://namenode/elsewhere", "hdfs://namenode/else", False),
+    ],
+)
+def test_a_file_does_not_choose_the_hosts_that_are_asked(
+    monkeypatch: pytest.MonkeyPatch, uri: str, trusted: str, allowed: bool
+) -> None:
+    monkeypatch.setenv("HVDSPARK_TRUSTED_STORES", trusted)
+    store = Store("memory://here/models")
+    written(store).commit({"tables_at": {"store": uri, "directory": "d"}})
+    artifact = Artifact.open(store, "a")
+    if allowed:
+        assert artifact.tables_at == (Store(uri), "d")
+    else:
+        with pytest.raises(CheckpointError, match="not asked because a file names it.*Hint.*HVDSPARK_TRUSTED_STORES="):
+            artifact.tables_at  # noqa: B018
+    store.delete("a")
+
+
+def test_tensors_that_are_none_are_named(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    written(store).commit({})
+    artifact = Artifact.open(store, "a")
+    for aliases in ({"tied": "nothing"}, {"tied": ""}):
+        store.commit("a", {**artifact.manifest, "aliases": aliases})
+        with pytest.raises(CheckpointError, match="not a file of tensors"):
+            Artifact.open(store, "a").tensors()
+    for content in (b"", b"\xff" * 8, (2**60).to_bytes(8, "little") + b"{}", b"\x02" + bytes(7) + b"[]"):
+        store.write_bytes(f"a/{WEIGHTS}", content)
+        with pytest.raises(CheckpointError, match="not a file of tensors"):
+            artifact.tensors()
