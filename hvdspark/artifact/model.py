@@ -22,7 +22,7 @@ from hvdspark.artifact.directory import Artifact, verify_file
 from hvdspark.artifact.forward import predictions
 from hvdspark.artifact.inputs import Inputs, Values
 from hvdspark.artifact.objects import TENSORS, unpack
-from hvdspark.artifact.tables import load_model
+from hvdspark.artifact.tables import load_model, verify_tables
 from hvdspark.artifact.trust import Trust
 from hvdspark.errors import ConfigurationError, PersistenceError
 from hvdspark.specs import ColumnSpec
@@ -82,6 +82,7 @@ class TrainedModel:
             verify_file(store, f"{DATA}/{TENSORS}", known[TENSORS])
             files[TENSORS] = artifact.read(TENSORS)
         module: nn.Module = unpack(state["objects"], files, trust)["module"]
+        verify_tables(artifact)
         module = load_model(store, DATA, module, artifact.fingerprint)
         return cls(module, inputs_of(state), ClassRule.of_state(state))
 

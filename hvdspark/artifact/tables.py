@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hvdspark.artifact.directory import TABLES, Artifact
+from hvdspark.artifact.directory import TABLES, Artifact, verify_file
 from hvdspark.artifact.weights import load_weights
 from hvdspark.collectives import Collective, LocalCollective
 from hvdspark.collectives.agreement import raise_together
@@ -92,6 +92,19 @@ def read_tables(artifact: Artifact, module: nn.Module) -> None:
     """
     for store, place, collection, saved in _matched(artifact, module):
         collection.read_rows(store, place, saved["description"], saved["files"])
+
+
+def verify_tables(artifact: Artifact) -> None:
+    """Compare the files of tables with their checksums where they are mapped as they are: in a local store. Others are
+    compared when they are copied to this host. Reads them once.
+
+    Raises:
+        CheckpointError: a file is missing, or is not what was written.
+    """
+    store, directory = artifact.tables_at
+    if store.local_path() is not None:
+        for entry in table_files(artifact.tables):
+            verify_file(store, f"{directory}/{entry['path']}", entry)
 
 
 def freeze_tables(artifact: Artifact, module: nn.Module) -> None:
