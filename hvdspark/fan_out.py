@@ -95,7 +95,7 @@ def event_of(report: Report) -> FitEvent | None:
     Reports, by their "event" (a rank adds "rank" to each):
         "progress": epoch, epochs, step, steps, rows, rows_per_s, loss and, optionally, seconds (by phase).
         "epoch": the row of the history.
-        "checkpoint": epoch, path.
+        "checkpoint": epoch, path and, optionally, stalled_s, bytes, seconds.
         "waiting": slots, free, total, ahead, waited_s.
         "generation": generation, world_size and, of one that is not the first, restart and cause.
         "straggler": epoch, late (the rank), seconds, others and, optionally, step.
@@ -113,7 +113,8 @@ def event_of(report: Report) -> FitEvent | None:
         row = {name: value for name, value in report.items() if name not in ("event", "rank")}
         return EpochEnded(row["epoch"], row)
     if kind == "checkpoint":
-        return CheckpointCommitted(report["epoch"], report["path"])
+        cost = {name: report[name] for name in ("stalled_s", "bytes", "seconds") if name in report}
+        return CheckpointCommitted(report["epoch"], report["path"], **cost)
     if kind == "waiting":
         return SlotsAwaited(**{name: report[name] for name in ("slots", "free", "total", "ahead", "waited_s")})
     if kind == "generation":

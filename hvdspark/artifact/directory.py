@@ -49,6 +49,11 @@ class ArtifactWriter:
         self._store.write_bytes(f"{self._directory}/{name}", content)
         self._files[name] = checksum(content)
 
+    @property
+    def written(self) -> int:
+        """Bytes of the files so far."""
+        return sum(known["bytes"] for known in self._files.values())
+
     def commit(self, entries: Mapping[str, Any], tables: Sequence[Mapping[str, Any]] = ()) -> None:
         """Declare the directory complete.
 
@@ -115,6 +120,8 @@ class Artifact:
         place = self.manifest.get(TABLES_AT)
         if place is None:
             return self.store, self.directory
+        if "store" not in place:  # of a checkpoint
+            return self.store, place["directory"]
         store = Store(place["store"], TABLES_AT)
         if not may_be_elsewhere(store, self.store):
             raise CheckpointError(

@@ -33,8 +33,8 @@ class _File:
 
 @dataclass(frozen=True)
 class _Place:
-    store: str
     directory: str
+    store: str | None = None  # of a checkpoint: the one that it is in itself
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from hvdspark.embedding.exchange.trained import GroupExchange
 from hvdspark.embedding.files.description import absent_state, check_description, describe_tables, matching_tables
 from hvdspark.embedding.files.frozen import FrozenGroup
 from hvdspark.embedding.files.host_copies import locate_files
-from hvdspark.embedding.files.shards import read_shards, write_shards
+from hvdspark.embedding.files.shards import ShardFile, read_shards, shard_files, write_shards
 from hvdspark.embedding.graphs import memory_that_lasts
 from hvdspark.embedding.ids.distinct import unique
 from hvdspark.embedding.plan.groups import TableGroups
@@ -87,6 +87,14 @@ class ShardedRows(UpdatedRows):
             StoreError: a file cannot be written.
         """
         return write_shards(store, directory, self.shards, state=state)
+
+    def row_files(self, *, delta: int = 0, save: str = "") -> Iterator[ShardFile]:
+        """The files of a checkpoint with this rank's sharded rows, to be written or copied one by one.
+
+        Args:
+            delta, save: see `shard_files`.
+        """
+        return shard_files(self.shards, state=True, delta=delta, save=save)
 
     def read_rows(
         self,

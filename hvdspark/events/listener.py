@@ -53,7 +53,7 @@ class FitListener:
         """Some global batches are done."""
 
     def on_epoch_ended(self, event: EpochEnded) -> None:
-        """An epoch is trained, validated and checkpointed."""
+        """An epoch is trained and validated."""
 
     def on_checkpoint_committed(self, event: CheckpointCommitted) -> None:
         """A checkpoint is complete."""

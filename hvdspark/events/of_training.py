@@ -35,7 +35,7 @@ class StepsDone(FitEvent):
 
 @dataclass(frozen=True)
 class EpochEnded(FitEvent):
-    """An epoch is trained, validated and checkpointed.
+    """An epoch is trained and validated; its checkpoint is being written.
 
     Attributes:
         epoch: from 0.
@@ -53,7 +53,13 @@ class CheckpointCommitted(FitEvent):
     Attributes:
         epoch: complete epochs that are in it.
         path: directory, relative to the store.
+        stalled_s: seconds in which training stood still for it: its content is copied, and then written meanwhile.
+        bytes: that all ranks have written. Rows that have not changed since the checkpoint before are not among them.
+        seconds: from the copy to the manifest.
     """
 
     epoch: int
     path: str
+    stalled_s: float = 0.0
+    bytes: int = 0
+    seconds: float = 0.0

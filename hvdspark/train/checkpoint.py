@@ -4,50 +4,76 @@
                                           optimizer.safetensors    tensors of the optimizer's state
                                           optimizer.json           everything else of it, as a tree
                                           ranks.safetensors        in the middle of an epoch: sums and random generators
-                                          tables/...               sharded embedding rows, written by all ranks
                                           manifest.json            last: progress, history, checksums
+    runs/<run_id>/checkpoints/rows/tables/...                      sharded embedding rows of all of them
     runs/<run_id>/model/weights.safetensors, tables/..., manifest.json
                                                                    the best epoch's weights, when training is over
 
 `epoch-00003` is the end of epoch 3, `epoch-00003-step-00000120` the place behind the 120th global batch of that epoch.
-Only the best epoch and the newest place are kept. At the end of an epoch no random state is stored: every rank seeds
+The two newest places and the best epoch are kept. At the end of an epoch no random state is stored: every rank seeds
 its generators from (seed, epoch, rank) when an epoch begins. Any of them can be loaded at any number of ranks.
+
+Rows of tables that have not changed since the checkpoint before are not written again: a manifest names the files that
+earlier ones have written, all rows first, then what has changed since. `begin` copies what is to be written, and
+training goes on; `checkpoint_write` writes it.
 """
 
 from __future__ import annotations
 
-import json
-import re
+import contextlib
+import threading
+import uuid
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from hvdspark.artifact.directory import WEIGHTS, Artifact, ArtifactWriter
+from hvdspark.artifact.directory import TABLES, Artifact
 from hvdspark.artifact.tables import read_tables, write_tables
 from hvdspark.artifact.weights import load_weights, write_weights
 from hvdspark.collectives import Collective
 from hvdspark.collectives.agreement import broadcast_json, raise_together, ranks_where
-from hvdspark.errors import CheckpointError
+from hvdspark.errors import CheckpointError, StoreError
 from hvdspark.store import MANIFEST, Store
+from hvdspark.train.chain import Chain, following, next_delta
+from hvdspark.train.checkpoint_write import (
+    OPTIMIZER_TENSORS,
+    OPTIMIZER_TREE,
+    RANKS,
+    ROWS,
+    Save,
+    Writing,
+    Written,
+    drop_others,
+    say_failed,
+    write,
+)
 from hvdspark.train.of_rank import OfRank, gather, restored
-from hvdspark.train.optimizer_state import flatten_state, load_optimizer_state
+from hvdspark.train.optimizer_state import load_optimizer_state
+from hvdspark.train.places import Place, name_of, place_of
+from hvdspark.train.snapshot import COPIED_BYTES, RowsOf, dense_of, rows_of, watch_rows
 from hvdspark.train.train_progress import TrainProgress
 
-_OPTIMIZER_TENSORS = "optimizer.safetensors"
-_OPTIMIZER_TREE = "optimizer.json"
-_RANKS = "ranks.safetensors"
+_FAILURES = 3  # in a row; then training ends
+_LIMIT_S = 1200.0  # of writing one; ten minutes of it may be waiting for other ranks
 
 
 class Checkpoints:
     """The checkpoint directories of one run. All methods are collective; rank 0 writes all but sharded tables."""
 
-    def __init__(self, store: Store, run_id: str, collective: Collective) -> None:
+    def __init__(self, store: Store, run_id: str, collective: Collective, *, copied_bytes: int = COPIED_BYTES) -> None:
         self._store, self._collective = store, collective
-        self._run_id = run_id
+        self._run_id, self._copied_bytes = run_id, copied_bytes
         self._root = f"runs/{run_id}/checkpoints"
         self.model_path = f"runs/{run_id}/model"
+        self._token = ""
+        self._saves = self._failures = 0
+        self._writing: Writing | None = None
+        self._chain: Chain | None = None  # None: the next save has all rows
+        self._next: Chain | None = None  # what the save that is being written makes of it
 
     def clear(self) -> None:
         """Collective. Forget what an earlier run of the same id left, so that a relaunch cannot resume from it."""
@@ -65,27 +91,84 @@ class Checkpoints:
         progress: TrainProgress,
         of_rank: OfRank | None = None,
     ) -> str:
-        """Collective. Write the newest place, then drop all but it and the best epoch.
+        """Collective. Write the newest place while training waits; nothing is copied. Arguments as of `begin`.
+
+        Returns:
+            The directory, relative to the store.
+
+        Raises:
+            CheckpointError: some rank could not write (there it is the store's own error); raised on every rank.
+        """
+        self._begin(module, optimizer, progress, of_rank, copied=False)
+        writing, self._writing = self._over(), None
+        self._chain = self._next if writing.error is None else None
+        raise_together(self._collective, writing.error, CheckpointError, "checkpoint")
+        return self._directory(progress.place)
+
+    def begin(
+        self,
+        module: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        progress: TrainProgress,
+        of_rank: OfRank | None = None,
+    ) -> str:
+        """Collective. Copy the newest place, and let a thread of each rank write it. `settle` comes before.
+
+        When it is written all but the two newest places and the best epoch are dropped.
 
         Args:
             progress: at the end of an epoch, or in the middle of one behind an optimizer step.
             of_rank: in the middle of an epoch, what this rank alone knows of it.
 
         Returns:
-            The directory, relative to the store.
+            The directory, relative to the store, that will be there.
+        """
+        self._begin(module, optimizer, progress, of_rank, copied=True)
+        return self._directory(progress.place)
+
+    def wait(self) -> None:
+        """Not collective: until this rank has written the save that was begun last."""
+        if self._writing is not None:
+            self._writing.wait(_LIMIT_S)
+
+    @property
+    def is_writing(self) -> bool:
+        """Whether this rank still writes the save that was begun last."""
+        return self._writing is not None and not self._writing.is_over()
+
+    @property
+    def written(self) -> Written | None:
+        """What this rank has written of the save that was begun last; on rank 0 it is committed then."""
+        return self._writing.written if self._writing is not None and self._writing.is_over() else None
+
+    def settle(self) -> str | None:
+        """Collective. Wait for the save that was begun last.
+
+        Returns:
+            Where some rank could not write it, why, the same on every rank: there is no such checkpoint then, and the
+            next one has all rows.
 
         Raises:
-            CheckpointError: rank 0 could not write (there it is the store's own error); raised on every rank.
+            CheckpointError: several in a row could not be written (on a rank that could not, the store's own error).
         """
-        if (progress.epoch is None) != (of_rank is None):
-            raise ValueError("what each rank knows of an epoch belongs to the middle of one")
-        directory = self._directory(progress.place)
-        # What a lost attempt at the same place left goes before any rank writes.
-        self._on_rank_0("clearing a checkpoint", lambda: self._store.delete(directory))
-        tables = write_tables(self._store, directory, module, self._collective, state=True)
-        of_ranks = gather(of_rank, self._collective) if of_rank is not None else {}
-        self._on_rank_0("checkpoint", lambda: self._write(directory, module, optimizer, progress, tables, of_ranks))
-        return directory
+        if self._writing is None:
+            return None
+        writing, self._writing = self._over(), None
+        failed = ranks_where(self._collective, writing.error is not None, "checkpoint/written")
+        if not failed:
+            self._failures, self._chain = 0, self._next
+            return None
+        self._failures, self._chain = self._failures + 1, None
+        if self._failures >= _FAILURES:
+            raise_together(self._collective, writing.error, CheckpointError, f"checkpoint, {_FAILURES} times in a row,")
+        # The first rank whose own it is: rank 0 cannot commit what another has not written.
+        error = broadcast_json(self._collective, str(writing.error), failed[-1], "checkpoint/error")
+        return f"a checkpoint could not be written, and training goes on without it: {error}"
+
+    def close(self, limit_s: float = 1.0) -> None:
+        """Not collective: training ends by an error. What is all but written may be finished, the rest is given up."""
+        if self._writing is not None:
+            self._writing.wait(limit_s)
 
     def resume(
         self, module: nn.Module, optimizer: torch.optim.Optimizer
@@ -101,7 +184,7 @@ class Checkpoints:
         complete: list[tuple[int, int]] = []
 
         def look() -> None:
-            places = filter(None, map(_place, self._store.list(self._root)))
+            places = filter(None, map(place_of, self._store.list(self._root)))
             newest_first = sorted(places, reverse=True)
             complete.extend(p for p in newest_first if self._store.exists(f"{self._directory(p)}/{MANIFEST}"))
 
@@ -134,7 +217,7 @@ class Checkpoints:
         own = OfRank([], [])
         try:
             saved = Artifact.open(self._store, self._directory(progress.place))
-            own = restored(saved.tensors(_RANKS), self._collective)
+            own = restored(saved.tensors(RANKS), self._collective)
         except Exception as caught:  # raised on every rank below
             error = caught
         raise_together(self._collective, error, CheckpointError, "restoring the middle of an epoch")
@@ -158,40 +241,81 @@ class Checkpoints:
         known = {**manifest, "run_id": self._run_id}
         self._on_rank_0("model", lambda: write_weights(self._store, self.model_path, module, known, tables))
 
-    def _write(
+    def _begin(
         self,
-        directory: str,
         module: nn.Module,
         optimizer: torch.optim.Optimizer,
         progress: TrainProgress,
-        tables: list[dict[str, Any]],
-        of_ranks: dict[str, Tensor],
+        of_rank: OfRank | None,
+        *,
+        copied: bool,
     ) -> None:
-        tensors, tree = flatten_state(optimizer.state_dict())
-        writer = ArtifactWriter(self._store, directory)
-        writer.tensors(WEIGHTS, module.state_dict())
-        writer.tensors(_OPTIMIZER_TENSORS, tensors)
-        writer.file(_OPTIMIZER_TREE, json.dumps(tree).encode())
-        if of_ranks:
-            writer.tensors(_RANKS, of_ranks)
-        known = {"run_id": self._run_id, "epoch": progress.epochs - 1, "ranks": self._collective.size}
-        writer.commit({**known, "progress": progress.to_plain()}, tables)
-        keep = (progress.place, (progress.best.epoch + 1, 0))
-        for name in self._store.list(self._root):
-            if _place(name) in (None, *keep):
-                continue
-            self._store.delete(f"{self._root}/{name}/{MANIFEST}")  # first, so that it never looks complete
-            self._store.delete(f"{self._root}/{name}")
+        if (progress.epoch is None) != (of_rank is None):
+            raise ValueError("what each rank knows of an epoch belongs to the middle of one")
+        if self._writing is not None:
+            raise ValueError("settle() comes before the next save")
+        self._token = self._token or broadcast_json(self._collective, uuid.uuid4().hex[:12], 0, "checkpoint/token")
+        self._saves += 1
+        of_ranks = gather(of_rank, self._collective) if of_rank is not None else {}
+        delta = next_delta(self._chain, module, self._collective)
+        place, is_first = name_of(progress.place), self._collective.rank == 0
+        save = Save(
+            self._root, place, f"{place}.{self._token}-{self._saves}", self._collective.rank, self._collective.size, ()
+        )
+        rows: list[RowsOf] = []
+        try:
+            room = self._copied_bytes if copied else 0
+            rows = rows_of(
+                module, self._store, f"{self._root}/{ROWS}/{TABLES}", delta=delta, save=save.save, copied_bytes=room
+            )
+            watch_rows(module)
+            if is_first:
+                known = {"run_id": self._run_id, "epoch": progress.epochs - 1, "ranks": self._collective.size}
+                chained = self._chain.tables if delta and self._chain is not None else []
+                save = replace(
+                    save,
+                    earlier=[table["files"] for table in chained] or [[] for _ in rows],
+                    dense=dense_of(module, optimizer, copied=copied),
+                    of_ranks=of_ranks,
+                    entries={**known, "progress": progress.to_plain()},
+                )
+            best = (progress.best.epoch + 1, 0)
+            act = partial(self._write, replace(save, rows=rows), progress.place, best)
+        except Exception as caught:
+            act = partial(self._fail, save, caught)
+        self._next = following(self._chain, delta, sum(file.bytes for part in rows for file in part.files))
+        self._writing = Writing(act) if copied else Writing(act, at_once=True)
+
+    def _write(self, save: Save, place: Place, best: Place, given_up: threading.Event) -> Written:
+        written = write(save, self._store, given_up)
+        if save.rank == 0:
+            with contextlib.suppress(StoreError):  # what is in nobody's way is deleted behind the next one
+                drop_others(self._store, self._root, place, best)
+        return written
+
+    def _fail(self, save: Save, error: Exception, given_up: threading.Event) -> Written:
+        """What could not be copied cannot be written."""
+        say_failed(save, self._store, error)
+        raise error
+
+    def _over(self) -> Writing:
+        """The save that was begun last, which is over."""
+        writing = self._writing
+        assert writing is not None, "begin() comes first"
+        writing.wait(_LIMIT_S)
+        if self._next is not None and writing.written is not None:
+            self._next.tables = writing.written.tables
+        return writing
 
     def _load(self, directory: str, module: nn.Module, optimizer: torch.optim.Optimizer) -> TrainProgress:
         artifact = load_weights(self._store, directory, module)
-        tree = artifact.read_json(_OPTIMIZER_TREE)
-        load_optimizer_state(optimizer, artifact.tensors(_OPTIMIZER_TENSORS), tree, directory)
+        tree = artifact.read_json(OPTIMIZER_TREE)
+        load_optimizer_state(optimizer, artifact.tensors(OPTIMIZER_TENSORS), tree, directory)
         read_tables(artifact, module)
         return TrainProgress.from_plain(artifact.manifest.get("progress", {}), directory)
 
     def _directory(self, place: Sequence[int]) -> str:
-        return f"{self._root}/{_name(place)}"
+        return f"{self._root}/{name_of(place)}"
 
     def _on_rank_0(self, doing: str, act: Callable[[], None]) -> None:
         error: Exception | None = None
@@ -201,17 +325,3 @@ class Checkpoints:
             except Exception as caught:  # raised on every rank below
                 error = caught
         raise_together(self._collective, error, CheckpointError, doing)
-
-
-def _name(place: Sequence[int]) -> str:
-    """The directory of a place (`TrainProgress.place`) in training."""
-    epochs, step = place
-    return f"epoch-{epochs:05d}-step-{step:08d}" if step else f"epoch-{epochs - 1:05d}"
-
-
-def _place(name: str) -> tuple[int, int] | None:
-    """The place that a directory is named after; None of what is no checkpoint."""
-    found = re.fullmatch(r"epoch-(\d+)(?:-step-(\d+))?", name)
-    if found is None:
-        return None
-    return (int(found[1]), int(found[2])) if found[2] else (int(found[1]) + 1, 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 
 from hvdspark.collectives import Collective
@@ -40,22 +41,23 @@ def train(
     Raises:
         ConfigurationError, SchemaError, DataError: what was asked for cannot be done.
         TrainingDivergedError: loss, gradients or weights are not finite; on every rank.
-        CheckpointError: an epoch could not be written or read; on every rank.
+        CheckpointError: several checkpoints in a row could not be written, or one that is needed cannot be read; on
+            every rank (on one that cannot write, the store's own error).
     """
     check_spec(spec)
     run = Run.of(spec, program, collective, device, report, generation, reached)
-    trainer = Trainer(run)
-    trainer.resume()
-    trainer.callbacks.on_train_begin(trainer.state)
-    while not run.progress.is_over(spec.epochs):
-        trainer.begin_epoch()
-        for batch, global_rows in trainer.batches():
-            trainer.train_on(batch, global_rows)
-            if trainer.decide().checkpoint:
-                trainer.save()
-        row = trainer.end_epoch()
-        trainer.save()
-        run.report.epoch_ended(row)
-    result = trainer.finish()
-    trainer.callbacks.on_train_end(trainer.state)
+    with contextlib.closing(Trainer(run)) as trainer:
+        trainer.resume()
+        trainer.callbacks.on_train_begin(trainer.state)
+        while not run.progress.is_over(spec.epochs):
+            trainer.begin_epoch()
+            for batch, global_rows in trainer.batches():
+                trainer.train_on(batch, global_rows)
+                if trainer.decide().checkpoint:
+                    trainer.save()
+            row = trainer.end_epoch()
+            trainer.save()
+            run.report.epoch_ended(row)
+        result = trainer.finish()
+        trainer.callbacks.on_train_end(trainer.state)
     return result

@@ -64,12 +64,15 @@ class Reporter:
         )
 
     def epoch_ended(self, row: Mapping[str, Any]) -> None:
-        """An epoch is trained, validated and checkpointed; its row of the history."""
+        """An epoch is trained and validated; its row of the history."""
         self._send({"event": "epoch", **row})
 
-    def checkpoint_committed(self, epoch: int, path: str) -> None:
-        """A checkpoint of this many complete epochs is in this directory of the store."""
-        self._send({"event": "checkpoint", "epoch": epoch, "path": path})
+    def checkpoint_committed(
+        self, epoch: int, path: str, stalled_s: float = 0.0, size: int = 0, seconds: float = 0.0
+    ) -> None:
+        """A checkpoint is complete. The arguments are those of `CheckpointCommitted`."""
+        cost = {"stalled_s": stalled_s, "bytes": size, "seconds": seconds}
+        self._send({"event": "checkpoint", "epoch": epoch, "path": path, **cost})
 
     def straggler(self, epoch: int, rank: int, seconds: float, others: float, step: int | None = None) -> None:
         """The others wait for this rank. The arguments are those of `Straggler`."""

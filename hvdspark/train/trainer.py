@@ -18,16 +18,15 @@ from hvdspark.data.feed.loader import load_batches
 from hvdspark.data.feed.plan import EpochPlan, plan_epoch
 from hvdspark.train.calibration import Calibration, calibrate, warnings_from
 from hvdspark.train.callbacks import CallbackList, TrainState
-from hvdspark.train.checkpoint import Checkpoints
 from hvdspark.train.decisions import NOTHING, Decision, DecisionPoints, Wish
 from hvdspark.train.generators import generator_state, seed_generators, set_generator_state
 from hvdspark.train.history import history_row
 from hvdspark.train.of_rank import OfRank
 from hvdspark.train.optimizer import make_optimizer, sparse_parameters
-from hvdspark.train.pace import CheckpointPace
 from hvdspark.train.precision import resolve_precision
 from hvdspark.train.program import TrainResult
 from hvdspark.train.run import Run
+from hvdspark.train.run_checkpoints import RunCheckpoints
 from hvdspark.train.schedule import Schedule, make_schedule
 from hvdspark.train.step import GradientStep
 from hvdspark.train.straggler import BusyTime, StragglerWatch, busy_by_rank, straggler
@@ -63,8 +62,7 @@ class Trainer:
             calibration=None if self._validation.keys else self._calibration,
         )
         run.collective.broadcast_parameters(module.state_dict())
-        self._checkpoints = Checkpoints(run.store, spec.run_id, run.collective)
-        self._points, self._pace = DecisionPoints(run.collective), CheckpointPace(spec)
+        self._checkpoints, self._points = RunCheckpoints(run), DecisionPoints(run.collective)
         self._busy, self._late = BusyTime(run.waiting), StragglerWatch(self._tell_of)
         self._of_rank = OfRank([], [])  # what was saved of an epoch that is to go on
         self._loss_sums: list[float] = []
@@ -77,17 +75,11 @@ class Trainer:
         trained model has."""
         run, state, found = self._run, self.state, None
         if run.generation == 0:
-            self._checkpoints.clear()
+            self._checkpoints.files.clear()
         else:
-            started = time.perf_counter()
-            found, passed_over = self._checkpoints.resume(run.module, self.optimizer)
-            self._pace.cost(time.perf_counter() - started)
-            run.progress = found or run.progress
-            run.progress.warnings = [*passed_over, *run.progress.warnings]
-            for text in passed_over:
-                run.report.warning(text)
+            found = self._checkpoints.resume(self.optimizer)
             if run.progress.epoch is not None:
-                self._of_rank = self._checkpoints.of_rank(run.progress)
+                self._of_rank = self._checkpoints.files.of_rank(run.progress)
         if found is None and run.spec.warm_start is not None:
             begin_from(run.spec.warm_start, run.module, run.collective)
         state.history, state.warnings = run.progress.history, run.progress.warnings
@@ -185,14 +177,16 @@ class Trainer:
         in_step = (done - 1) % run.spec.accumulation_steps + 1
         if in_step < run.spec.accumulation_steps and done < run.steps:
             return NOTHING
+        self._checkpoints.tell()
         decision = self._points.after_step(self._wish)
         self._late.look(decision.busy)
         batches = run.progress.epochs * run.steps + done
-        due = decision.checkpoint or decision.stop or self._pace.is_due_by_steps(batches - in_step, batches)
+        due = decision.checkpoint or decision.stop or self._checkpoints.pace.is_due_by_steps(batches - in_step, batches)
         return replace(decision, checkpoint=due and done < run.steps)
 
     def _wish(self) -> Wish:
-        return Wish(checkpoint=self._pace.is_due(), busy=self._busy.total)
+        is_due, is_writing = self._checkpoints.pace.is_due(), self._checkpoints.files.is_writing
+        return Wish(checkpoint=is_due, writing=is_writing, busy=self._busy.total)
 
     def end_epoch(self) -> Row:
         """Validate, and agree on the epoch's row of the history, which may be the last one.
@@ -245,12 +239,13 @@ class Trainer:
         run.report.straggler(run.progress.epochs, rank, seconds, others, _going_on(run).step)
 
     def save(self) -> None:
-        """Write a checkpoint of where training stands: between epochs, or in the middle of one after an optimizer step.
+        """Begin a checkpoint of where training stands: between epochs, or in the middle of one after an optimizer step.
 
-        After the last batch of an epoch, its end comes first.
+        Training goes on while it is written; the one before is waited for. After the last batch of an epoch, its end
+        comes first.
 
         Raises:
-            CheckpointError: it could not be written; on every rank.
+            CheckpointError: several in a row could not be written; on every rank.
         """
         run, going_on = self._run, self._run.progress.epoch
         of_rank = None
@@ -260,22 +255,29 @@ class Trainer:
             going_on.seconds = {"training": time.perf_counter() - self._started, **run.clock.since(self._before)}
             generators = generator_state(run.device)
             of_rank = OfRank(self._loss_sums, self._calibration.sums.tolist(), generators)
-        self._pace.begun()
-        before = run.clock.seconds["checkpoint"]
+        self.settle()
         with run.clock("checkpoint"):
-            path = self._checkpoints.save(run.module, self.optimizer, run.progress, of_rank)
-        self._pace.cost(run.clock.seconds["checkpoint"] - before)
+            self._checkpoints.begin(self.optimizer, of_rank)
         if of_rank is None:
             run.progress.history[-1]["checkpoint_seconds"] = run.clock.since(self._before)["checkpoint"]
-        run.report.checkpoint_committed(run.progress.epochs, path)
+
+    def settle(self) -> None:
+        """Wait for the checkpoint that is being written; raises as `save` does."""
+        with self._run.clock("checkpoint"):
+            self._checkpoints.settle()
+
+    def close(self) -> None:
+        """Not collective: the rank leaves, by an error or when all is done."""
+        self._checkpoints.files.close()
 
     def finish(self) -> TrainResult:
         """Bring the best epoch's weights back, write them as the run's model, and say how it went."""
         run, progress = self._run, self._run.progress
         self._points.close()
+        self.settle()
         best = progress.best.epoch
         if best != progress.epochs - 1:
-            self._checkpoints.restore_weights(best, run.module)
+            self._checkpoints.files.restore_weights(best, run.module)
         if run.program.output_bias is not None:
             rows = scored(run, "train", plan_of(run, 0))
             of_rows = ((as_prediction(outputs[0]), labels[0], weight) for _, outputs, labels, weight in rows)
@@ -285,7 +287,7 @@ class Trainer:
             best_epoch=best,
             epochs_run=progress.epochs,
             stopped=progress.stopped,
-            model_path=self._checkpoints.model_path,
+            model_path=self._checkpoints.files.model_path,
             outputs=tuple(OutputSpec(**{**output, "shape": tuple(output["shape"])}) for output in progress.outputs),
             precision=self._precision,
             parameters=sum(parameter.numel() for parameter in run.module.parameters()),
@@ -293,7 +295,9 @@ class Trainer:
             warnings=(*progress.warnings, *progress.warnings_of_best),
         )
         features = [asdict(run.spec.dataset.column(name)) for name in run.spec.features]
-        self._checkpoints.write_model(run.module, {"epoch": best, "outputs": progress.outputs, "features": features})
+        self._checkpoints.files.write_model(
+            run.module, {"epoch": best, "outputs": progress.outputs, "features": features}
+        )
         return result
 
     def _outputs(self) -> list[dict[str, Any]]:

@@ -15,6 +15,8 @@ from hvdspark.embedding.ids.keys import KeySpace
 from hvdspark.errors import CheckpointError
 
 FORMAT = 2
+# Of tables some of whose files have only what has changed.
+FORMAT_OF_CHANGES = 3
 
 # What another version of hvdspark could do otherwise without changing the format of the files.
 _HASHING = {"buckets": BUCKETS, "mix": "splitmix64", "salt": "blake2b-64"}
@@ -140,7 +142,7 @@ def _readable_tables(
     saved: dict[str, Any], wanted: dict[str, Any], where: str
 ) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
     """Both sides' tables by name. CheckpointError where this version cannot read what was saved."""
-    if saved["format"] > FORMAT:
+    if saved["format"] > FORMAT_OF_CHANGES:
         raise CheckpointError(
             "embedding tables were written in a newer format",
             value=saved["format"],

@@ -183,8 +183,11 @@ def read_shards(
         for place, table in enumerate(shard.tables)
         if tables is None or table.name in tables
     ]
-    newest = max((file.delta for file in files), default=0)
-    for delta in range(newest + 1):
+    deltas = sorted({file.delta for file in files})
+    newest = deltas[-1] if deltas else 0
+    if deltas != list(range(len(deltas))):
+        raise CheckpointError("files of changes are missing", value=f"there are {deltas}", where=directory)
+    for delta in deltas or [0]:
         for shard, _, name in wanted:
             file_of_buckets([file for file in files if file.delta == delta], name, *shard.buckets, directory)
     for shard in shards:
@@ -221,7 +224,7 @@ def parse_entries(entries: Iterable[Mapping[str, Any]], where: str) -> list[File
         for file in files:
             if not 0 <= file.first < file.stop <= BUCKETS:
                 raise ValueError(f"buckets [{file.first}, {file.stop})")
-            if min(file.group, file.bytes, *file.rows.values()) < 0:
+            if min(file.group, file.bytes, file.delta, *file.rows.values()) < 0:
                 raise ValueError("a number below 0")
             if file.path is not None:
                 checked(file.path)

@@ -229,7 +229,7 @@ def test_a_damaged_place_falls_back_to_the_epoch_before(store: Store) -> None:
     path.write_bytes(b"")
     _, (result, _) = train_on_threads(spec, click_program, 2, generation=1)
     assert "passed over a damaged checkpoint" in result.warnings[0]
-    assert store.list("runs/run-1/checkpoints") == ["epoch-00002"]
+    assert store.list("runs/run-1/checkpoints") == ["epoch-00001", "epoch-00002"]
     assert [row["epoch"] for row in result.history] == [0, 1, 2]
 
 

@@ -95,6 +95,7 @@ def train_to(
                 trainer.train_on(batch, global_rows)
                 if run.progress.place == place:
                     trainer.save()
+                    trainer.settle()
                     return
         trainer.end_epoch()
         trainer.save()

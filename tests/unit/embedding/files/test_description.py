@@ -91,8 +91,8 @@ def test_missing_and_additional_tables_are_refused() -> None:
 
 
 def test_a_newer_format_is_refused() -> None:
-    with pytest.raises(CheckpointError, match=r"newer format: 3 \(in here\)\. Hint: upgrade hvdspark"):
-        check_description({"format": 3, "what": "ever"}, described(), "here")
+    with pytest.raises(CheckpointError, match=r"newer format: 4 \(in here\)\. Hint: upgrade hvdspark"):
+        check_description({"format": 4, "what": "ever"}, described(), "here")
 
 
 def test_another_hash_is_refused() -> None:

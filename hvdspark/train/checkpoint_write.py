@@ -1,0 +1,274 @@
+"""One checkpoint on its way into the store, written by each rank for itself.
+
+No rank calls a collective here, because training goes on. Each writes its files and then, in one small file, what a
+manifest has to say of them; rank 0 waits for those of this save, and commits. Files of rows have the save in their
+path: what a lost attempt at the same place left, or still writes, is never mistaken for them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from hvdspark.artifact.directory import TABLES, TABLES_AT, WEIGHTS, ArtifactWriter
+from hvdspark.embedding.files.description import FORMAT_OF_CHANGES
+from hvdspark.embedding.files.shards import ShardFile
+from hvdspark.errors import CheckpointError, StoreError
+from hvdspark.store import MANIFEST, Store
+from hvdspark.train.places import Place, kept, place_of
+from hvdspark.train.snapshot import Dense, RowsOf
+
+OPTIMIZER_TENSORS = "optimizer.safetensors"
+OPTIMIZER_TREE = "optimizer.json"
+RANKS = "ranks.safetensors"
+ROWS = "rows"  # beside the places: the tables of all of them, by save
+PARTS = "parts"  # what ranks say of theirs, until rank 0 has it
+
+# Ranks have tables of unlike sizes, and stores of unlike speed.
+_PARTS_S = 600.0
+_FIRST_POLL_S, _POLL_S = 0.005, 0.25
+
+
+@dataclass(frozen=True)
+class Save:
+    """What one rank is to write.
+
+    Attributes:
+        root: directory of the run's checkpoints.
+        place: name of the directory in it.
+        save: name of this attempt at it, unlike all others; the same on every rank.
+        rank, size: of the generation.
+        rows: this rank's.
+        earlier: on rank 0, of each collection the entries that go before those of this save.
+        dense: on rank 0.
+        of_ranks: on rank 0, see `of_rank.gather`.
+        entries: on rank 0, of the manifest.
+    """
+
+    root: str
+    place: str
+    save: str
+    rank: int
+    size: int
+    rows: Sequence[RowsOf]
+    earlier: Sequence[Sequence[dict[str, Any]]] = ()
+    dense: Dense | None = None
+    of_ranks: dict[str, Tensor] = field(default_factory=dict)
+    entries: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def directory(self) -> str:
+        return f"{self.root}/{self.place}"
+
+    def part(self, rank: int) -> str:
+        """The file in which a rank says what it has written."""
+        return f"{self.parts}/rank-{rank:05d}.json"
+
+    @property
+    def parts(self) -> str:
+        return f"{self.root}/{PARTS}/{self.save}"
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a rank has written; on rank 0 what all have, and that it is committed.
+
+    Attributes:
+        bytes: of files.
+        seconds: that it took.
+        busy_s: seconds of a processor.
+        tables: the manifest's.
+    """
+
+    bytes: int
+    seconds: float
+    busy_s: float
+    tables: list[dict[str, Any]]
+
+
+class Writing:
+    """A save that is written: by a thread of its own, at a lower priority than training has, or at once.
+
+    Args:
+        act: writes; is given what says that it should give up.
+    """
+
+    def __init__(self, act: Callable[[threading.Event], Written], *, at_once: bool = False) -> None:
+        self._act, self._given_up = act, threading.Event()
+        self.written: Written | None = None
+        self.error: Exception | None = None
+        self._thread = threading.Thread(target=self._in_background, name="hvdspark-checkpoint", daemon=True)
+        if at_once:
+            self._run()
+        else:
+            self._thread.start()
+
+    def is_over(self) -> bool:
+        """Whether it is written, or has failed."""
+        return not self._thread.is_alive()
+
+    def wait(self, limit_s: float) -> None:
+        """Until it is over. What is not over in time is given up, and an error."""
+        if self._thread.is_alive():
+            self._thread.join(limit_s)
+        if self._thread.is_alive():
+            self._given_up.set()
+            self.error = CheckpointError(
+                f"a checkpoint is not written after {limit_s:.0f} s of waiting", hint="the store does not answer"
+            )
+
+    def _in_background(self) -> None:
+        _yield_to_training()
+        self._run()
+
+    def _run(self) -> None:
+        try:
+            self.written = self._act(self._given_up)
+        except Exception as error:  # the trainer's thread asks for it
+            self.error = self.error or error
+
+
+def write(save: Save, store: Store, given_up: threading.Event) -> Written:
+    """Write this rank's part of a save and, on rank 0, commit it when all parts are there.
+
+    Raises:
+        StoreError: something could not be written; the other ranks are told, where that can be written.
+        CheckpointError: on rank 0, another rank could not write its part, or did not in time.
+    """
+    started, busy = time.perf_counter(), time.thread_time()
+    try:
+        own = _write_rows(save, store, given_up)
+        if save.rank == 0:
+            size, tables = _complete(save, store, own, given_up)
+        else:
+            size, tables = own["bytes"], []
+            if save.rows:
+                store.write_text(save.part(save.rank), json.dumps(own))
+    except Exception as error:
+        say_failed(save, store, error)
+        raise
+    return Written(size, time.perf_counter() - started, time.thread_time() - busy, tables)
+
+
+def say_failed(save: Save, store: Store, error: Exception) -> None:
+    """Let rank 0 not wait for this rank's part."""
+    with contextlib.suppress(StoreError):  # then it waits until its limit, or finds that it cannot write either
+        if save.rank:
+            store.write_text(save.part(save.rank), json.dumps({"error": f"{type(error).__name__}: {error}"}))
+
+
+def _write_rows(save: Save, store: Store, given_up: threading.Event) -> dict[str, Any]:
+    """What this rank has to say of its rows: {"rows": of each collection the entries, "bytes": of all files}."""
+    rows = []
+    for number, collection in enumerate(save.rows):
+        entries = []
+        for file in collection.files:
+            _go_on(given_up)
+            place = f"{save.root}/{ROWS}/{TABLES}/{number}"
+            entries.append(file.write(store, place) if isinstance(file, ShardFile) else file)
+        rows.append(entries)
+    size = sum(entry.bytes for entries in rows for entry in entries)
+    return {"rows": [[entry.plain() for entry in entries] for entries in rows], "bytes": size}
+
+
+def _complete(
+    save: Save, store: Store, own: dict[str, Any], given_up: threading.Event
+) -> tuple[int, list[dict[str, Any]]]:
+    """Write what rank 0 alone writes, wait for the other ranks' parts, and commit. Bytes of all, and the tables."""
+    assert save.dense is not None, "rank 0 has it"
+    store.delete(f"{save.directory}/{MANIFEST}")  # first, so that a lost attempt at this place never looks complete
+    store.delete(save.directory)
+    writer = ArtifactWriter(store, save.directory)
+    writer.tensors(WEIGHTS, save.dense.weights)
+    _go_on(given_up)
+    writer.tensors(OPTIMIZER_TENSORS, save.dense.optimizer)
+    writer.file(OPTIMIZER_TREE, json.dumps(save.dense.tree).encode())
+    if save.of_ranks:
+        writer.tensors(RANKS, save.of_ranks)
+    others = range(1, save.size if save.rows else 1)
+    parts = [own, *(_part(save, store, rank, given_up) for rank in others)]
+    tables = [
+        _table(collection, earlier, [entry for part in parts for entry in part["rows"][number]])
+        for number, (collection, earlier) in enumerate(zip(save.rows, save.earlier, strict=True))
+    ]
+    at = {TABLES_AT: {"directory": f"{save.root}/{ROWS}"}} if tables else {}
+    writer.commit({**save.entries, **at}, tables)
+    store.delete(save.parts)
+    return writer.written + sum(part["bytes"] for part in parts), tables
+
+
+def _table(collection: RowsOf, earlier: Sequence[dict[str, Any]], entries: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the manifest says of a collection."""
+    changes = {"format": FORMAT_OF_CHANGES} if earlier else {}
+    description = {**collection.description, **changes}
+    return {"name": collection.name, "description": description, "files": [*earlier, *entries]}
+
+
+def _part(save: Save, store: Store, rank: int, given_up: threading.Event) -> dict[str, Any]:
+    """What another rank says of its part of this save."""
+    deadline, pause = time.monotonic() + _PARTS_S, _FIRST_POLL_S
+    while not store.exists(save.part(rank)):
+        _go_on(given_up)
+        if time.monotonic() > deadline:
+            raise CheckpointError(
+                f"rank {rank} has not written its part of a checkpoint after {_PARTS_S:.0f} s",
+                where=store.spark_uri(save.directory),
+                hint="its host cannot write the store, or writes it much more slowly than that of rank 0",
+            )
+        given_up.wait(pause)
+        pause = min(2 * pause, _POLL_S)
+    part: dict[str, Any] = json.loads(store.read_text(save.part(rank)))
+    if "error" in part:
+        raise CheckpointError(f"rank {rank} could not write its part of a checkpoint", value=part["error"])
+    return part
+
+
+def _go_on(given_up: threading.Event) -> None:
+    if given_up.is_set():
+        raise CheckpointError("a checkpoint was given up, because training ends")
+
+
+def _yield_to_training() -> None:
+    """Let this thread have what time is left on the processors."""
+    with contextlib.suppress(OSError, AttributeError):  # not everywhere, and not for everybody
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 5)
+
+
+def drop_others(store: Store, root: str, newest: Place, best: Place) -> None:
+    """Delete the checkpoints that are not kept behind a new one, and files of rows that none of the others names."""
+    places = {place: name for name in store.list(root) if (place := place_of(name)) is not None}
+    complete = {
+        place: saves for place, name in places.items() if (saves := _saves_of(store, f"{root}/{name}")) is not None
+    }
+    stay = kept(complete, newest, best)
+    for place, name in places.items():
+        if place not in stay:
+            store.delete(f"{root}/{name}/{MANIFEST}")  # first, so that it never looks complete
+            store.delete(f"{root}/{name}")
+    named = frozenset[str]().union(*(complete[place] for place in stay))
+    for number in store.list(f"{root}/{ROWS}/{TABLES}"):
+        for save in store.list(f"{root}/{ROWS}/{TABLES}/{number}"):
+            if save not in named:
+                store.delete(f"{root}/{ROWS}/{TABLES}/{number}/{save}")
+    store.delete(f"{root}/{PARTS}")
+
+
+def _saves_of(store: Store, directory: str) -> frozenset[str] | None:
+    """The saves whose files of rows a checkpoint names; None where it has no manifest, or one that is damaged."""
+    try:
+        manifest = store.committed(directory)
+        files = [file for table in (manifest or {}).get(TABLES, []) for file in table["files"]]
+        saves = frozenset(file["path"].split("/")[0] for file in files if file["path"] is not None)
+    except (StoreError, AttributeError, KeyError, TypeError) as error:
+        if isinstance(error.__cause__, OSError):
+            raise  # what cannot be read now may be whole
+        return None
+    return None if manifest is None else saves

@@ -1,0 +1,79 @@
+"""The checkpoints of a run that is going on: when one is due, what it costs, and what is said of it."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+from hvdspark.train.checkpoint import Checkpoints
+from hvdspark.train.of_rank import OfRank
+from hvdspark.train.pace import CheckpointPace
+from hvdspark.train.run import Run
+from hvdspark.train.train_progress import TrainProgress
+
+
+class RunCheckpoints:
+    """Those of one generation of a run.
+
+    Attributes:
+        files: where they are.
+        pace: when the next is due.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self.files = Checkpoints(run.store, run.spec.run_id, run.collective)
+        self.pace = CheckpointPace(run.spec)
+        self._begun: tuple[int, str, float] | None = None  # complete epochs, directory, seconds that training stood
+
+    def resume(self, optimizer: torch.optim.Optimizer) -> TrainProgress | None:
+        """Collective. Go on where the newest checkpoint stands; warns of damaged ones. None where there is none.
+
+        Raises:
+            CheckpointError: there are checkpoints and all are damaged.
+        """
+        run, started = self._run, time.perf_counter()
+        found, passed_over = self.files.resume(run.module, optimizer)
+        run.progress = found or run.progress
+        run.progress.warnings = [*passed_over, *run.progress.warnings]
+        for text in passed_over:
+            run.report.warning(text)
+        if found is not None:
+            self.pace.cost(time.perf_counter() - started)
+        return found
+
+    def begin(self, optimizer: torch.optim.Optimizer, of_rank: OfRank | None) -> None:
+        """Collective. Copy where training stands; it goes on while that is written. `settle` comes before.
+
+        Args:
+            of_rank: in the middle of an epoch, what this rank alone knows of it.
+        """
+        run, started = self._run, time.perf_counter()
+        path = self.files.begin(run.module, optimizer, run.progress, of_rank)
+        self.pace.begun()
+        self._begun = run.progress.epochs, path, time.perf_counter() - started
+
+    def settle(self) -> None:
+        """Collective. Wait for the checkpoint that is being written. One that could not be is a warning.
+
+        Raises:
+            CheckpointError: several in a row could not be written (on a rank that could not, the store's own error).
+        """
+        self.files.wait()
+        self.tell()
+        warning = self.files.settle()
+        self._begun = None
+        if warning is not None:
+            self._run.progress.warnings.append(warning)
+            self._run.report.warning(warning)
+
+    def tell(self) -> None:
+        """Not collective: report the checkpoint that was begun last, once, when it is committed."""
+        written = self.files.written
+        if self._begun is None or written is None:
+            return
+        epochs, path, stalled_s = self._begun
+        self._begun = None
+        self.pace.cost(stalled_s + written.busy_s)
+        self._run.report.checkpoint_committed(epochs, path, stalled_s, written.bytes, written.seconds)

@@ -1,0 +1,312 @@
+"""Whatever is left of a save that was cut short or damaged: ranks go on from the newest checkpoint that is whole."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from hvdspark.artifact.tables import bind_tables
+from hvdspark.collectives import Collective, ThreadedCollective, run_threaded
+from hvdspark.embedding import ShardedEmbeddingCollection, TableConfig
+from hvdspark.embedding.config import Admission, Eviction, SparseOptimizer
+from hvdspark.errors import CheckpointError
+from hvdspark.store import Store
+from hvdspark.train.best_epoch import BestEpoch
+from hvdspark.train.checkpoint import Checkpoints
+from hvdspark.train.of_rank import OfRank
+from hvdspark.train.train_progress import EpochProgress, TrainProgress
+from tests.unit.train.toys import largest_difference
+
+PLACES = [2, 4, 6, 8]  # global batches: all rows twice, then what has changed, twice
+ROOT = "runs/run-1/checkpoints"
+State = dict[str, Tensor]
+
+
+class Net(nn.Module):
+    """Tables of which rows are evicted, ids wait for admission, and slots are arithmetic."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        optimizer = SparseOptimizer("adam", 0.05)
+        rare, rule = Admission(2, forget_after_steps=3), Eviction(every_steps=2, max_age_steps=2)
+        tables = [
+            TableConfig("open", 4, admission=rare, eviction=rule, optimizer=optimizer),
+            TableConfig("bounded", 4, num_embeddings=400, placement="row", optimizer=optimizer),
+        ]
+        self.tables = ShardedEmbeddingCollection(tables, {"one": "open", "two": "bounded"})
+        self.out = nn.Linear(11, 1)
+
+    def forward(self, dense: Tensor, id: Tensor) -> Tensor:
+        return self.out(torch.cat([dense, *self.tables({"one": id, "two": id}).values()], dim=1))
+
+
+class Rank:
+    """A module, its tables and its optimizer on one rank."""
+
+    def __init__(self, store: Store, collective: Collective) -> None:
+        self.module, self.collective = Net(), collective
+        bind_tables(self.module, collective)
+        self.optimizer = torch.optim.Adam(self.module.parameters(), 0.05)
+        self.checkpoints = Checkpoints(store, "run-1", collective)
+
+    def step(self, number: int) -> None:
+        random = torch.Generator().manual_seed(10 * number + self.collective.rank)
+        dense, ids = (
+            torch.randn(40, 3, generator=random),
+            torch.randint(0, 80, (40,), generator=random) + 40 * (number // 2),
+        )
+        self.optimizer.zero_grad()
+        self.module(dense, ids).square().sum().backward()
+        for parameter in self.module.parameters():
+            assert parameter.grad is not None
+            parameter.grad = self.collective.allreduce_sum(parameter.grad, "gradient")
+        self.optimizer.step()
+        self.module.tables.apply_gradients()
+
+    def save(self, step: int) -> None:
+        progress = TrainProgress(BestEpoch("train_loss", 0), 0, step, epoch=EpochProgress(2, step, 80 * step))
+        self.checkpoints.begin(self.module, self.optimizer, progress, OfRank([float(step)], [], b"state"))
+
+    def state(self) -> State:
+        found = {name: tensor.detach().clone() for name, tensor in self.module.state_dict().items()}
+        for number, shard in enumerate(self.module.tables.shards):
+            for place in range(len(shard.tables)):
+                found |= {f"{number}/{place}/{name}": tensor for name, tensor in shard.export(place).items()}
+        return found
+
+
+def resumed(store: Store, size: int) -> tuple[int, tuple[str, ...], list[State]]:
+    """The place that ranks go on from, what they say, and what they have."""
+
+    def body(collective: ThreadedCollective) -> tuple[int, tuple[str, ...], State]:
+        rank = Rank(store, collective)
+        progress, warnings = rank.checkpoints.resume(rank.module, rank.optimizer)
+        assert progress is not None
+        return progress.place[1], warnings, rank.state()
+
+    found = run_threaded(size, body, timeout_s=20)
+    assert len({(place, said) for place, said, _ in found}) == 1
+    return found[0][0], found[0][1], [state for _, _, state in found]
+
+
+def same(found: list[State], expected: list[State]) -> bool:
+    """Whether all rows, whoever has them, are the same bits."""
+
+    def whole(states: list[State]) -> State:
+        rows: State = {name: tensor for name, tensor in states[0].items() if "/" not in name}
+        for name in (name for name in states[0] if "/" in name):
+            of = name.rsplit("/", 1)[0] + ("/waiting_ids" if "/waiting" in name else "/ids")
+            order = torch.cat([state[of] for state in states]).argsort()
+            rows[name] = torch.cat([state[name] for state in states])[order]
+        return rows
+
+    one, other = whole(found), whole(expected)
+    return (
+        all(tensor.shape == other[name].shape for name, tensor in one.items()) and largest_difference(one, other) == 0
+    )
+
+
+class Watched:
+    """Copies a store behind each thing that is written or deleted in it: what a host leaves that dies there."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path, copies: Path) -> None:
+        self.count, self.watching, self._lock = 0, False, threading.Lock()
+        write, delete = Store.open_write, Store.delete
+
+        def copy(path: str) -> None:
+            if not self.watching or ("buckets-" in path and not any(first in path for first in ("-0000-", "-3072-"))):
+                return
+            with self._lock:  # no file is changed in place, so links are copies
+                left_out = shutil.ignore_patterns("*.tmp")
+                shutil.copytree(folder, copies / f"{self.count:03d}", ignore=left_out, copy_function=os.link)
+                self.count += 1
+
+        @contextlib.contextmanager
+        def open_write(store: Store, path: str) -> Iterator[BinaryIO]:
+            copy(path)
+            with write(store, path) as file:
+                yield file
+            copy(path)
+
+        def deleted(store: Store, path: str) -> None:
+            delete(store, path)
+            copy(path)
+
+        monkeypatch.setattr(Store, "open_write", open_write)
+        monkeypatch.setattr(Store, "delete", deleted)
+
+
+def written(store: Store, watched: Watched | None = None, last: int = len(PLACES)) -> dict[int, list[State]]:
+    """Train two ranks and save; what they had at each place. The last save is watched."""
+
+    def body(collective: ThreadedCollective) -> dict[int, State]:
+        rank, states = Rank(store, collective), {}
+        for step in range(1, PLACES[last - 1] + 1):
+            rank.step(step)
+            if step in PLACES:
+                assert rank.checkpoints.settle() is None
+                if watched is not None and collective.rank == 0:
+                    watched.watching = step == PLACES[last - 1]
+                collective.allreduce_sum(torch.zeros(1), "watched")
+                rank.save(step)
+                states[step] = rank.state()
+        assert rank.checkpoints.settle() is None
+        return states
+
+    found = run_threaded(2, body, timeout_s=60)
+    return {step: [states[step] for states in found] for step in PLACES[:last]}
+
+
+@pytest.mark.parametrize("last", [2, 4])
+def test_a_host_may_die_at_every_boundary_of_a_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last: int) -> None:
+    store = Store(str(tmp_path / "store"))
+    with monkeypatch.context() as patch:
+        watched = Watched(patch, tmp_path / "store", tmp_path / "copies")
+        expected = written(store, watched, last)
+    assert watched.count >= 10
+    places = []
+    for number in range(watched.count):
+        place, warnings, states = resumed(Store(str(tmp_path / "copies" / f"{number:03d}")), 1 + number % 3)
+        assert warnings == ()
+        assert same(states, expected[place]), (number, place)
+        places.append(place)
+    assert places == sorted(places)
+    assert set(places) == set(PLACES[last - 2 : last])
+
+
+def test_what_is_left_of_a_lost_save_is_deleted_behind_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(str(tmp_path / "store"))
+    with monkeypatch.context() as patch:
+        watched = Watched(patch, tmp_path / "store", tmp_path / "copies")
+        written(store, watched, 3)
+    cut = Store(str(tmp_path / "copies" / f"{watched.count // 2:03d}"))
+
+    def go_on(collective: ThreadedCollective) -> None:
+        rank = Rank(cut, collective)
+        rank.checkpoints.resume(rank.module, rank.optimizer)
+        for step in (7, 9, 11, 13):
+            rank.step(step)
+            rank.save(step)
+            assert rank.checkpoints.settle() is None
+
+    run_threaded(2, go_on, timeout_s=60)
+    assert [name for name in cut.list(ROOT) if name != "rows"] == [
+        f"epoch-00000-step-{step:08d}" for step in (7, 11, 13)
+    ]
+    named = {
+        file["path"].split("/")[0]
+        for name in cut.list(ROOT)
+        if name != "rows"
+        for table in (cut.committed(f"{ROOT}/{name}") or {})["tables"]
+        for file in table["files"]
+        if file["path"] is not None
+    }
+    assert cut.list(f"{ROOT}/rows/tables/0") == sorted(named)
+
+
+@pytest.mark.parametrize("how", ["cut", "flip", "gone"])
+def test_damage_of_any_file_of_the_newest_is_passed_over(tmp_path: Path, how: str) -> None:
+    store = Store(str(tmp_path / "store"))
+    expected = written(store)
+    newest = store.committed(f"{ROOT}/epoch-00000-step-00000008")
+    assert newest is not None
+    rows = [file for file in newest["tables"][0]["files"] if file["path"] is not None]
+    assert {file.get("delta", 0) for file in rows} == {0, 1, 2}
+    paths = [f"{ROOT}/epoch-00000-step-00000008/{name}" for name in (*newest["files"], "manifest.json")]
+    of_deltas = {file.get("delta", 0): f"{ROOT}/rows/tables/0/{file['path']}" for file in rows}
+    for path, falls_to in [*((path, 6) for path in paths), (of_deltas[2], 6), (of_deltas[1], 2), (of_deltas[0], 2)]:
+        shutil.copytree(tmp_path / "store", tmp_path / "damaged")
+        damaged = Store(str(tmp_path / "damaged"))
+        file = damaged.local_path(path)
+        assert file is not None
+        content = bytearray(file.read_bytes())
+        if how == "gone":
+            file.unlink()
+        elif how == "cut":
+            file.write_bytes(content[: len(content) // 2])
+        else:
+            content[len(content) // 2] ^= 4
+            file.write_bytes(content)
+        place, warnings, states = resumed(damaged, 2)
+        if path.endswith("manifest.json") and how == "flip" and place == 8:
+            continue  # a letter of what nobody reads
+        assert place == falls_to, path
+        assert same(states, expected[place])
+        assert bool(warnings) != (path.endswith("manifest.json") and how == "gone")
+        assert all("passed over a damaged checkpoint" in text for text in warnings)
+        shutil.rmtree(tmp_path / "damaged")
+
+
+def test_a_checkpoint_that_one_rank_cannot_write_is_a_warning_and_three_in_a_row_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(str(tmp_path / "store"))
+    said: list[list[str | None]] = [[], []]
+    refusing = threading.Event()
+    write = Store.open_write
+
+    @contextlib.contextmanager
+    def open_write(self: Store, path: str) -> Iterator[BinaryIO]:
+        if refusing.is_set() and "buckets-2048" in path:
+            raise OSError(28, "No space left on device")
+        with write(self, path) as file:
+            yield file
+
+    monkeypatch.setattr(Store, "open_write", open_write)
+
+    def body(collective: ThreadedCollective) -> str:
+        rank = Rank(store, collective)
+        for step in range(1, 20):
+            rank.step(step)
+            collective.allreduce_sum(torch.zeros(1), "step")
+            if collective.rank == 0:
+                (refusing.set if step in (3, 4) or step > 5 else refusing.clear)()
+            collective.allreduce_sum(torch.zeros(1), "refusing")
+            rank.save(step)
+            try:
+                said[collective.rank].append(rank.checkpoints.settle())
+            except Exception as error:
+                return f"{type(error).__name__}: {error}"
+        return ""
+
+    of_0, of_1 = run_threaded(2, body, timeout_s=60)
+    assert [text is not None for text in said[0]] == [False, False, True, True, False, True, True]
+    assert said[0] == said[1]
+    assert "No space left on device" in str(said[0][2])
+    assert "CheckpointError" in of_0
+    assert "No space left on device" in of_1
+    place, _, _ = resumed(store, 2)
+    assert place == 5
+
+
+def test_ranks_that_died_at_different_saves_go_on_from_the_last_that_all_wrote(tmp_path: Path) -> None:
+    """One rank has written its part of the newest place, the other died before: nobody has committed it."""
+    store = Store(str(tmp_path / "store"))
+    expected = written(store, last=3)
+    manifest = store.local_path(f"{ROOT}/epoch-00000-step-00000006/manifest.json")
+    assert manifest is not None
+    manifest.unlink()
+    place, warnings, states = resumed(store, 2)
+    assert (place, warnings) == (4, ())
+    assert same(states, expected[4])
+
+
+def test_with_no_whole_checkpoint_left_every_rank_says_so(tmp_path: Path) -> None:
+    store = Store(str(tmp_path / "store"))
+    written(store, last=1)
+    for path in (tmp_path / "store").rglob("optimizer.json"):
+        path.write_bytes(b"{}")
+    with pytest.raises(CheckpointError, match="every checkpoint of the run is damaged"):
+        resumed(store, 2)
