@@ -103,7 +103,13 @@ class DataError(HvdSparkError, ValueError):
 
 
 class StoreError(HvdSparkError, OSError):
-    """The store cannot be reached, read or written."""
+    """The store cannot be reached, read or written.
+
+    Attributes:
+        attempts: how often that was tried.
+    """
+
+    attempts = 1
 
 
 class CheckpointError(HvdSparkError, RuntimeError):

@@ -17,6 +17,7 @@ from hvdspark.embedding.files.tensor_file import write_columns
 from hvdspark.embedding.rows.column import Column
 from hvdspark.errors import CheckpointError, HvdSparkError
 from hvdspark.store import Store
+from hvdspark.store.patience import patiently
 
 _CHUNK_BYTES = 1 << 22
 _AS_BYTES = "::"
@@ -52,8 +53,12 @@ def write_tensors(store: Store, path: str, tensors: Mapping[str, Tensor]) -> tup
         What a manifest says about the file, and its aliases.
     """
     kept, aliases = _without_aliases(tensors)
-    with store.open_write(path) as file:
-        return _write(file, kept), aliases
+
+    def written() -> dict[str, Any]:
+        with store.open_write(path) as file:
+            return _write(file, kept)
+
+    return patiently(written), aliases
 
 
 def _without_aliases(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -10,6 +10,7 @@ Nothing half-written is ever visible under its final name: single files are writ
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from hvdspark.errors import StoreError
+from hvdspark.store.patience import patient
 from hvdspark.store.sealed import sealed, unsealed
 from hvdspark.store.spellings import RENAMING, canonical, checked, fsspec_form, joined
 
@@ -111,12 +113,14 @@ class Store:
         local = self.local_path(path)
         return str(local) if local is not None else self.filesystem()._strip_protocol(joined(self._fsspec_uri, path))
 
+    @patient
     def exists(self, path: str = "") -> bool:
         """Whether there is a file or directory of that name."""
         with self._named("look for", path):
             local = self.local_path(path)
             return local.exists() if local is not None else self.filesystem().exists(self.path(path))
 
+    @patient
     def list(self, path: str = "") -> list[str]:
         """Names (not paths) of what is directly in a directory, sorted; empty if it is missing."""
         with self._named("list", path):
@@ -132,6 +136,7 @@ class Store:
             names = {entry.rstrip("/").rsplit("/", 1)[-1] for entry in entries if entry.rstrip("/") != key.rstrip("/")}
             return sorted(names)
 
+    @patient
     def delete(self, path: str) -> None:
         """Remove a file or a directory with all it holds. Nothing happens if it is missing."""
         with self._named("delete", path):
@@ -146,6 +151,7 @@ class Store:
             else:
                 local.unlink(missing_ok=True)
 
+    @patient
     def make_directory(self, path: str = "") -> None:
         """Create a directory and its parents. On local disks all that are new belong to this user alone (0700)."""
         with self._named("create", path):
@@ -157,6 +163,7 @@ class Store:
             for folder in reversed(missing):
                 folder.mkdir(mode=0o700, exist_ok=True)
 
+    @patient
     def open_read(self, path: str) -> BinaryIO:
         """A seekable binary file, open for reading. The caller closes it."""
         with self._named("read", path):
@@ -164,6 +171,7 @@ class Store:
             opened = open(local, "rb") if local is not None else self.filesystem().open(self.path(path), "rb")  # noqa: SIM115
             return cast(BinaryIO, opened)
 
+    @patient
     def read_bytes(self, path: str) -> bytes:
         """All of a file. StoreError if it cannot be read."""
         with self.open_read(path) as file, self._named("read", path):
@@ -177,6 +185,7 @@ class Store:
         """What a file of JSON says. StoreError if it cannot be read, or is none."""
         return self._parsed(path, "a file of JSON", lambda said: said)
 
+    @patient
     def write_bytes(self, path: str, data: bytes) -> None:
         """Write a whole file; readers see the old content or the new, never a part. Parents are created."""
         if self.local_path() is not None:
@@ -191,7 +200,8 @@ class Store:
         """A binary file to write piece by piece, which appears under its name when the block ends without an error.
 
         Readers see the old content or the new, never a part. Parents are created. Where the store is not a local file
-        system the pieces are collected in the temporary directory first.
+        system the pieces are collected in the temporary directory first. A local one that fails for a while fails here:
+        who can write the file once more calls this `patiently`.
         """
         local = self.local_path(path)
         if local is None:
@@ -199,8 +209,7 @@ class Store:
                 yield cast(BinaryIO, spool)
                 with self._named("write", path):
                     spool.flush()
-                with self._publishing(path) as target:
-                    self.filesystem().put_file(spool.name, target)
+                self._put(spool.name, path)
             return
         self.make_directory(checked(path).rpartition("/")[0])
         temporary = local.with_name(_temporary(local.name))
@@ -213,6 +222,11 @@ class Store:
                 os.replace(temporary, local)
             finally:
                 temporary.unlink(missing_ok=True)
+
+    @patient
+    def _put(self, file: str, path: str) -> None:
+        with self._publishing(path) as target:
+            self.filesystem().put_file(file, target)
 
     def copy_from(self, source: Store, source_path: str, path: str) -> None:
         """Write a file with the content of one of another store (or of this one), in memory that does not grow."""
@@ -298,11 +312,14 @@ class Store:
         except StoreError:
             raise
         except OSError as error:
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
             raise StoreError(
-                f"cannot {verb} a path of the store ({_cause(error)})",
+                f"{'the store is full: ' if full else ''}cannot {verb} a path of the store ({_cause(error)})",
                 value=joined(self.uri, path),
                 where=self._where,
-                hint="check that the path exists and that this user may use it, on this host",
+                hint="free space there, or raise the quota; nothing half-written was left"
+                if full
+                else "check that the path exists and that this user may use it, on this host",
             ) from error
 
 

@@ -47,6 +47,7 @@ from hvdspark.train.checkpoint_write import (
     Save,
     Writing,
     Written,
+    discard,
     drop_others,
     say_failed,
     write,
@@ -72,6 +73,7 @@ class Checkpoints:
         self._token = ""
         self._saves = self._failures = 0
         self._writing: Writing | None = None
+        self._save: Save | None = None  # that is written
         self._chain: Chain | None = None  # None: the next save has all rows
         self._next: Chain | None = None  # what the save that is being written makes of it
 
@@ -101,7 +103,10 @@ class Checkpoints:
         """
         self._begin(module, optimizer, progress, of_rank, copied=False)
         writing, self._writing = self._over(), None
-        self._chain = self._next if writing.error is None else None
+        failed = ranks_where(self._collective, writing.error is not None, "checkpoint/written")
+        self._chain = self._next
+        if failed:
+            self._forget_save()
         raise_together(self._collective, writing.error, CheckpointError, "checkpoint")
         return self._directory(progress.place)
 
@@ -158,7 +163,8 @@ class Checkpoints:
         if not failed:
             self._failures, self._chain = 0, self._next
             return None
-        self._failures, self._chain = self._failures + 1, None
+        self._failures += 1
+        self._forget_save()
         if self._failures >= _FAILURES:
             raise_together(self._collective, writing.error, CheckpointError, f"checkpoint, {_FAILURES} times in a row,")
         # The first rank whose own it is: rank 0 cannot commit what another has not written.
@@ -262,7 +268,7 @@ class Checkpoints:
         save = Save(
             self._root, place, f"{place}.{self._token}-{self._saves}", self._collective.rank, self._collective.size, ()
         )
-        rows: list[RowsOf] = []
+        self._save, rows = save, list[RowsOf]()
         try:
             room = self._copied_bytes if copied else 0
             rows = rows_of(
@@ -297,6 +303,12 @@ class Checkpoints:
         """What could not be copied cannot be written."""
         say_failed(save, self._store, error)
         raise error
+
+    def _forget_save(self) -> None:
+        """Of the save that failed nothing stays, and the next one has all rows."""
+        self._chain = None
+        if self._save is not None and self._save.rank == 0:
+            discard(self._save, self._store)
 
     def _over(self) -> Writing:
         """The save that was begun last, which is over."""

@@ -165,6 +165,16 @@ def say_failed(save: Save, store: Store, error: Exception) -> None:
             store.write_text(save.part(save.rank), json.dumps({"error": f"{type(error).__name__}: {error}"}))
 
 
+def discard(save: Save, store: Store) -> None:
+    """Delete what is left of a save that failed, when no rank writes it any more. To be called by one rank."""
+    with contextlib.suppress(StoreError):  # it is in nobody's way, and goes behind the next one
+        store.delete(f"{save.directory}/{MANIFEST}")
+        store.delete(save.directory)
+        for number in store.list(f"{save.root}/{ROWS}/{TABLES}"):
+            store.delete(f"{save.root}/{ROWS}/{TABLES}/{number}/{save.save}")
+        store.delete(save.parts)
+
+
 def _write_rows(save: Save, store: Store, given_up: threading.Event) -> dict[str, Any]:
     """What this rank has to say of its rows: {"rows": of each collection the entries, "bytes": of all files}."""
     rows = []

@@ -31,6 +31,7 @@ from hvdspark.embedding.rows.protocol import Part, RowStore
 from hvdspark.errors import CheckpointError, StoreError
 from hvdspark.plain import built
 from hvdspark.store import Store
+from hvdspark.store.patience import patiently
 from hvdspark.store.spellings import checked
 
 FILE_BUCKETS = 64
@@ -94,6 +95,9 @@ class ShardFile:
         """Write it; its entry. StoreError where that fails."""
         if not self.columns:
             return replace(self.entry, path=None)
+        return patiently(lambda: self._write(store, directory))
+
+    def _write(self, store: Store, directory: str) -> FileEntry:
         with store.open_write(f"{directory}/{self.entry.path}") as file:
             return replace(self.entry, **write_columns(file, self.columns))
 

@@ -99,7 +99,7 @@ def test_patience_stops_and_the_best_epochs_weights_are_the_result(store: Store)
     module = ClickNet()
     load_weights(store, results[0].model_path, module)
     assert largest_difference(dict(module.state_dict()), trace.weights[1]) == 0
-    assert store.list("runs/run-1/checkpoints") == ["epoch-00001", "epoch-00003"]
+    assert store.list("runs/run-1/checkpoints") == ["epoch-00001", "epoch-00002", "epoch-00003"]
 
 
 def test_without_validation_the_last_epoch_is_the_result(store: Store) -> None:
