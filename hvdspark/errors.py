@@ -22,6 +22,7 @@ __all__ = [
     "DependencyError",
     "FitCancelledError",
     "HvdSparkError",
+    "MemoryBudgetError",
     "NotEnoughSlotsError",
     "PersistenceError",
     "PreemptedError",
@@ -146,6 +147,34 @@ class FitCancelledError(HvdSparkError, CancelledError):
     """`FitHandle.cancel` has ended the fit; also a `concurrent.futures.CancelledError`."""
 
 
+class MemoryBudgetError(HvdSparkError, RuntimeError):
+    """A rank, or its embedding tables, would take more memory than it was given. Its executor goes on.
+
+    Attributes:
+        table: whose rows had no room; None where it was something else in the rank.
+        rows: that the table has on the rank.
+        bytes: that the tables, or the rank, would have taken or had taken; 0 where that is not known.
+        limit: bytes that it may take.
+        setting: what limits it, e.g. "spark.executor.memoryOverhead".
+    """
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        table: str | None = None,
+        rows: int = 0,
+        bytes: int = 0,
+        limit: int = 0,
+        setting: str = "",
+        value: Any = None,
+        where: str | None = None,
+        hint: str | None = None,
+    ) -> None:
+        self.table, self.rows, self.bytes, self.limit, self.setting = table, rows, bytes, limit, setting
+        super().__init__(what, value=value, where=where, hint=hint)
+
+
 class PreemptedError(HvdSparkError, RuntimeError):
     """Ranks were asked to make room: all have stopped after the same step, and what they did is in a checkpoint.
 
@@ -173,7 +202,7 @@ class RankFailedError(HvdSparkError, RuntimeError):
         rank: global rank, or None where the failure came before ranks were given out.
         host: host name of the executor.
         cause: one line: exception type and message, signal, or exit code.
-        kind: "exception" | "exit" | "signal" | "executor_lost" | "peer_lost" | "preempted".
+        kind: "exception" | "exit" | "signal" | "executor_lost" | "peer_lost" | "preempted" | "memory".
         traceback_text: the rank's own traceback, where there is one.
         tail: last lines of the rank's output.
         step: in which the rank was, where it has said so (`RankContext.reached`).

@@ -18,6 +18,7 @@ POOLINGS = ("none", "sum", "mean")
 PLACEMENTS = ("auto", "replicated", "row", "table")
 OPTIMIZERS = ("sgd", "adagrad", "rowwise_adagrad", "adam", "ftrl")
 LAST = "last."  # how states of a last column of its own begin
+AT_LIMIT = ("raise", "refuse", "evict")
 DISTRIBUTIONS = ("uniform", "normal", "zeros")
 
 
@@ -193,6 +194,11 @@ class TableConfig:
         placement: "auto" | "replicated" (every rank has all of it, updated like a dense layer) | "row" (by hash over
             all ranks) | "table" (whole, on one rank).
         admission, eviction: for unbounded tables.
+        at_limit: what an unbounded table does where its rank may take no more memory: "raise" (MemoryBudgetError) |
+            "refuse" (new ids get no row, as before their admission) | "evict" (after each step that leaves less than
+            1/16 of the memory free, the rows go that were not updated for the longest time, until 1/8 is free; of these
+            the ones that were met in the fewest steps. Within a step new ids without room get no row). Nothing changes
+            below the limit; at it, which rows there are depends on the number of ranks.
     """
 
     name: str
@@ -205,6 +211,7 @@ class TableConfig:
     placement: str = "auto"
     admission: Admission = field(default_factory=Admission)
     eviction: Eviction | None = None
+    at_limit: str = "raise"
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
@@ -223,12 +230,14 @@ class TableConfig:
             raise ConfigurationError(
                 "an unbounded table cannot be replicated", where=where, hint="give num_embeddings, or placement='row'"
             )
-        if self.num_embeddings is not None and (self.admission != Admission() or self.eviction is not None):
+        one_of("at_limit", self.at_limit, AT_LIMIT, where)
+        changes = self.admission != Admission() or self.eviction is not None or self.at_limit != "raise"
+        if self.num_embeddings is not None and changes:
             raise ConfigurationError(
                 "admission and eviction are for unbounded tables",
                 value=self.num_embeddings,
                 where=where,
-                hint="leave num_embeddings out, or these two",
+                hint="leave num_embeddings out, or admission, eviction and at_limit",
             )
 
     @property

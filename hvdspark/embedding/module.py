@@ -134,7 +134,8 @@ class ShardedEmbeddingCollection(ShardedRows):
         keys, bad = self._keys(self._jagged(by_feature))
         if self._prefetched is not None:
             raise ConfigurationError("prefetched twice", hint="one forward pass after each prefetch()")
-        if stale_rows and any(table.eviction is not None for table in self.tables.values()):
+        evicting = any(table.eviction is not None or table.at_limit == "evict" for table in self.tables.values())
+        if stale_rows and evicting:
             raise ConfigurationError("stale rows of a table with eviction", hint="prefetch ids alone, or drop eviction")
         with self._bad_ids_named():
             self._prefetched = Prefetched(

@@ -11,6 +11,7 @@ import json
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,7 @@ from hvdspark.launch.addresses import host_of
 from hvdspark.launch.interrupt import cancel_jobs, interruptible, new_tag
 from hvdspark.launch.job_errors import explain
 from hvdspark.launch.line import Held, Line, Waiting
-from hvdspark.launch.memory import check_address_space
+from hvdspark.launch.memory import check_address_space, memory_terms
 from hvdspark.launch.outcomes import Outcome
 from hvdspark.launch.protocol import DriverAddress, LaunchSpec, Located, Program, Seat, Slots
 from hvdspark.launch.task import Place, run_task
@@ -55,10 +56,12 @@ class BarrierLauncher:
         """Refuse a session in which `world_size` ranks cannot run.
 
         Raises:
-            What `session.check_session`, `memory.check_address_space` and, in clusters, `workers.check_workers` raise.
+            What `session.check_session`, `memory.check_address_space`, `memory.memory_terms` and, in clusters,
+            `workers.check_workers` raise.
         """
         session.check_session(self._spark, world_size, device)
         check_address_space(self._spark)
+        memory_terms(self._spark, world_size)
         if not session_of(self._spark).runs_here():
             check_workers(self._spark, world_size, start_timeout_s)
 
@@ -80,7 +83,8 @@ class BarrierLauncher:
         return text
 
     def job(self, spec: LaunchSpec) -> BarrierJob:
-        return BarrierJob(self._spark, spec, self._broadcasts)
+        limited = replace(spec, memory=memory_terms(self._spark, spec.world_size))
+        return BarrierJob(self._spark, limited, self._broadcasts)
 
 
 class BarrierSeat:

@@ -18,12 +18,15 @@ from typing import Any
 
 import psutil
 
-from hvdspark.launch import frames
+from hvdspark.errors import MemoryBudgetError
+from hvdspark.launch import frames, limit
 from hvdspark.launch.last_step import LastStep
+from hvdspark.launch.machine import out_of_memory_kills
 from hvdspark.launch.outcomes import Outcome, StopCause
 from hvdspark.launch.output import Output
 from hvdspark.launch.processes import set_child_subreaper
 from hvdspark.launch.pulse import Pulse
+from hvdspark.rank_limit import RankLimit
 from hvdspark.specs import to_json
 
 _READ_BYTES = 1 << 16
@@ -71,6 +74,9 @@ class RankProcess:
         self.pulse: Pulse | None = None
         self.pulses = 0
         self._given_up = False
+        self._limit: RankLimit | None = None
+        self._who = "a rank"
+        self._killed_before = out_of_memory_kills()
         self._ended = threading.Event()  # the process is gone
         self._changed = threading.Event()  # it is gone, has answered, or must go
         self._ready = threading.Event()  # it waits for the others, or will never do so
@@ -114,6 +120,8 @@ class RankProcess:
 
     def send_assignment(self, assignment: frames.Assignment) -> None:
         """Give the rank its place. Its lines in the log of the task are marked with it from now on."""
+        self._limit = RankLimit.of(assignment.environment)
+        self._who = f"rank {assignment.world.rank} on host {assignment.world.hostname}"
         self._output.prefix = f"[rank {assignment.world.rank} {assignment.world.hostname}] "
         self._to_send.put((frames.ASSIGNMENT, to_json(assignment).encode()))
 
@@ -193,9 +201,23 @@ class RankProcess:
             return Outcome("failed", stop.kind, stop.cause, tail=tail)
         if stop is not None:
             return Outcome("aborted", stop.kind, stop.cause, about=stop.rank)
+        if code is not None and (error := self._out_of_memory(-code, tail)) is not None:
+            import cloudpickle
+
+            return Outcome("failed", "memory", str(error.value), tail=tail, error=cloudpickle.dumps(error).hex())
         if code is not None and code < 0:
             return Outcome("failed", "signal", describe_signal(-code), tail=tail)
         return Outcome("failed", "exit", f"exited with code {code} before it returned a result", tail=tail)
+
+    def _out_of_memory(self, number: int, tail: str) -> MemoryBudgetError | None:
+        """The error where memory is what a signal was about."""
+        if number == signal.SIGABRT and limit.ended_by_memory(tail):
+            cause = f"native code gave up where an allocation failed: {describe_signal(number)}"
+            return limit.said(cause, self._limit, self._who)
+        if number == signal.SIGKILL and out_of_memory_kills() > self._killed_before:
+            cause = "the kernel killed it, because its control group (the container) had no memory left"
+            return limit.said(cause, None, self._who)
+        return None
 
     def _feed(self) -> None:
         """Write what is sent. A thread of its own, because a rank that hangs does not read."""

@@ -17,10 +17,12 @@ from typing import BinaryIO
 
 from hvdspark.launch import frames
 from hvdspark.launch.addresses import LOOPBACK
+from hvdspark.launch.budget import MemoryTerms
 from hvdspark.launch.outcomes import Outcome
 from hvdspark.launch.processes import die_with_parent
 from hvdspark.launch.protocol import LaunchSpec
 from hvdspark.launch.task import Place, run_task
+from hvdspark.specs import from_json
 
 
 def main(answer_fd: int, parent_pid: int) -> None:
@@ -54,9 +56,14 @@ def _outcome_frame(rank: int, outcome: Outcome) -> bytes:
 
 def _run(inbox: BinaryIO, outbox: BinaryIO) -> None:
     told = json.loads(_expect(inbox, frames.TASK))
-    channel = told["spec"].pop("channel")
+    channel, memory = told["spec"].pop("channel"), told["spec"].pop("memory")
     program = _expect(inbox, frames.PROGRAM)
-    spec = LaunchSpec(program=program, channel=None if channel is None else tuple(channel), **told["spec"])
+    spec = LaunchSpec(
+        program=program,
+        channel=None if channel is None else tuple(channel),
+        memory=from_json(MemoryTerms, json.dumps(memory)),
+        **told["spec"],
+    )
 
     def meet(text: str) -> Sequence[str]:
         frames.write_frame(outbox, frames.INTRODUCTION, text.encode())

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from hvdspark.launch.budget import MemoryTerms
 from hvdspark.launch.line import Waiting
 from hvdspark.launch.outcomes import Outcome
 from hvdspark.launch.world_sizes import WorldSizes
@@ -32,6 +33,7 @@ class LaunchSpec:
         environment: extra variables for the ranks.
         start_timeout_s: limit for all ranks to be ready for training, from the start of the tasks on.
         stall_timeout_s: a rank that makes no progress for so long counts as hung.
+        memory: what the launcher knows of the memory of each rank.
     """
 
     program: bytes = field(repr=False)
@@ -44,6 +46,7 @@ class LaunchSpec:
     environment: Mapping[str, str]
     start_timeout_s: float
     stall_timeout_s: float = STALL_TIMEOUT_S
+    memory: MemoryTerms = field(default_factory=MemoryTerms)
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,10 @@ import traceback
 from collections.abc import Callable
 from typing import Any, BinaryIO
 
-from hvdspark.launch import frames, last_step, pulse
+from hvdspark.launch import frames, last_step, limit, pulse
 from hvdspark.launch.preemption import Notice
 from hvdspark.launch.processes import die_with_parent
+from hvdspark.rank_limit import RankLimit
 from hvdspark.specs import from_json
 
 
@@ -99,6 +100,7 @@ def _run(inbox: _Inbox, outbox: _Outbox, notice: Notice, reached: Callable[[int]
 
         store = Store(assignment.store_uri)
     enter(RankContext(world, device, assignment.generation, collective, store, outbox.event, notice, reached))
+    limit.begin(RankLimit.of(os.environ), device, f"rank {world.rank} on host {world.hostname}")
     fn, args, kwargs = _unpickle(program)  # imports the code of fn
     gc.freeze()
     gc.enable()
@@ -126,20 +128,26 @@ def _unpickle(program: bytes) -> Any:
 
 def describe_failure(error: BaseException) -> bytes:
     """JSON of what the driver shows: cause, traceback, and whether only a vanished peer is behind it."""
+    limit.lift()
     import cloudpickle
 
     from hvdspark.errors import HvdSparkError, PreemptedError
     from hvdspark.launch.wiring import caused_by_peer
 
+    own = error
     kind = "preempted" if isinstance(error, PreemptedError) else "exception"
+    if caused_by_peer(error):
+        kind = "peer_lost"
+    elif (exceeded := limit.exceeded(error)) is not None:
+        kind, own = "memory", exceeded
     failure: dict[str, str] = {
-        "kind": "peer_lost" if caused_by_peer(error) else kind,
+        "kind": kind,
         "cause": "".join(traceback.format_exception_only(type(error), error)).strip(),
         "traceback": "".join(traceback.format_exception(error)),
     }
-    if isinstance(error, HvdSparkError):
+    if isinstance(own, HvdSparkError):
         with contextlib.suppress(Exception):  # a subclass of the user's may not be picklable: the text must do
-            failure["error"] = cloudpickle.dumps(error).hex()
+            failure["error"] = cloudpickle.dumps(own).hex()
     return json.dumps(failure).encode()
 
 

@@ -15,12 +15,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import psutil
 
 from hvdspark.errors import ClusterError, HvdSparkError, RankFailedError
 from hvdspark.launch import frames
 from hvdspark.launch.addresses import LOOPBACK
+from hvdspark.launch.budget import MemoryTerms
 from hvdspark.launch.child import describe_signal
 from hvdspark.launch.keeper import outcome_of, task_frame
 from hvdspark.launch.line import Waiting
@@ -48,7 +50,14 @@ class NoSlots:
 
 
 class SameHostLauncher:
-    """The `Launcher` of this process."""
+    """The `Launcher` of this process.
+
+    Args:
+        memory: of each rank; where it is not given, the ranks share this machine.
+    """
+
+    def __init__(self, memory: MemoryTerms | None = None) -> None:
+        self._memory = memory or MemoryTerms()
 
     def check(self, world_size: int, device: str, start_timeout_s: float) -> None:
         """Raises ConfigurationError where `world_size` is no number of ranks."""
@@ -67,7 +76,7 @@ class SameHostLauncher:
         return text
 
     def job(self, spec: LaunchSpec) -> SameHostJob:
-        return SameHostJob(spec)
+        return SameHostJob(replace(spec, memory=self._memory))
 
 
 class SameHostJob:

@@ -22,6 +22,7 @@ from hvdspark.launch.devices import cuda_environment
 from hvdspark.launch.environment import rank_environment, search_path
 from hvdspark.launch.frames import Assignment
 from hvdspark.launch.host_store import HostStore
+from hvdspark.launch.machine import machine_memory
 from hvdspark.launch.outcomes import Outcome, StopCause
 from hvdspark.launch.placement import Peer, assign, host_key, one_host
 from hvdspark.launch.protocol import LaunchSpec
@@ -98,11 +99,17 @@ def run_task(spec: LaunchSpec, place: Place) -> tuple[World, Outcome]:
         gang = RendezvousClient(host, peers[0].port, spec.secret)
         store = HostStore(gang, world)
         stack.callback(store.close)
+        limit = spec.memory.on(machine_memory(), world.local_size)
         interface = environment.get(INTERFACE) or interface_towards(host)
         process.send_assignment(
             Assignment(
                 world=world,
-                environment={INTERFACE: interface, **rank_variables(world), **store.horovod_environment()},
+                environment={
+                    INTERFACE: interface,
+                    **rank_variables(world),
+                    **store.horovod_environment(),
+                    **(limit.environment() if limit is not None else {}),
+                },
                 device=spec.device,
                 gpu_scheduled=place.gpu_scheduled,
                 generation=spec.generation,

@@ -19,6 +19,14 @@ class WaitingKeys:
         self._counts = Slab(0, (), torch.int32)  # 0: admitted meanwhile; the entry counts again if the row is evicted
         self._ages = Slab(0, (), torch.int32)  # calls of `forget` for the key's table since its last sighting
 
+    def __len__(self) -> int:
+        """Entries, those of keys that were admitted included."""
+        return len(self._index)
+
+    def knows(self, keys: Int64Array) -> BoolArray:
+        """Which of some keys have an entry."""
+        return self._index.find(keys) >= 0
+
     def sight(self, keys: Int64Array, least: Int64Array, times: Int64Array | None = None) -> Int64Array:
         """Count more sightings of unique keys.
 

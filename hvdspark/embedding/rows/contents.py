@@ -16,6 +16,7 @@ from torch import Tensor
 
 from hvdspark.embedding.arrays import Int64Array, all_finite
 from hvdspark.embedding.ids.hashing import BUCKETS
+from hvdspark.embedding.rows import room
 from hvdspark.embedding.rows.changes import Changes
 from hvdspark.embedding.rows.column import Column
 from hvdspark.embedding.rows.memory import BLOCK_ROWS, RowMemory
@@ -125,7 +126,10 @@ def load(memory: RowMemory, table: int, tensors: Mapping[str, Tensor], *, waitin
         block = {name: tensor[start : start + BLOCK_ROWS] for name, tensor in tensors.items()}
         keys = memory.key_space.fuse(table, block["ids"])
         chosen = _owned(memory, keys)
+        if memory.tables[table].num_embeddings is None:
+            room.for_load(memory, table, keys[chosen].numpy(), waiting=False)
         slots = memory.place(keys[chosen].numpy())
+        room.account(memory)
         memory.rows.put(slots, block["rows"][chosen])
         memory.counts.put(slots, block["counts"][chosen])
         memory.last_step.put(slots, block["last_step"][chosen])
@@ -135,9 +139,11 @@ def load(memory: RowMemory, table: int, tensors: Mapping[str, Tensor], *, waitin
         return
     keys = memory.key_space.fuse(table, tensors["waiting_ids"])
     chosen = _owned(memory, keys)
+    room.for_load(memory, table, keys[chosen].numpy(), waiting=True)
     memory.waiting.restore(
         keys[chosen].numpy(), tensors["waiting_counts"][chosen].numpy(), tensors["waiting_ages"][chosen].numpy()
     )
+    room.account(memory)
 
 
 def not_finite(memory: RowMemory) -> str | None:

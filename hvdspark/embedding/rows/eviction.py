@@ -1,4 +1,4 @@
-"""Which rows a shard gives up, and which ids that wait for a row it forgets."""
+"""Which rows a shard gives up by the rules of its tables or for want of room, and which ids that wait it forgets."""
 
 from __future__ import annotations
 
@@ -7,11 +7,20 @@ from collections.abc import Sequence
 import numpy as np
 
 from hvdspark.embedding.arrays import BoolArray
+from hvdspark.embedding.rows import room
 from hvdspark.embedding.rows.memory import BLOCK_ROWS, RowMemory
 
 
 def evict(memory: RowMemory, step: int) -> int:
     """See `RowStore.evict`."""
+    dropped = _by_rule(memory, step)
+    if room.is_short(memory):
+        memory.step = step
+        dropped += room.make(memory)
+    return dropped
+
+
+def _by_rule(memory: RowMemory, step: int) -> int:
     _forget(memory, step)
     due = [
         number
@@ -27,6 +36,7 @@ def evict(memory: RowMemory, step: int) -> int:
     dropped = len(kept) - int(np.count_nonzero(kept))
     if dropped:
         memory.keep(kept)
+        room.account(memory)
     return dropped
 
 

@@ -39,6 +39,11 @@ class KeyIndex:
     def nbytes(self) -> int:
         return self._keys.nbytes + self._cells.nbytes
 
+    @staticmethod
+    def bytes_for(size: int) -> int:
+        """The most that an index of so many keys takes."""
+        return 8 * (size + size // _SPARE) + 4 * _cells_for(size)
+
     def find(self, keys: Int64Array, counts: NDArray[np.int32] | None = None) -> Int64Array:
         """Place of every key, -1 where there is none. int64 [n] -> int64 [n].
 
@@ -78,8 +83,13 @@ class KeyIndex:
         self._rebuild()
 
     def _rebuild(self) -> None:
-        needed = max(_FIRST_CELLS, int(self._size / _MAX_LOAD) + 1)
         self._cells = np.empty(0, dtype=np.int32)  # the old ones go before the new ones come
-        self._cells = np.full(1 << (needed - 1).bit_length(), -1, dtype=np.int32)
+        self._cells = np.full(_cells_for(self._size), -1, dtype=np.int32)
         for start in range(0, self._size, _CHUNK):
             index.place(self._cells, self._keys, start, min(start + _CHUNK, self._size))
+
+
+def _cells_for(size: int) -> int:
+    """A power of two."""
+    needed = max(_FIRST_CELLS, int(size / _MAX_LOAD) + 1)
+    return 1 << (needed - 1).bit_length()

@@ -14,6 +14,7 @@ from hvdspark.embedding.ids.hashing import bucket_range, salt_of
 from hvdspark.embedding.ids.keys import KeySpace
 from hvdspark.embedding.kernels import optimizers, updates
 from hvdspark.embedding.rows.admission import WaitingKeys
+from hvdspark.embedding.rows.budget import RowBudget
 from hvdspark.embedding.rows.changes import Changes
 from hvdspark.embedding.rows.initializer import initial_rows
 from hvdspark.embedding.rows.key_index import KeyIndex
@@ -22,7 +23,7 @@ from hvdspark.errors import ConfigurationError
 
 BLOCK_ROWS = 1 << 16  # rows that are looked at, initialised or loaded at a time: bounds the work memory
 
-_SPARE = 8  # slabs grow by 1/8
+SPARE = 8  # slabs grow by 1/8
 
 
 class RowMemory:
@@ -36,6 +37,7 @@ class RowMemory:
         rank, world_size: decide which buckets are ours.
         seed: of the initial rows.
         home_buckets: from the plan, see `KeySpace`.
+        budget: what all tables of this process may take.
 
     Attributes:
         buckets: those that are ours: [first, stop).
@@ -56,8 +58,15 @@ class RowMemory:
     """
 
     def __init__(
-        self, tables: Sequence[TableConfig], rank: int, world_size: int, seed: int, home_buckets: Sequence[int] | None
+        self,
+        tables: Sequence[TableConfig],
+        rank: int,
+        world_size: int,
+        seed: int,
+        home_buckets: Sequence[int] | None,
+        budget: RowBudget,
     ) -> None:
+        self.rank, self.budget = rank, budget
         self.tables = tuple(tables)
         self.dim, self.dtype, self.optimizer = tables[0].dim, tables[0].torch_dtype, tables[0].optimizer
         for table in tables:
@@ -136,7 +145,7 @@ class RowMemory:
         places[new] = self.index.insert(keys[new])
         if self.used > len(self.rows):
             for slab in self._slabs():
-                slab.resize(self.used + len(self.index) // _SPARE)
+                slab.resize(self.used + len(self.index) // SPARE)
         return places + self.dense
 
     def touched(self) -> updates.Memory:

@@ -12,8 +12,9 @@ from hvdspark.embedding.arrays import Int64Array
 from hvdspark.embedding.config import TableConfig
 from hvdspark.embedding.kernels.placement import meet
 from hvdspark.embedding.kernels.updates import update
-from hvdspark.embedding.rows import contents, eviction
+from hvdspark.embedding.rows import contents, eviction, room
 from hvdspark.embedding.rows.admission import WaitingKeys
+from hvdspark.embedding.rows.budget import RowBudget, budget_of_process
 from hvdspark.embedding.rows.changes import Changes
 from hvdspark.embedding.rows.memory import RowMemory
 
@@ -26,9 +27,11 @@ class TableShard:
         rank, world_size: decide which buckets are ours.
         seed: of the initial rows.
         home_buckets: from the plan, see `KeySpace`.
+        budget: what all tables of this process may take; else what the process's environment says.
 
     Raises:
         ConfigurationError: the tables do not agree in dim, dtype and optimizer.
+        MemoryBudgetError: the bounded ones alone take more than that.
     """
 
     device = torch.device("cpu")
@@ -41,8 +44,10 @@ class TableShard:
         world_size: int = 1,
         seed: int = 0,
         home_buckets: Sequence[int] | None = None,
+        budget: RowBudget | None = None,
     ) -> None:
-        self.memory = RowMemory(tables, rank, world_size, seed, home_buckets)
+        self.memory = RowMemory(tables, rank, world_size, seed, home_buckets, budget or budget_of_process())
+        room.begin(self.memory)
         self.tables, self.key_space, self.buckets = self.memory.tables, self.memory.key_space, self.memory.buckets
         self.dim, self.dtype, self.optimizer = self.memory.dim, self.memory.dtype, self.memory.optimizer
         self._counting = True
@@ -155,16 +160,26 @@ class TableShard:
             least = self._least_counts[self.key_space.tables_of(keys[new])]
             rare = least > 1
             if rare.any():
-                counts[rare] = 0
-                if self._counting:
-                    often = None if times is None else times[new[rare]]
-                    counts[rare] = self.memory.waiting.sight(keys[new[rare]], least[rare], often)
+                counts[rare] = self._sighted(keys[new[rare]], least[rare], None if times is None else times[new[rare]])
                 new, counts = new[counts > 0], counts[counts > 0]
+            chosen = room.for_rows(self.memory, keys[new])
+            if not chosen.all():
+                new, counts = new[chosen], counts[chosen]
             slots = self.memory.place(keys[new])
+            room.account(self.memory)
             self.memory.begin(slots, keys[new])
             self.memory.counts.memory[slots] = counts
             places[new] = slots - self.memory.dense
         return self._slots_of(places)
+
+    def _sighted(self, keys: Int64Array, least: Int64Array, times: Int64Array | None) -> Int64Array:
+        """The counts of rare keys that are admitted now, 0 for all others."""
+        counts = np.zeros(len(keys), dtype=np.int64)
+        if self._counting:
+            chosen = room.for_waiting(self.memory, keys)
+            often = None if times is None else times[chosen]
+            counts[chosen] = self.memory.waiting.sight(keys[chosen], least[chosen], often)
+        return counts
 
     def _slots_of(self, places: Int64Array) -> Int64Array:
         """Slots of places in the index, -1 for -1."""

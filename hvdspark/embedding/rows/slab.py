@@ -60,6 +60,10 @@ class Slab:
             target += len(rows)
 
     @property
+    def row_bytes(self) -> int:
+        return self._row.itemsize
+
+    @property
     def nbytes(self) -> int:
         return self.memory.nbytes
 

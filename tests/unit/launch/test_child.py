@@ -8,9 +8,11 @@ import signal
 import sys
 from typing import Any
 
+import cloudpickle
 import psutil
 import pytest
 
+from hvdspark.errors import MemoryBudgetError
 from hvdspark.launch import child, frames
 from hvdspark.launch.child import RankProcess, describe_signal
 from hvdspark.launch.outcomes import Outcome, StopCause
@@ -68,6 +70,29 @@ def test_archives_of_spark_in_which_nothing_is_found_are_not_searched(
     sys.path.append("/venv/site-packages")
     process_that(monkeypatch, "print(path)").wait()
     assert capfd.readouterr().err == f"{[*own, '/venv/site-packages']}\n"
+
+
+def error_of(outcome: Outcome) -> MemoryBudgetError:
+    found: MemoryBudgetError = cloudpickle.loads(bytes.fromhex(outcome.error))
+    return found
+
+
+def test_native_code_that_finds_no_memory_is_named(monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
+    said = "terminate called after throwing an instance of 'std::bad_alloc'"
+    outcome = process_that(monkeypatch, f'print("{said}", flush=True); os.abort()').wait()
+    assert (outcome.status, outcome.kind, said in outcome.tail) == ("failed", "memory", True)
+    assert "native code gave up" in str(error_of(outcome))
+    assert process_that(monkeypatch, "os.abort()").wait().kind == "signal", "an abort of another reason"
+
+
+def test_a_kill_of_the_kernel_in_a_full_container_is_named(monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
+    counted = iter([2, 3, 3, 3])
+    monkeypatch.setattr(child, "out_of_memory_kills", lambda: next(counted))
+    kill = "os.kill(os.getpid(), 9)"
+    outcome = process_that(monkeypatch, kill).wait()
+    assert outcome.kind == "memory"
+    assert "its control group (the container) had no memory left" in str(error_of(outcome))
+    assert process_that(monkeypatch, kill).wait().kind == "signal", "whoever else killed it"
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT, signal.SIGTERM])

@@ -8,7 +8,9 @@ import psutil
 import pytest
 
 from hvdspark.errors import ClusterError, ConfigurationError
-from hvdspark.launch.memory import MemoryBudget, check_address_space, machine_memory, memory_budget, rank_memory
+from hvdspark.launch.budget import RANK_MEMORY, MemoryBudget, MemoryTerms
+from hvdspark.launch.machine import machine_memory
+from hvdspark.launch.memory import check_address_space, memory_budget, memory_terms, rank_memory
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -104,6 +106,11 @@ PYTHON_POD = {"spark.kubernetes.resource.type": "python"}
         (LOCAL, 3, CGROUP, (15 * GIB // 3 - RANK, CGROUP.setting)),
         ({**LOCAL, "spark.driver.memory": "8g"}, 2, CGROUP, (4 * GIB - RANK, CGROUP.setting)),
         ({**LOCAL, "spark.driver.memory": "16g"}, 2, CGROUP, (4 * GIB - RANK, CGROUP.setting)),
+        # What the user says is taken in place of it.
+        ({**LOCAL, RANK_MEMORY: "3g"}, 2, CGROUP, (3 * GIB - RANK, RANK_MEMORY)),
+        ({**YARN, OVERHEAD: "8g", RANK_MEMORY: "20g"}, 2, None, (20 * GIB - RANK, RANK_MEMORY)),
+        ({**STANDALONE, RANK_MEMORY: "20g", PYSPARK: "6g"}, 2, None, (6 * GIB - ADDRESS, PYSPARK)),
+        ({**LOCAL, RANK_MEMORY: "unlimited"}, 2, MACHINE, (63 * GIB // 2 - RANK, MACHINE.setting)),
         # Nobody knows.
         (STANDALONE, 2, None, None),
         ({**STANDALONE, OVERHEAD: "1g"}, 2, None, None),
@@ -148,6 +155,21 @@ class Session:
 def test_a_session_is_asked_for_its_settings() -> None:
     session: Any = Session({**YARN, OVERHEAD: "8g", "spark.executor.cores": "2", "spark.sql.shuffle.partitions": "9"})
     assert rank_memory(session, 4) == MemoryBudget((8 * GIB - JVM) // 2 - RANK, OVERHEAD)
+
+
+def test_tasks_are_told_what_the_session_knows() -> None:
+    known: Any = Session({**YARN, OVERHEAD: "8g"})
+    assert memory_terms(known, 1) == MemoryTerms(budget=MemoryBudget(8 * GIB - JVM - RANK, OVERHEAD), heap=GIB)
+    nobody: Any = Session({**STANDALONE, "spark.executor.memory": "4g"})
+    assert memory_terms(nobody, 1) == MemoryTerms(heap=4 * GIB)
+    unwanted: Any = Session({**STANDALONE, RANK_MEMORY: "unlimited"})
+    assert not memory_terms(unwanted, 1).limited
+
+
+@pytest.mark.parametrize("text", ["500m", "much", "0"])
+def test_no_rank_runs_in_next_to_nothing(text: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"'{text}' \\(in {RANK_MEMORY}\\)"):
+        memory_budget({**LOCAL, RANK_MEMORY: text}, 1, MACHINE)
 
 
 def test_only_in_local_mode_the_driver_s_machine_counts(monkeypatch: pytest.MonkeyPatch) -> None:
