@@ -99,7 +99,7 @@ def event_of(report: Report) -> FitEvent | None:
         "waiting": slots, free, total, ahead, waited_s.
         "generation": generation, world_size and, of one that is not the first, restart and cause.
         "straggler": epoch, late (the rank), seconds, others and, optionally, step.
-        "rank_lost": generation, lost (rank or None), host, kind, cause.
+        "rank_lost": generation, lost (rank or None), host, kind, cause and, optionally, ago_s.
         "warning": text.
 
     Raises:
@@ -123,5 +123,6 @@ def event_of(report: Report) -> FitEvent | None:
     if kind == "straggler":
         return Straggler(report["epoch"], report["late"], report["seconds"], report["others"], report.get("step"))
     if kind == "rank_lost":
-        return RankLost(report["generation"], report["lost"], report["host"], report["kind"], report["cause"])
+        lost = {name: report[name] for name in ("generation", "host", "kind", "cause")}
+        return RankLost(rank=report["lost"], ago_s=report.get("ago_s", 0.0), **lost)
     return Warned(report["text"]) if kind == "warning" else None

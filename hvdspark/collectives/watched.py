@@ -12,6 +12,9 @@ from torch import Tensor
 
 from hvdspark.collectives.protocol import Collective, DistributedOptimizer
 
+# Tensors that are broadcast at once.
+_TOGETHER = 64
+
 
 class Waiting:
     """What is known of the exchanges of one rank. Any thread may read it while others are in an exchange.
@@ -82,8 +85,12 @@ class WatchedCollective:
         return wait
 
     def broadcast_parameters(self, tensors: dict[str, Tensor], root: int = 0) -> None:
-        with self.waiting("parameters"):
-            self._inner.broadcast_parameters(tensors, root)
+        names = sorted(tensors)
+        for start in range(0, len(names), _TOGETHER):  # so that it is seen that many small ones get on
+            with self.waiting("parameters"):
+                self._inner.broadcast_parameters(
+                    {name: tensors[name] for name in names[start : start + _TOGETHER]}, root
+                )
 
     def distributed_optimizer(
         self,

@@ -96,7 +96,8 @@ class GoodputMeasured(FitEvent):
             trained again after a restart count once.
         wall_s: seconds from the first launch of ranks to the end, restarts included.
         restarts: how often the ranks were started again after a failure.
-        recoveries_s: seconds from each failure to the next step, as far as steps are heard of.
+        recoveries_s: seconds from each failure to the next step, as far as steps are heard of. That of a rank that was
+            frozen includes the time until it was noticed.
         stragglers: by rank, the number of epochs in which it was late; of ranks that were.
         input_stall_s: seconds in which rank 0 waited for batches.
         checkpoint_s: seconds for which training stood still for checkpoints.

@@ -53,8 +53,9 @@ class RankLost(FitEvent):
         generation: which one.
         rank: the first that failed; None where nobody can say.
         host: its host, or "unknown".
-        kind: "signal", "executor_lost" or "peer_lost".
+        kind: "signal", "executor_lost", "peer_lost" or "stalled".
         cause: one sentence.
+        ago_s: seconds since it was last alive, at least.
     """
 
     generation: int
@@ -62,6 +63,7 @@ class RankLost(FitEvent):
     host: str
     kind: str
     cause: str
+    ago_s: float = 0.0
 
 
 @dataclass(frozen=True)

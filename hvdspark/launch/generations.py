@@ -112,7 +112,8 @@ class Generations:
         last, follows = self._endings[-1], verdict(self._endings, self._max_restarts)
         if FATES.get(last.kind) == "counts":
             lost = {"lost": last.rank, "host": last.host, "kind": last.kind, "cause": last.cause}
-            self._report({"event": "rank_lost", "generation": last.generation, **lost})
+            ago_s = spec.stall_timeout_s if last.kind == "stalled" else 0.0  # that long nobody had heard of it
+            self._report({"event": "rank_lost", "generation": last.generation, "ago_s": ago_s, **lost})
         if not follows.again:
             earlier = [f"\n  {ending}" for ending in self._endings[:-1]]
             if follows.why:

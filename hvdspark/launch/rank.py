@@ -92,8 +92,7 @@ def _run(inbox: _Inbox, outbox: _Outbox, notice: Notice, reached: Callable[[int]
     pulse.begin(outbox.pulse, lambda: pulse.pulse_of(waiting), assignment.pulse_every_s)
     inbox.expect(frames.GO)
     threading.Thread(target=inbox.listen, name="hvdspark-parent", daemon=True).start()
-    with waiting("join"):
-        collective = WatchedCollective(wiring.join(), waiting)
+    collective = WatchedCollective(wiring.join(), waiting)
     store = None
     if assignment.store_uri is not None:
         from hvdspark.store import Store

@@ -51,7 +51,7 @@ class Goodput(FitListener):
     def on_rank_lost(self, event: RankLost) -> None:
         # The ranks of a generation that never did a step were lost first by an earlier one.
         if self._lost_s is None:
-            self._lost_s = self._clock()
+            self._lost_s = self._clock() - event.ago_s
 
     def on_steps_done(self, event: StepsDone) -> None:
         if self._lost_s is not None:

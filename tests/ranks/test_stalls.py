@@ -23,6 +23,8 @@ from tests.ranks import stall_cases as cases
 LIMIT_S = 3.0
 # What the issue allows beyond the limit.
 MORE_S = 5.0
+# Real ranks import torch, beside whatever else runs on the machine.
+_START_S = 150
 
 
 class Ranks:
@@ -53,7 +55,7 @@ class Ranks:
             self.lost = (time.monotonic(), event)
 
     def pid(self, who: str, rank: int, generation: int = 0) -> int:
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + _START_S
         while (pid := light.pid_in(self.folder, who, rank, generation)) is None:
             assert time.monotonic() < deadline
             assert self._thread.is_alive(), self.error
@@ -84,7 +86,7 @@ class Ranks:
         assert self.lost[0] - self.frozen_s < LIMIT_S + MORE_S
 
     def join(self) -> None:
-        self._thread.join(90)
+        self._thread.join(_START_S)
         assert not self._thread.is_alive()
 
     def end(self) -> None:
@@ -94,7 +96,7 @@ class Ranks:
     def close(self) -> None:
         (self.folder / "end").touch()
         self.thaw()
-        self._thread.join(90)
+        self._thread.join(_START_S)
 
 
 @pytest.fixture
@@ -166,6 +168,7 @@ def test_a_short_pause_ends_nothing(start_light: Callable[..., Ranks]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize("victim", [0, 1])
 def test_real_ranks_go_on_without_a_frozen_one(start: Callable[..., Ranks], victim: int) -> None:
     ranks = start(cases.exchange_until_told, max_restarts=1)
@@ -177,6 +180,7 @@ def test_real_ranks_go_on_without_a_frozen_one(start: Callable[..., Ranks], vict
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)
 def test_real_ranks_in_different_exchanges(start: Callable[..., Ranks]) -> None:
     ranks = start(cases.exchange_what_the_others_do_not)
     ranks.join()
@@ -185,6 +189,7 @@ def test_real_ranks_in_different_exchanges(start: Callable[..., Ranks]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)
 def test_who_computes_or_sleeps_is_not_stalled(start: Callable[..., Ranks]) -> None:
     ranks = start(cases.let_rank_1_be_late, stall_timeout_s=1.0)
     ranks.join()

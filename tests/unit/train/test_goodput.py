@@ -57,6 +57,14 @@ def test_only_steps_in_the_final_weights_are_useful(fit: Fit) -> None:
     assert (found.restarts, found.recoveries_s) == (1, (4.0,))
 
 
+def test_a_frozen_rank_was_lost_before_it_was_noticed(fit: Fit) -> None:
+    fit.after(0, PhaseStarted("launch"), GenerationStarted(0, 2))
+    fit.after(1, STEP)
+    fit.after(25, RankLost(0, 1, "host", "stalled", "no sign of life", ago_s=20.0), GenerationStarted(1, 2, "failed"))
+    fit.after(4, STEP)
+    assert fit.listener.measured([]).recoveries_s == (24.0,)
+
+
 def test_ranks_that_die_before_a_step_are_part_of_one_recovery(fit: Fit) -> None:
     fit.after(0, PhaseStarted("launch"), GenerationStarted(0, 2))
     fit.after(1, STEP, LOST, GenerationStarted(1, 2, "failed"))
