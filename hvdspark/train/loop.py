@@ -8,6 +8,7 @@ from collections.abc import Callable
 from hvdspark.collectives import Collective
 from hvdspark.specs import TrainSpec
 from hvdspark.train.check import check_spec
+from hvdspark.train.decisions import NOTHING
 from hvdspark.train.program import Program, TrainResult
 from hvdspark.train.report import Send
 from hvdspark.train.run import Run
@@ -22,6 +23,7 @@ def train(
     report: Send,
     generation: int = 0,
     reached: Callable[[int], None] = lambda step: None,
+    preempted: Callable[[], str] = str,
 ) -> TrainResult:
     """Collective. Train `program.module` in place on this rank's share of the data.
 
@@ -34,6 +36,7 @@ def train(
         report: takes progress events on rank 0; must not block.
         generation: 0 for the first launch of a run; later ones go on where the newest checkpoint stands.
         reached: takes the number of each global batch of the run that begins, on every rank; must cost nothing.
+        preempted: asked at decision points: why this rank was asked to make room; "" where it was not.
 
     Returns:
         The same on every rank, except for the seconds, which are rank 0's.
@@ -43,21 +46,35 @@ def train(
         TrainingDivergedError: loss, gradients or weights are not finite; on every rank.
         CheckpointError: several checkpoints in a row could not be written, or one that is needed cannot be read; on
             every rank (on one that cannot write, the store's own error).
+        PreemptedError: a rank was asked to make room; on every rank, after the same step, behind a checkpoint.
     """
     check_spec(spec)
-    run = Run.of(spec, program, collective, device, report, generation, reached)
+    run = Run.of(spec, program, collective, device, report, generation, reached, preempted)
     with contextlib.closing(Trainer(run)) as trainer:
         trainer.resume()
         trainer.callbacks.on_train_begin(trainer.state)
         while not run.progress.is_over(spec.epochs):
             trainer.begin_epoch()
+            decision = NOTHING
             for batch, global_rows in trainer.batches():
                 trainer.train_on(batch, global_rows)
-                if trainer.decide().checkpoint:
+                decision = trainer.decide()
+                if decision.checkpoint:
                     trainer.save()
+                    if decision.stop:
+                        _make_room(run, trainer)
             row = trainer.end_epoch()
             trainer.save()
             run.report.epoch_ended(row)
+            if decision.stop:
+                _make_room(run, trainer)
         result = trainer.finish()
         trainer.callbacks.on_train_end(trainer.state)
     return result
+
+
+def _make_room(run: Run, trainer: Trainer) -> None:
+    """Collective. Leave behind the checkpoint that was begun here, unless nothing is left to train."""
+    if not run.progress.is_over(run.spec.epochs):
+        trainer.settle()
+        raise run.made_room()

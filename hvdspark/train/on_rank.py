@@ -33,6 +33,16 @@ def train_on_rank(spec_json: str, sent: bytes) -> str:
     module = program.module
     load_weights(Store(spec.store_uri), initial_weights(spec.run_id), module)
     before = state_besides_weights(module) if rank.rank == 0 else None
-    result = train(spec, program, rank.collective, rank.device, rank.report, rank.generation, rank.reached)
+    rank.preempted()  # from now on SIGTERM is a question
+    result = train(
+        spec,
+        program,
+        rank.collective,
+        rank.device,
+        rank.report,
+        rank.generation,
+        rank.reached,
+        preempted=lambda: rank.preempted_because,
+    )
     lost = warnings_about_lost_state(before, module)
     return to_json(replace(result, warnings=(*result.warnings, *lost))) if rank.rank == 0 else ""

@@ -17,6 +17,7 @@ from hvdspark.artifact.weights import check_saveable
 from hvdspark.collectives import Collective
 from hvdspark.collectives.watched import Waiting, watched
 from hvdspark.embedding import ShardedEmbeddingCollection
+from hvdspark.errors import PreemptedError
 from hvdspark.specs import TrainSpec
 from hvdspark.store import Store
 from hvdspark.train.batch_norm import check_layers
@@ -40,6 +41,7 @@ class Run:
         device: "cpu" or "cuda" (with an index or without).
         report: to the driver.
         generation: 0 for the first launch of a run; later ones go on from a checkpoint.
+        preempted: why this rank was asked to make room; "" where it was not.
         store: of `spec.store_uri`.
         loss: the program's, of the spec's labels.
         tables: the module's collections with sharded tables.
@@ -60,6 +62,7 @@ class Run:
     device: str
     report: Reporter
     generation: int
+    preempted: Callable[[], str] = str
     store: Store = field(init=False)
     loss: RowLoss = field(init=False)
     tables: list[ShardedEmbeddingCollection] = field(init=False)
@@ -95,12 +98,14 @@ class Run:
         send: Send,
         generation: int = 0,
         reached: Callable[[int], None] = lambda step: None,
+        preempted: Callable[[], str] = str,
     ) -> Run:
         """The run of this rank. Brings the program's module to the device, and its tables to these ranks.
 
         Args:
             send: takes reports on rank 0; must not block.
             reached: takes the number of each global batch that begins, on every rank.
+            preempted: why this rank was asked to make room; "" where it was not.
 
         Raises:
             ConfigurationError: the module has what cannot be saved or trained, or does not fit the loss.
@@ -110,7 +115,17 @@ class Run:
         bind_tables(module, collective)
         check_loss(program.loss, module)
         check_layers(module)
-        return cls(spec, program, collective, device, Reporter(send, collective.rank, reached), generation)
+        reporter = Reporter(send, collective.rank, reached)
+        return cls(spec, program, collective, device, reporter, generation, preempted)
+
+    def made_room(self) -> PreemptedError:
+        """What is raised on every rank where all stop behind a checkpoint."""
+        epoch, step = self.progress.place
+        return PreemptedError(
+            f"training has stopped behind a checkpoint, after {step} batches of epoch {epoch}",
+            value=self.preempted() or "another rank was asked to make room",
+            run_id=self.spec.run_id,
+        )
 
     @property
     def module(self) -> nn.Module:

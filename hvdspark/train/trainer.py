@@ -186,7 +186,7 @@ class Trainer:
 
     def _wish(self) -> Wish:
         is_due, is_writing = self._checkpoints.pace.is_due(), self._checkpoints.files.is_writing
-        return Wish(checkpoint=is_due, writing=is_writing, busy=self._busy.total)
+        return Wish(bool(self._run.preempted()), is_due, is_writing, self._busy.total)
 
     def end_epoch(self) -> Row:
         """Validate, and agree on the epoch's row of the history, which may be the last one.
