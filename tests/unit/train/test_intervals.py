@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
 
+from hvdspark.embedding import ShardedEmbeddingCollection, TableConfig
+from hvdspark.embedding.config import Admission, Eviction, SparseOptimizer
 from hvdspark.store import Store
 from hvdspark.train.callbacks import Callback, TrainState
 from hvdspark.train.program import Program
 from tests.unit.train.datasets import click_columns, train_spec, write_dataset
 from tests.unit.train.test_loop_tables import ShardedNet, rows_of
-from tests.unit.train.toys import click_program, largest_difference, train_on_threads, weights_of
+from tests.unit.train.toys import ClickNet, click_program, largest_difference, train_on_threads, weights_of
 
 BATCH, ROWS = 13, 70  # 6 global batches, the last of 5 rows
 
@@ -93,3 +99,59 @@ def test_killed_and_resumed_is_never_interrupted(store: Store, sizes: tuple[int,
     within = 0.0 if len({*sizes}) == 1 else 1e-5
     assert largest_difference(weights_of(resumed[0]), weights_of(whole[0])) <= within
     assert largest_difference(rows_of(resumed), rows_of(whole)) <= within
+
+
+class Evicting(ShardedNet):
+    """Ids wait for admission, and rows are evicted: in what changes, too, none may come back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        rule, optimizer = Eviction(every_steps=2, max_age_steps=2), SparseOptimizer("adam", 0.05)
+        table = TableConfig("open", 4, admission=Admission(2), eviction=rule, optimizer=optimizer)
+        self.tables = ShardedEmbeddingCollection([table], {"one": "open"})
+
+    def forward(self, dense: Tensor, id: Tensor) -> Tensor:
+        vectors = self.tables({"one": id})["one"]
+        return self.out(torch.tanh(self.hidden(torch.cat([dense, vectors, vectors], dim=1))))
+
+
+# Module, ranks, changes of the spec. Dropout is drawn by one rank: threads would share torch's generator.
+EXACT: dict[str, tuple[Callable[[], Program], int, dict[str, Any]]] = {
+    "dropout, batch norm, accumulation": (
+        lambda: click_program(module=ClickNet(dropout=0.3, batch_norm=True)),
+        1,
+        {"accumulation_steps": 2, "schedule": "cosine"},
+    ),
+    "patience, clipped": (
+        lambda: click_program(optimizer="rmsprop"),
+        2,
+        {"patience": 1, "learning_rate": 0.5, "epochs": 6, "gradient_clip_norm": 0.3},
+    ),
+    "eviction and admission, shuffled": (lambda: click_program(module=Evicting()), 2, {"shuffle": True}),
+    "ftrl, linear": (lambda: click_program(module=ShardedNet("ftrl"), optimizer="adagrad"), 2, {"schedule": "linear"}),
+}
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=pytest.mark.slow) if case.startswith("ftrl") else case for case in EXACT]
+)
+def test_bit_for_bit_wherever_it_is_cut(store: Store, case: str) -> None:
+    make, size, changes = EXACT[case]
+    columns = click_columns(ROWS)
+    dataset = write_dataset(store, columns, columns if "patience" in changes else None, group_rows=(10, 35, 25))
+    changes = {"batch_size": BATCH, "epochs": 2, **changes}
+    whole, (expected, *_) = train_on_threads(train_spec(store, dataset, run_id="whole", **changes), make, size)
+    spec = train_spec(store, dataset, run_id="cut", checkpoint_interval_steps=1, **changes)
+    for generation, lost in enumerate([Lost(0, 3, 0), Lost(0, 5, size - 1), Lost(1, 4, 0)]):
+
+        def program(lost: Lost = lost) -> Program:
+            return replace(make(), callbacks=[lost])
+
+        with pytest.raises(ConnectionError):
+            train_on_threads(spec, program, size, generation=generation)
+    resumed, (result, *_) = train_on_threads(spec, make, size, generation=3)
+    assert largest_difference(weights_of(resumed[0]), weights_of(whole[0])) == 0
+    if any(isinstance(part, ShardedEmbeddingCollection) for part in whole[0].module.modules()):
+        assert largest_difference(rows_of(resumed), rows_of(whole)) == 0
+    assert (result.best_epoch, result.stopped) == (expected.best_epoch, expected.stopped)
+    assert [row["train_loss"] for row in result.history] == [row["train_loss"] for row in expected.history]
