@@ -22,6 +22,7 @@ from hvdspark.launch.same_host import SameHostLauncher
 from hvdspark.launch.supervisor import supervise
 from hvdspark.specs import TrainSpec, from_json, to_json
 from hvdspark.store import Store
+from hvdspark.train.callbacks import Callback
 from hvdspark.train.driver import send
 from hvdspark.train.on_rank import train_on_rank
 from hvdspark.train.pickling import pack
@@ -57,15 +58,15 @@ class Plan:
         return Plan(fit=Fit(**plain.pop("fit")), **plain)
 
 
-def main(folder: Path) -> None:
-    """Body of the process."""
+def main(folder: Path, *more: Callback) -> None:
+    """Body of the process. Ranks have these callbacks, too."""
     plan = Plan.read(folder)
     spec, events = from_json(TrainSpec, plan.spec), os.open(folder / "events.jsonl", os.O_WRONLY | os.O_CREAT, 0o600)
 
     def told(event: dict[str, Any]) -> None:
         os.write(events, json.dumps({"at": time.monotonic(), **event}, default=str).encode() + b"\n")
 
-    packed = pack(program_of(plan.fit, Watched(str(folder), plan.pause_s)))
+    packed = pack(program_of(plan.fit, Watched(str(folder), plan.pause_s), *more))
     sent = send(Store(spec.store_uri), spec.run_id, packed)
     result: dict[str, Any] = {"ok": True, "error": ""}
     try:

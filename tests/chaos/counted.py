@@ -166,11 +166,11 @@ def module_of(fit: Fit) -> Counted:
     return {"dense": DenseCounted, "sharded": ShardedCounted}[fit.model](fit)
 
 
-def program_of(fit: Fit, watched: Watched) -> Program:
+def program_of(fit: Fit, *callbacks: Callback) -> Program:
     """What each rank trains."""
     rate = float(fit.batch_size * fit.accumulation)
     optimizer = functools.partial(_dense_optimizer, kind=fit.optimizer, counted=(fit.rows, fit.epochs), rate=rate)
-    return Program(module=module_of(fit), loss=counted_loss, optimizer=optimizer, callbacks=(watched,))
+    return Program(module=module_of(fit), loss=counted_loss, optimizer=optimizer, callbacks=callbacks)
 
 
 def write_rows(store: Store, fit: Fit) -> DatasetSpec:

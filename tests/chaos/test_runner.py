@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.chaos.drawn import Fit, draw
+from tests.chaos.drawn import draw
 from tests.chaos.runner import percentile
 from tests.chaos.strikes import damage_newest
 from tests.chaos.verdict import differences
@@ -79,23 +79,3 @@ def test_many_deaths_change_nothing() -> None:
     recovered = [seconds for line in lines for seconds in line["recovery_s"]]
     assert len(recovered) > 50
     assert percentile(recovered, 95) <= MOST_RECOVERY_S
-
-
-def small_fit(**changes: Any) -> Fit:
-    """Two ranks, a sharded table, a checkpoint every two steps."""
-    values: dict[str, Any] = {
-        "size": 2,
-        "model": "sharded",
-        "optimizer": "adam",
-        "accumulation": 1,
-        "random_layers": False,
-        "steps": 8,
-        "batch_size": 16,
-        "epochs": 3,
-        "groups": 3,
-        "shuffle": True,
-        "validation": False,
-        "interval_steps": 2,
-        "seed": 1,
-    }
-    return Fit(**{**values, **changes})
