@@ -100,7 +100,7 @@ def _fit(random_of: random.Random, seed: int, kills: int) -> Fit:
         groups=random_of.randint(1, 6),
         shuffle=random_of.random() < 0.7,
         validation=random_of.random() < 0.3,
-        interval_steps=random_of.choice((None, accumulation, 4 * accumulation)),
+        interval_steps=random_of.choice((None, 2 * accumulation, 4 * accumulation)),
         seed=seed,
     )
 

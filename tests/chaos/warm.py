@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import faulthandler
 import gc
+import importlib
 import os
 import signal
 import subprocess
@@ -17,6 +18,20 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NoReturn
+
+# What a rank has imported when it has trained a step. `torch._dynamo` comes with the first optimizer.
+_IMPORTED = (
+    "horovod.torch",
+    "pandas",
+    "pyarrow.parquet",
+    "torch._dynamo",
+    "hvdspark.collectives",
+    "hvdspark.data.feed.loader",
+    "hvdspark.data.readers.petastorm",
+    "hvdspark.launch.keeper",
+    "hvdspark.launch.rank",
+    "hvdspark.train.on_rank",
+)
 
 
 class WarmPopen(subprocess.Popen):  # type: ignore[type-arg]
@@ -33,16 +48,9 @@ class WarmPopen(subprocess.Popen):  # type: ignore[type-arg]
 
 def warm_up() -> None:
     """Import what ranks and their tasks import, and fork them from now on. Single-threaded until then."""
-    import torch
-    import torch._dynamo  # by the first optimizer, and by batch norm: more than a second
-
-    import hvdspark.collectives
-    import hvdspark.data.feed.loader
-    import hvdspark.launch.keeper
-    import hvdspark.launch.rank
-    import hvdspark.train.on_rank  # noqa: F401
-
-    torch.set_num_threads(1)
+    for module in _IMPORTED:
+        importlib.import_module(module)
+    importlib.import_module("torch").set_num_threads(1)
     subprocess.Popen = WarmPopen  # type: ignore[misc]
 
 
