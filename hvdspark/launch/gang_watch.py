@@ -19,7 +19,8 @@ logger = logging.getLogger(__name__)
 
 Event = dict[str, Any]
 # How long a gang that knows that it is stalled may take to end by itself, with the last words of its ranks.
-_LAST_WORDS_S = 4.0
+_LAST_WORDS_S = 2.0
+_LOOK_EVERY_S = 0.5
 
 
 class GangWatch:
@@ -60,7 +61,7 @@ class GangWatch:
         """Call `cancel` once the gang is stalled."""
 
         def watch() -> None:
-            while not self._over.wait(min(1.0, look_every_s(self._limit_s))):
+            while not self._over.wait(min(_LOOK_EVERY_S, look_every_s(self._limit_s))):
                 with self._lock:
                     self._found = self._verdict()
                 if self._found is not None:

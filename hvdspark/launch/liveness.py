@@ -13,6 +13,7 @@ from hvdspark.launch.silence import AwakeClock, Silence, look_every_s
 # over a slow network.
 _MOVES_BYTES_PER_S = 1 << 19
 _NAMED_RANKS = 20
+_JUST_OVER_S = 0.01
 
 
 @dataclass(frozen=True)
@@ -85,14 +86,13 @@ class Liveness:
 
     Attributes:
         hosts: name of the host of each rank, once the tasks have met.
-        look_every_s: how often `verdict` is worth asking for.
     """
 
     def __init__(self, size: int, limit_s: float) -> None:
         self.hosts: Sequence[str] = ["an unknown host"] * size
-        self.look_every_s = look_every_s(limit_s)
         self._size, self._limit_s = size, limit_s
-        self._clock = AwakeClock(3 * self.look_every_s)
+        self._look_every_s = look_every_s(limit_s)
+        self._clock = AwakeClock(3 * self._look_every_s)
         self._silence: Silence[int] = Silence((), self._clock)
         self._ranks: dict[int, _Rank] = {}
         self._over: set[int] = set()
@@ -112,6 +112,12 @@ class Liveness:
         self._over.add(rank)
         self._silence.forget(rank)
         self._ranks.pop(rank, None)
+
+    @property
+    def look_in_s(self) -> float:
+        """In how many seconds `verdict` is worth asking for, if nothing is heard until then."""
+        longest_s = max(self._silence.seconds().values(), default=0.0)
+        return min(self._look_every_s, max(0.0, self._limit_s - longest_s) + _JUST_OVER_S)
 
     def verdict(self) -> Stall | None:
         """Why the gang gets no further; None where it does, or may."""

@@ -175,7 +175,7 @@ class Outcomes:
                 self._look()
                 if self._cause is not None or self._closed or now >= deadline:
                     return self._cause
-                look = now + self.liveness.look_every_s
+                look = now + self.liveness.look_in_s
                 self._changed.wait(min([deadline, look, *(due for due, _ in decisions)]) - now)
 
     def wait_all(self, wait_s: float) -> bool:

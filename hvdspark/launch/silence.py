@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 K = TypeVar("K", bound=Hashable)
 
 # A limit is looked at so often while it runs.
-LOOKS = 8
+LOOKS = 10
 
 
 class AwakeClock:

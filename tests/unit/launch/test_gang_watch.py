@@ -73,7 +73,7 @@ def test_what_tasks_say_is_taken_over_when_the_job_does_not_end() -> None:
     assert gang.watch.on_event({"event": "stalled", "by": 0, "rank": 2, "cause": "silent"})
     assert gang.watch.on_event({"event": "stalled", "by": 1, "rank": 0, "cause": "another one"})
     said = gang.seconds(10)
-    assert said == "after 30: rank 2 on host host-2 failed: silent; nor does the driver hear of it"
+    assert said == "after 28: rank 2 on host host-2 failed: silent; nor does the driver hear of it"
 
 
 def test_a_host_that_only_its_peers_do_not_reach() -> None:
