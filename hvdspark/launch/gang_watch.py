@@ -1,8 +1,8 @@
 """Whether a gang still answers, as the driver hears it on the channel.
 
 The server of the gang, in the task of rank 0, knows best who is silent (`liveness`). The driver is needed where nobody
-is left who could say so, or who could end: a task that is frozen keeps its job from ending. Without a channel the
-driver knows nothing, and a job with a frozen task ends when the launcher notices.
+is left who could say so, and to end the job, which a task that is frozen keeps from ending. Without a channel it knows
+nothing, and the job ends because the other tasks fail (`task.run_task`).
 """
 
 from __future__ import annotations

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import re
+
 from hvdspark.errors import ClusterError, RankFailedError
 from hvdspark.launch.protocol import Located
 from hvdspark.launch.start_watch import SLOW, start_timeout
 
 # What Spark says of a job that was cancelled by its group, tag or id; and a server of Spark Connect of an operation.
 _CANCELLED = ("SPARK_JOB_CANCELLED", "OPERATION_CANCELED")
+
+# What `run_task` raises, in a traceback.
+_STALLED = re.compile(r"RankFailedError: rank (\d+) on host (\S+) failed: (.*)")
+
+
+def stalled_in(trace: str) -> RankFailedError | None:
+    """The error of a task that ended its job because another one does not answer; None where there is none."""
+    found = _STALLED.search(trace)
+    return None if found is None else RankFailedError(int(found[1]), found[2], found[3], kind="stalled")
 
 
 def explain(error: Exception, lost: Located | None) -> Exception:
@@ -18,6 +29,8 @@ def explain(error: Exception, lost: Located | None) -> Exception:
     """
     text = str(error)
     if "PythonException" in text:
+        if (stalled := stalled_in(text)) is not None:
+            return stalled
         trace = text.partition("PythonException: ")[2].partition("\n\n")[0]
         if "StartTimeoutError: " in trace:
             return start_timeout(trace.rpartition("StartTimeoutError: ")[2].strip(), SLOW)

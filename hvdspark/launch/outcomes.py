@@ -183,6 +183,11 @@ class Outcomes:
         with self._changed:
             return self._changed.wait_for(lambda: len(self._by_rank) == self._size, wait_s)
 
+    def has(self, rank: int | None) -> bool:
+        """Whether `rank` has an outcome."""
+        with self._changed:
+            return rank in self._by_rank
+
     def rest_is_silent(self, silent_s: float) -> bool:
         """Whether nothing was heard for `silent_s` seconds of any rank without an outcome: their tasks are over."""
         limit = time.monotonic() - silent_s

@@ -24,6 +24,7 @@ from hvdspark.launch import frames
 from hvdspark.launch.addresses import LOOPBACK
 from hvdspark.launch.budget import MemoryTerms
 from hvdspark.launch.child import describe_signal
+from hvdspark.launch.job_errors import stalled_in
 from hvdspark.launch.keeper import outcome_of, task_frame
 from hvdspark.launch.line import Waiting
 from hvdspark.launch.outcomes import Outcome
@@ -136,7 +137,7 @@ class SameHostJob:
 
         Raises:
             StartTimeoutError: there was none until `deadline`.
-            RankFailedError: a keeper has died.
+            RankFailedError: a keeper has died, or does not answer any more.
             ClusterError: a task failed by itself, or all were cancelled.
         """
         try:
@@ -148,7 +149,8 @@ class SameHostJob:
         if frame is None:
             raise self._lost(partition)
         if frame[0] == frames.FAILURE:
-            raise ClusterError(f"the task of rank {partition} itself failed:\n{frame[1].decode()}")
+            trace = frame[1].decode()
+            raise stalled_in(trace) or ClusterError(f"the task of rank {partition} itself failed:\n{trace}")
         assert frame[0] == kind
         return partition, frame[1]
 

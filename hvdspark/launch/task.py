@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 
+from hvdspark.errors import RankFailedError
 from hvdspark.launch.addresses import LOOPBACK, interface_towards
 from hvdspark.launch.channel import ChannelSender
 from hvdspark.launch.child import RankProcess
@@ -73,6 +74,7 @@ def run_task(spec: LaunchSpec, place: Place) -> tuple[World, Outcome]:
 
     Raises:
         StartTimeoutError: not all tasks have met in time.
+        RankFailedError: the gang is stalled because of a task that does not answer, and so keeps the job from ending.
     """
     cuda = cuda_environment(spec.device, place.gpus, os.environ.get("CUDA_VISIBLE_DEVICES"))
     environment = rank_environment(os.environ, threads=place.threads, extra={**cuda, **spec.environment})
@@ -123,6 +125,9 @@ def run_task(spec: LaunchSpec, place: Place) -> tuple[World, Outcome]:
         if server is not None:
             keep_until_all_reported(server, watch.tell_driver)
         channel.send({"event": "over", "rank": world.rank})
+        frozen = None if server is not None and server.outcomes.has(outcome.about) else outcome.about
+    if frozen is not None and (server is not None or frozen == 0):
+        raise RankFailedError(frozen, watch.hosts[frozen], outcome.cause, kind="stalled")
     return world, replace(outcome, host=world.hostname, ended_at_s=time.time())
 
 
@@ -185,6 +190,8 @@ def see_to_its_end(process: RankProcess, gang: RendezvousClient, rank: int, watc
         thread.start()
     outcome = process.wait()
     ended.set()
+    if outcome.about == 0 and rank != 0:
+        return outcome  # there is no server any more
     with contextlib.suppress(OSError):  # without the server, what the task returns still tells the driver
         return replace(outcome, order=retried(lambda: gang.record(rank, outcome)))
     return outcome

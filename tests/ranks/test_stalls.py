@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from hvdspark.errors import RankFailedError
+from hvdspark.launch import same_host
 from hvdspark.launch.same_host import SameHostLauncher
 from hvdspark.launch.supervisor import supervise
 from tests.ranks import light
@@ -139,6 +140,29 @@ def test_a_frozen_task_is_named(start_light: Callable[..., Ranks], victim: int, 
     error = ranks.stalled()
     assert error.rank == victim
     assert re.search(said, error.cause), error.cause
+
+
+@pytest.mark.parametrize(
+    ("victim", "said"), [(0, "task of rank 0 could not be reached"), (1, "not heard of that of rank 1")]
+)
+def test_a_frozen_task_is_named_where_the_driver_hears_nobody(
+    start_light: Callable[..., Ranks], monkeypatch: pytest.MonkeyPatch, victim: int, said: str
+) -> None:
+    monkeypatch.setattr(SameHostLauncher, "driver_address", lambda self: None)
+    monkeypatch.setattr("hvdspark.launch.same_host._BOOTSTRAP", _soon(same_host._BOOTSTRAP))
+    ranks = start_light()
+    ranks.freeze("keeper", victim)
+    ranks.join()
+    assert isinstance(ranks.error, RankFailedError), ranks.error
+    assert (ranks.error.rank, ranks.error.kind) == (victim, "stalled")
+    assert said in ranks.error.cause
+
+
+def _soon(bootstrap: str) -> str:
+    """Tasks that wait 1 s for last reports."""
+    return bootstrap.replace(
+        "from hvdspark", "from hvdspark.launch import task; task._LAST_REPORTS_S = 1.0; from hvdspark", 1
+    )
 
 
 def test_the_frozen_task_of_an_only_rank_is_named(start_light: Callable[..., Ranks]) -> None:

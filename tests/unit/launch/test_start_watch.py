@@ -61,3 +61,14 @@ def test_an_error_without_words_of_a_job_whose_rank_is_lost() -> None:
     lost = explain(RuntimeError(), Located(1, "h"))
     assert isinstance(lost, RankFailedError)
     assert (lost.rank, lost.cause) == (1, "its executor was lost: RuntimeError")
+
+
+def test_a_task_that_does_not_answer_is_named_by_the_others() -> None:
+    trace = (
+        "PythonException: Traceback (most recent call last):\n  ...\nhvdspark.errors.RankFailedError: rank 1 on host "
+        "b-2.example failed: not heard of for 20 s\n\n\tat org.apache.spark"
+    )
+    error = explain(RuntimeError(trace), None)
+    assert isinstance(error, RankFailedError)
+    assert (error.rank, error.host, error.kind) == (1, "b-2.example", "stalled")
+    assert error.cause == "not heard of for 20 s"
