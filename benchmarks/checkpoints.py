@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import hvdspark
 from hvdspark.artifact.tables import bind_tables
+from hvdspark.collectives import current_collective
 from hvdspark.embedding import ShardedEmbeddingCollection, SparseOptimizer, TableConfig
 from hvdspark.store import Store
 from hvdspark.train.best_epoch import BestEpoch
@@ -53,7 +53,7 @@ def train(uri: str, rows: int, seconds: float, every: float, turns: int) -> dict
     """Collective. Steps of turns without and with checkpoints; rows a second of each, and what checkpoints cost."""
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    collective = hvdspark.context().collective
+    collective = current_collective()
     module = Clicks(rows)
     bind_tables(module, collective)
     optimizer = torch.optim.Adam(module.parameters(), 1e-3)

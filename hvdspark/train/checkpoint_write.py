@@ -102,7 +102,8 @@ class Writing:
     """
 
     def __init__(self, act: Callable[[threading.Event], Written], *, at_once: bool = False) -> None:
-        self._act, self._given_up = act, threading.Event()
+        self._act: Callable[[threading.Event], Written] | None = act
+        self._given_up = threading.Event()
         self.written: Written | None = None
         self.error: Exception | None = None
         self._thread = threading.Thread(target=self._in_background, name="hvdspark-checkpoint", daemon=True)
@@ -130,8 +131,10 @@ class Writing:
         self._run()
 
     def _run(self) -> None:
+        act, self._act = self._act, None  # what was copied goes when it is written
+        assert act is not None, "it runs once"
         try:
-            self.written = self._act(self._given_up)
+            self.written = act(self._given_up)
         except Exception as error:  # the trainer's thread asks for it
             self.error = self.error or error
 
