@@ -65,14 +65,14 @@ def columns_of(
         SchemaError: a column is missing, or of a type that cannot be used.
     """
     rows, vectors = vectors_as_arrays(dataset.withColumns({**derived}) if derived else dataset, features)
-    weight = set_value(params, "weightCol")
+    weight = column_name(params, "weightCol")
     selection = select(
         rows.schema,
         features,
         labels,
         weight,
         validation=_validation(params),
-        group=set_value(params, "validationGroupCol"),
+        group=column_name(params, "validationGroupCol"),
         seed=params.getOrDefault("seed"),
         handle_invalid=params.getOrDefault("handleInvalid"),
         fixed=vectors,
@@ -173,11 +173,16 @@ def started(params: TrainingParams, columns: Columns, plan: Sequence[TablesPlan]
 
 
 def _validation(params: TrainingParams) -> str | float | None:
-    by_column, by_fraction = set_value(params, "validationIndicatorCol"), set_value(params, "validationFraction")
+    by_column, by_fraction = column_name(params, "validationIndicatorCol"), set_value(params, "validationFraction")
     if by_column is not None and by_fraction is not None:
         raise ConfigurationError(
             "two ways to choose the validation rows",
             where="validationIndicatorCol and validationFraction",
             hint="clear one of them",
         )
-    return by_fraction if by_column is None else str(by_column)
+    return by_fraction if by_column is None else by_column
+
+
+def column_name(params: TrainingParams, name: str) -> str | None:
+    """The column that a Param names; None where it is not set or empty, which is the same to Spark ML."""
+    return set_value(params, name) or None
