@@ -19,7 +19,7 @@ from torch import Tensor
 
 from hvdspark.data.feed.batch import Column, Ragged, Sparse
 from hvdspark.data.readers.protocol import pack_entries
-from hvdspark.embedding.arrays import Int64Array
+from hvdspark.embedding.arrays import Int64Array, objects_of
 from hvdspark.embedding.ids.categories import category_ids
 from hvdspark.errors import DataError
 from hvdspark.specs import ColumnSpec
@@ -92,7 +92,7 @@ class Inputs:
             return torch.from_numpy(self._ids(column, values, trained, keep))
         if not keep and any(row is None for row in values):
             raise _invalid(column, "null", keep, raw=True)
-        flat, offsets = _flattened(column, [() if row is None else row for row in values], keep)
+        flat, offsets = flattened(column, [() if row is None else row for row in values], keep)
         return Ragged(torch.from_numpy(self._ids(column, flat, trained, keep)), torch.from_numpy(offsets))
 
     def _ids(self, column: ColumnSpec, values: Values, trained: str, keep: bool) -> Int64Array:
@@ -157,11 +157,11 @@ def to_tensor(column: ColumnSpec, values: Values, keep: bool = False) -> Column:
     if column.dtype == BYTES:
         return _of_bytes(column, values, keep)
     if column.layout == "scalar":
-        return _from_numpy(_checked(column, np.asarray(values), keep))  # [rows]
+        return _from_numpy(_checked(column, _scalars(column, values), keep))  # [rows]
     arrays = values if isinstance(values, list) else list(values)
     if column.layout == "sparse":
         return _sparse(column, arrays, keep)
-    flat, offsets = _flattened(column, arrays, keep)
+    flat, offsets = flattened(column, arrays, keep)
     checked = _checked(column, flat, keep)
     if column.layout == "ragged":
         return Ragged(_from_numpy(checked), torch.from_numpy(offsets))
@@ -174,7 +174,7 @@ def to_tensor(column: ColumnSpec, values: Values, keep: bool = False) -> Column:
 def _sparse(column: ColumnSpec, rows: Sequence[Any], keep: bool) -> Sparse:
     """Vectors, each a 1-d array of all values, or with `size`, `indices` and `values` of what is not 0."""
     entries = [row if isinstance(row, Entries) else _entries(row) for row in rows]
-    flat, offsets = _flattened(column, [values for _, _, values in entries], keep)
+    flat, offsets = flattened(column, [values for _, _, values in entries], keep)
     checked = _checked(column, flat, keep)
     width = column.width or 0
     if wrong := [size for size, _, _ in entries if size != width]:
@@ -213,8 +213,27 @@ def _of_bytes(column: ColumnSpec, rows: Values, keep: bool) -> Ragged:
     return Ragged(_from_numpy(values), torch.from_numpy(offsets))
 
 
-def _flattened(column: ColumnSpec, rows: Sequence[Any], keep: bool) -> tuple[NDArray[Any], Int64Array]:
-    """The elements of all rows one after the other, and where each row begins: int64 [rows + 1]."""
+def _scalars(column: ColumnSpec, values: Values) -> NDArray[Any]:
+    """One number for each row. DataError where rows have several."""
+    try:
+        found = np.asarray(values)
+    except ValueError:  # lists of different lengths
+        found = np.empty((0, 0))
+    if found.ndim != 1:
+        raise DataError(
+            "the model was trained with one number in each row",
+            value=type(values[0]).__name__,
+            where=f"feature column {column.name!r}",
+        )
+    return found
+
+
+def flattened(column: ColumnSpec, rows: Sequence[Any], keep: bool) -> tuple[NDArray[Any], Int64Array]:
+    """The elements of all rows one after the other, and where each row begins: int64 [rows + 1].
+
+    Raises:
+        DataError: a row is null, or no list of values.
+    """
     try:
         lengths = np.fromiter(map(len, rows), np.int64, len(rows))
     except TypeError:  # None has no length
@@ -225,13 +244,13 @@ def _flattened(column: ColumnSpec, rows: Sequence[Any], keep: bool) -> tuple[NDA
     np.cumsum(lengths, out=offsets[1:])
     # An empty array may be of any type.
     kept = rows if lengths.all() else list(itertools.compress(rows, lengths.tolist()))
-    if not len(kept) or isinstance(kept[0], np.ndarray):
-        return (np.concatenate(kept) if len(kept) else np.empty(0, column.dtype)), offsets
+    if not len(kept):
+        return np.empty(0, column.dtype), offsets
+    if all(isinstance(row, np.ndarray) and row.ndim == 1 for row in kept):
+        return np.concatenate(kept), offsets
     if texts := [row for row in kept if isinstance(row, str | bytes)]:  # not a list of its letters
         raise _not_a_list(column, texts[0])
-    flat = np.empty(int(offsets[-1]), dtype=object)
-    flat[:] = [value for row in kept for value in row]
-    return flat, offsets
+    return objects_of([value for row in kept for value in row]), offsets
 
 
 def _checked(column: ColumnSpec, values: NDArray[Any], keep: bool) -> NDArray[Any]:
@@ -255,13 +274,21 @@ def _of_objects(column: ColumnSpec, values: NDArray[np.object_], keep: bool) -> 
     whole = column.dtype == "int64"
     if whole and any(value is None for value in values):
         raise _invalid(column, "null", keep)
-    known = (bool, int, np.bool_, np.integer) if whole else _NUMBERS
-    if strangers := {type(value).__name__ for value in values if not isinstance(value, known)}:
-        what = "integers" if whole else "numbers"
-        raise DataError(f"not {what}", value=sorted(strangers), where=f"feature column {column.name!r}")
-    if whole:
-        return values.astype(np.int64)
+    if not whole:
+        return floats_of(column, values)
+    _check_kinds(column, values, (bool, int, np.bool_, np.integer), "integers")
+    return values.astype(np.int64)
+
+
+def floats_of(column: ColumnSpec, values: NDArray[np.object_]) -> NDArray[np.float64]:
+    """Python's numbers as doubles, NaN for None. DataError where one is no number."""
+    _check_kinds(column, values, _NUMBERS, "numbers")
     return np.array([np.nan if value is None else float(value) for value in values], dtype=np.float64)
+
+
+def _check_kinds(column: ColumnSpec, values: NDArray[np.object_], known: tuple[type, ...], what: str) -> None:
+    if strangers := {type(value).__name__ for value in values if not isinstance(value, known)}:
+        raise DataError(f"not {what}", value=sorted(strangers), where=f"feature column {column.name!r}")
 
 
 def _not_a_list(column: ColumnSpec, row: Any) -> DataError:

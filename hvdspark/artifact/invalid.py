@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
 
 import numpy as np
-from numpy.typing import NDArray
 
-from hvdspark.artifact.inputs import Inputs, Values, numbers
-from hvdspark.embedding.arrays import BoolArray
+from hvdspark.artifact.inputs import BYTES, Inputs, Values, flattened, floats_of, numbers
+from hvdspark.embedding.arrays import BoolArray, objects_of
 from hvdspark.embedding.ids.categories import category_ids
 from hvdspark.specs import ColumnSpec
 
@@ -36,10 +34,10 @@ def _invalid(inputs: Inputs, column: ColumnSpec, values: Values) -> BoolArray:
         return _missing(inputs, column, values)
     rows = [row.values if hasattr(row, "indices") else row for row in values]  # of a sparse vector, what is not 0
     without = np.fromiter((row is None for row in rows), bool, len(rows))
-    lengths = np.fromiter((0 if row is None else len(row) for row in rows), np.int64, len(rows))
-    elements = np.empty(int(lengths.sum()), dtype=object)
-    elements[:] = [value for row in rows if row is not None for value in row]
-    row_of = np.repeat(np.arange(len(rows)), lengths)
+    if column.dtype == BYTES:
+        return without
+    elements, offsets = flattened(column, [() if row is None else row for row in rows], True)
+    row_of = np.repeat(np.arange(len(rows)), np.diff(offsets))
     gaps = np.bincount(row_of[_missing(inputs, column, elements)], minlength=len(rows))
     return without | (gaps > 0)
 
@@ -48,15 +46,9 @@ def _missing(inputs: Inputs, column: ColumnSpec, values: Values) -> BoolArray:
     """Of values, not of arrays of them: null, and NaN where they are numbers; of integers infinity, too. bool [n]"""
     if column.name in inputs.categories:
         return category_ids(values, inputs.id_bits, inputs.types.get(column.name, ""))[1]
-    found = values if isinstance(values, np.ndarray) else _objects(values)
+    found = values if isinstance(values, np.ndarray) else objects_of(values)
     if found.dtype.kind == "O":
-        found = np.array([np.nan if value is None else float(value) for value in found], dtype=np.float64)
+        found = floats_of(column, found)
     if found.dtype.kind != "f":
         return np.zeros(len(found), dtype=bool)
     return ~np.isfinite(found) if column.dtype == "int64" else np.isnan(found)
-
-
-def _objects(values: Sequence[Any]) -> NDArray[np.object_]:
-    column = np.empty(len(values), dtype=object)
-    column[:] = values
-    return column

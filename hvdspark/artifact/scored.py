@@ -117,11 +117,18 @@ def _as_trained(column: ColumnSpec, given: Mapping[str, Values], kept: BoolArray
     if column.dtype != "int64":
         return values
     if column.layout == "scalar":
-        return _whole(np.asarray(values))
-    return [None if row is None else _whole(np.asarray(row)) for row in values]
+        whole: Values = _whole(values)
+        return whole
+    return [None if row is None else _whole(row) for row in values]
 
 
-def _whole(values: NDArray[Any]) -> NDArray[Any]:
-    if values.dtype.kind != "f" or not (np.abs(values) < _EXACT).all() or (values % 1 != 0).any():
+def _whole(values: Any) -> Any:
+    try:
+        numbers = np.asarray(values)
+    except ValueError:  # lists of different lengths; the model's checks name them
         return values
-    return values.astype(np.int64)
+    if numbers.ndim != 1 or numbers.dtype.kind != "f":
+        return values
+    if not (np.abs(numbers) < _EXACT).all() or (numbers % 1 != 0).any():
+        return values
+    return numbers.astype(np.int64)

@@ -1,7 +1,8 @@
-"""The arrays that ids and rows lie in: what numpy calls them, and whether their numbers are finite."""
+"""The arrays that ids and rows lie in: what numpy calls them, how they are made, whether their numbers are finite."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,11 @@ NUMPY_DTYPES: dict[torch.dtype, Any] = {
     torch.int64: np.int64,
     torch.int32: np.int32,
 }
+
+
+def objects_of(values: Collection[Any]) -> NDArray[np.object_]:
+    """Values as they are, [n]. A list among them stays one; assigned to an array, numpy would take it apart."""
+    return np.fromiter(values, dtype=object, count=len(values))
 
 
 def all_finite(values: Tensor) -> bool:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hvdspark.embedding.arrays import BoolArray, Int64Array
+from hvdspark.embedding.arrays import BoolArray, Int64Array, objects_of
 from hvdspark.embedding.ids.xxhash import SEED, UInt64Array, decimal_digits, utf8, xxhash64
 from hvdspark.errors import DataError
 
@@ -76,7 +76,7 @@ def category_ids(values: Values, id_bits: int, trained: str = "") -> tuple[Int64
     if isinstance(values, str | bytes) or not hasattr(values, "__len__"):
         hint = "of one category, put it into a list"
         raise DataError("categories must be one for each row", value=type(values).__name__, hint=hint)
-    column = values if isinstance(values, np.ndarray) else _as_array(values)
+    column = values if isinstance(values, np.ndarray) else objects_of(values)
     if column.ndim != 1:
         raise DataError("categories must be one for each row", value=f"shape {column.shape}")
     hashes, null = np.full(len(column), SEED, dtype=np.uint64), np.ones(len(column), dtype=bool)
@@ -88,12 +88,6 @@ def category_ids(values: Values, id_bits: int, trained: str = "") -> tuple[Int64
             places, part = places[finite], part[finite]
         hashes[places] = _hashes(part, kind_of(trained))
     return (hashes >> np.uint64(64 - id_bits)).view(np.int64), null
-
-
-def _as_array(values: Sequence[Any]) -> NDArray[np.object_]:
-    column = np.empty(len(values), dtype=object)
-    column[:] = values
-    return column
 
 
 def _of_one_type(column: NDArray[Any]) -> Iterator[tuple[Int64Array, NDArray[Any]]]:
@@ -120,7 +114,7 @@ def _of_one_type(column: NDArray[Any]) -> Iterator[tuple[Int64Array, NDArray[Any
             yield places, some
         elif issubclass(found, decimal.Decimal):
             finite = np.fromiter((value.is_finite() for value in some), bool, len(some))
-            yield places[finite], _as_array([_Digits(_text_of(value)) for value in some[finite]])
+            yield places[finite], objects_of([_Digits(_text_of(value)) for value in some[finite]])
         elif found in _DTYPES or issubclass(found, np.bool_ | np.integer | np.floating):
             try:
                 yield places, some.astype(_DTYPES.get(found, found))

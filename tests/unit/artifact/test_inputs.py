@@ -83,6 +83,8 @@ def test_raw_columns_of_a_click_model() -> None:
         ({"tags": [1, 2]}, "a list of values in each row: 'int'.*'tags'"),
         ({"user": [1]}, "different numbers of rows: 2 in 'price', 1 in 'user'"),
         ({"user": "ab"}, "one value for each row: 'str'.*'user'"),
+        ({"user": [[1], [2]]}, "feature column 'user'.*a string, an integer or a boolean.*'list'"),
+        ({"user": [[1, 2], [2]]}, "feature column 'user'.*a string, an integer or a boolean.*'list'"),
         ({"price": 3.0}, "one value for each row: 'float'.*'price'"),
     ],
 )
@@ -144,6 +146,11 @@ def test_an_empty_array_says_nothing_about_types() -> None:
         ({"w": [[1], [None]]}, "null in feature column 'w'"),
         ({"v": [[1.0, 2.0], [1.0]]}, "arrays of length 2: 1.*Hint"),
         ({"v": [[1.0, 2.0]]}, "different numbers of rows: 2 in 'x', 1 in 'v'"),
+        ({"x": [[1.0], [2.0]]}, "one number in each row: 'list'.*'x'"),
+        ({"x": [[1.0, 2.0], [2.0]]}, "one number in each row: 'list'.*'x'"),
+        ({"k": [[1], [2]]}, "one number in each row: 'list'.*'k'"),
+        ({"v": [[[1.0, 2.0]], [[1.0, 2.0]]]}, "not numbers.*'list'.*'v'"),
+        ({"v": [np.zeros((1, 2)), np.zeros(2)]}, "not numbers.*'ndarray'.*'v'"),
         ({"x": np.array(1.0)}, "one value for each row.*'x'"),
     ],
 )

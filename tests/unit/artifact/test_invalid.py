@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hvdspark.artifact.inputs import Inputs
+from hvdspark.artifact.inputs import BYTES, Inputs
 from hvdspark.artifact.invalid import valid_rows
 from hvdspark.errors import DataError
 from hvdspark.specs import ColumnSpec
@@ -49,3 +49,22 @@ def test_categories() -> None:
     assert found(many, [["a"], None, ["b", None], []]) == [True, False, False, True]
     with pytest.raises(DataError, match="trained on text"):
         found(text, [1, 2, 3])
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "message"),
+    [
+        (FLOAT, ["a", 1.0], r"not numbers.*\['str'\].*'x'"),
+        (FLOAT, [[1.0], [2.0]], r"not numbers.*\['list'\].*'x'"),
+        (FLOATS, [1.0, 2.0], "a list of values in each row: 'float'.*'x'"),
+        (FLOATS, ["ab", None], "a list of values in each row: 'str'.*'x'"),
+        (FLOATS, [["a"], [1.0]], r"not numbers.*\['str'\].*'x'"),
+    ],
+)
+def test_values_of_another_kind_are_named(column: ColumnSpec, values: Any, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        found(Inputs((column,)), values)
+
+
+def test_bytes_have_no_gaps_inside() -> None:
+    assert found(Inputs((ColumnSpec("x", BYTES, "ragged"),)), [b"ab", None, b""]) == [True, False, True]
