@@ -204,16 +204,29 @@ class CTRClassificationModel(ClassificationModel, CTRScoringParams, CTRTrainingP
     def _transform(self, dataset: DataFrame) -> DataFrame:
         self.transformSchema(dataset.schema)
         handle_invalid = self.getOrDefault("handleInvalid")
-        numbers, categories = _columns(self)
-        trained = self._state.types
+        fitted, (numbers, categories) = self._renamed, _columns(self)
+        trained = fitted.types
         check_numbers(dataset.schema, numbers, trained)
         check_categories(dataset.schema, categories, trained)
         derived = {name: number(name) for name in numbers}
         derived |= {
             name: category_key(dataset, name, ID_BITS, handle_invalid, trained.get(name, "")) for name in categories
         }
-        rows, inputs = scoring_input(dataset, self._state.features, handle_invalid, derived)
-        return self._with_classes(rows, scorer(self._state.scoring_spec(handle_invalid), [DoubleType()])(*inputs))
+        rows, inputs = scoring_input(dataset, fitted.features, handle_invalid, derived)
+        return self._with_classes(rows, scorer(fitted.scoring_spec(handle_invalid), [DoubleType()])(*inputs))
+
+    def _names_now(self) -> list[str] | None:
+        if not any(self.isSet(name) for name in ("continuousCols", "categoricalCols")):
+            return None
+        numbers, categories = _columns(self)
+        if (found := len(categories)) != (trained := len(self._state.categories)):
+            raise ConfigurationError(
+                f"the model was trained on {trained} columns of categories",
+                value=categories,
+                where="categoricalCols",
+                hint=f"{found} are named; name as many as in training, in that order: {[*self._state.categories]}",
+            )
+        return [*numbers, *categories]
 
 
 def _columns(params: CTRScoringParams) -> tuple[list[str], list[str]]:

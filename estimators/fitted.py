@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from torch import nn
@@ -81,6 +81,23 @@ class FittedModule:
     @property
     def outputs(self) -> tuple[ModelOutput, ...]:
         return tuple(ModelOutput(output.name, output.shape not in ((), (1,))) for output in self.result.outputs)
+
+    def renamed(self, names: Sequence[str]) -> FittedModule:
+        """The same for columns of other names, in the order of `features`."""
+        now = dict(zip([column.name for column in self.features], names, strict=True))
+        if all(before == name for before, name in now.items()):
+            return self
+        renamed = replace(
+            self,
+            features=tuple(replace(column, name=now[column.name]) for column in self.features),
+            types={now[name]: kind for name, kind in self.types.items()},
+            numbers=tuple(now[name] for name in self.numbers),
+            categories=tuple(now[name] for name in self.categories),
+        )
+        if self.saved is None:
+            return renamed
+        state = {**self.saved.state, **state_of(self.saved.state["objects"], renamed.inputs)}
+        return replace(renamed, saved=replace(self.saved, state=state))
 
     def module(self) -> nn.Module:
         return load_model(self.store, self.model_path, unpickled(self.skeleton), self.fingerprint)

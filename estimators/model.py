@@ -125,6 +125,30 @@ class FittedModel(Model, MLWritable, MLReadable[Any]):
             )
         return self._fitted
 
+    @property
+    def _renamed(self) -> FittedModule:
+        """What was fitted, for the columns that Params name now: after a setter they may be others than in training.
+
+        Raises:
+            ConfigurationError: they are more or fewer.
+        """
+        names = self._names_now()
+        before = [column.name for column in self._state.features]
+        if names is None:
+            return self._state
+        if len(names) != len(before):
+            raise ConfigurationError(
+                f"the model was trained on {len(before)} feature column{'s' if len(before) > 1 else ''}",
+                value=names,
+                where="feature columns",
+                hint=f"name as many, in the order of training: {before}",
+            )
+        return self._state.renamed(names)
+
+    @abstractmethod
+    def _names_now(self) -> list[str] | None:
+        """The feature columns by the Params, in the order of training; None where these do not say."""
+
     def portable(self) -> Portable:
         """What this model takes and adds, as plain data for where there is no Spark."""
         rule = self._rule()
@@ -134,7 +158,7 @@ class FittedModel(Model, MLWritable, MLReadable[Any]):
             ScoredColumn(field.name, kinds.get(field.name, OUTPUT), isinstance(field.dataType, VectorUDT))
             for field in self.transformSchema(StructType([])).fields
         )
-        return Portable(self._state.inputs, Scoring(columns, self.getOrDefault("handleInvalid"), rule))
+        return Portable(self._renamed.inputs, Scoring(columns, self.getOrDefault("handleInvalid"), rule))
 
     def _rule(self) -> ClassRule | None:
         """How classes are read off scores; None where the columns are what the module returns."""
@@ -145,7 +169,7 @@ class FittedModel(Model, MLWritable, MLReadable[Any]):
         """Schema of `transform`'s result. Raises SchemaError where an output column exists already."""
 
     def _to_saved(self) -> Saved:
-        return self._state.to_saved(self.getOrDefault("allowPickle"))
+        return self._renamed.to_saved(self.getOrDefault("allowPickle"))
 
     def _restore(self, saved: Saved, store: Store, trust: Trust) -> None:
         self._fitted = FittedModule.from_saved(saved, store, trust)

@@ -151,12 +151,18 @@ class ModuleEstimator(TrainingEstimator[M], ModuleScoringParams):
 class ModuleModel(FittedModel, ModuleScoringParams):
     """A fitted module of a user's."""
 
+    def _names_now(self) -> list[str] | None:
+        if self.isSet("featureCols"):
+            return list(self.getOrDefault("featureCols"))
+        one = self.hasParam("featuresCol") and self.isSet("featuresCol")
+        return [self.getOrDefault("featuresCol")] if one else None
+
     def _scored(self, dataset: DataFrame) -> tuple[DataFrame, Column]:
         """The rows to score, and what the module returns: double or array<double>, or a struct where it is several."""
-        handle_invalid = self.getOrDefault("handleInvalid")
-        rows, inputs = scoring_input(dataset, self._state.features, handle_invalid, trained=self._state.types)
-        types = [ArrayType(DoubleType()) if output.is_vector else DoubleType() for output in self._state.outputs]
-        return rows, scorer(self._state.scoring_spec(handle_invalid), types)(*inputs)
+        handle_invalid, fitted = self.getOrDefault("handleInvalid"), self._renamed
+        rows, inputs = scoring_input(dataset, fitted.features, handle_invalid, trained=fitted.types)
+        types = [ArrayType(DoubleType()) if output.is_vector else DoubleType() for output in fitted.outputs]
+        return rows, scorer(fitted.scoring_spec(handle_invalid), types)(*inputs)
 
     def _scores_of(self, value: Any) -> NDArray[np.float64]:
         """What the module returns for one row, [1] or [1, k], on this machine.

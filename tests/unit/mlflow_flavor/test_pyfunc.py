@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from hvdspark import mlflow_flavor
 from hvdspark.artifact.inputs import BYTES
-from hvdspark.errors import DataError
+from hvdspark.errors import ConfigurationError, DataError
 from hvdspark.specs import ColumnSpec
 from tests.unit.mlflow_flavor.fitted import FOLDER, KNOWN, rows, saved_before, small_model
 
@@ -92,6 +92,27 @@ def test_error_names_the_column_without_a_value(loaded: Callable[..., Any], tmp_
     given = pd.DataFrame({"whole": [1, 2], "many": [[1.0], [float("nan")]], "two": [[1.0, 2.0]] * 2})
     with pytest.raises(DataError, match="null or NaN in feature column 'many'"):
         model.predict(given)
+
+
+def test_columns_of_other_names_where_setters_name_them(loaded: Callable[..., Any], tmp_path: Path) -> None:
+    model = sums(tmp_path, "error")
+    with pytest.raises(
+        ConfigurationError, match=r"trained on 3 feature columns: \['a'\].*Hint.*'whole', 'many', 'two'"
+    ):
+        model.setFeatureCols(["a"]).portable()
+    given = pd.DataFrame({"a": [1], "two": [[1.0]], "b": [[1.0, 2.0]]})
+    assert loaded(model.setFeatureCols(["a", "two", "b"])).predict(given)["prediction"].tolist() == [5.0]
+
+
+def test_columns_of_a_click_model_of_other_names(loaded: Callable[..., Any]) -> None:
+    model = saved_before("deepfm")
+    names = model.getCategoricalCols()
+    with pytest.raises(ConfigurationError, match="trained on 3 columns of categories.*Hint"):
+        model.copy().setCategoricalCols(names[:1]).portable()
+    renamed = model.copy().setCategoricalCols([f"{name} 2" for name in names])
+    found = loaded(renamed).predict(rows().rename(columns={name: f"{name} 2" for name in names}))
+    expected = [row[0] for row in KNOWN["predictions"]["deepfm"]]
+    assert found["prediction"].tolist() == expected
 
 
 def test_null_is_a_category_of_its_own_with_keep(loaded: Callable[..., Any]) -> None:
