@@ -61,6 +61,8 @@ class PandasModel:
         if not isinstance(model_input, pd.DataFrame):
             raise DataError("rows have to be a DataFrame of pandas", value=type(model_input).__name__)
         names = [column.name for column in self.model.inputs.features if column.name in model_input.columns]
+        if twice := [name for name in names if isinstance(model_input[name], pd.DataFrame)]:
+            raise DataError("there are several columns of that name", value=twice, hint="keep one of them")
         kept, found = score(self.model, self.scoring, {name: values_of(model_input[name]) for name in names})
         return pd.DataFrame(
             {name: list(values) if values.ndim == 1 else values.tolist() for name, values in found.items()},

@@ -94,6 +94,13 @@ def test_error_names_the_column_without_a_value(loaded: Callable[..., Any], tmp_
         model.predict(given)
 
 
+def test_a_column_that_is_there_twice_is_named(loaded: Callable[..., Any], tmp_path: Path) -> None:
+    model = loaded(sums(tmp_path, "error"), signature=False)
+    given = pd.DataFrame({"whole": [1], "many": [[1.0]], "two": [[1.0, 2.0]]})
+    with pytest.raises(DataError, match=r"several columns of that name: \['whole'\].*Hint"):
+        model.predict(pd.concat([given, given[["whole"]]], axis=1))
+
+
 def test_columns_of_other_names_where_setters_name_them(loaded: Callable[..., Any], tmp_path: Path) -> None:
     model = sums(tmp_path, "error")
     with pytest.raises(
