@@ -117,7 +117,7 @@ class TrainingEstimator(Estimator[M], TrainingParams, MLWritable, MLReadable[Any
         copied._caller = replace(
             self._caller,
             active=active_run() or self._caller.active,
-            tried=", ".join(f"{param.name}={value}" for param, value in (extra or {}).items()) or self._caller.tried,
+            tried=_in_words(extra or {}) or self._caller.tried,
         )
         if self._candidates is None or not self._candidates.one_state:
             copied._candidates = self._of_copies
@@ -159,3 +159,9 @@ class TrainingEstimator(Estimator[M], TrainingParams, MLWritable, MLReadable[Any
     def read(cls) -> MLReader[Any]:
         """Reader of estimators that `write` wrote."""
         return HvdSparkReader(cls)
+
+
+def _in_words(extra: ParamMap) -> str:
+    """What a fit has that others may have otherwise; of `env` the names, for this becomes the name of an MLflow run."""
+    shown = {param.name: sorted(value) if param.name == "env" else value for param, value in extra.items()}
+    return ", ".join(f"{name}={value}" for name, value in shown.items())

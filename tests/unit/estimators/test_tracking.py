@@ -41,6 +41,13 @@ def test_candidates_know_that_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     assert callers == [Caller(RUN, candidate=True, tried="seed=1"), Caller(RUN, candidate=True), Caller()]
 
 
+def test_the_name_of_a_candidate_does_not_tell_what_env_is_set_to() -> None:
+    estimator = TorchEstimator()
+    assert (
+        estimator.copy({estimator.env: {"TOKEN": "secret"}, estimator.seed: 2}).caller.tried == "env=['TOKEN'], seed=2"
+    )
+
+
 def test_a_password_is_no_part_of_a_param() -> None:
     for allowed in ("", "http://host:5000", "databricks", "sqlite:////data/mlflow.db", "https://user@host"):
         assert TorchEstimator(trackingUri=allowed).getOrDefault("trackingUri") == allowed
