@@ -72,6 +72,7 @@ def save_model(
 
     Raises:
         ConfigurationError: the tables are too many bytes to be copied unasked.
+        DataError: input_example lacks a feature column.
         PersistenceError: the model names code that scoring would not have, or was fitted with allowPickle=True and
             cannot be described.
         CheckpointError, StoreError: its weights or tables are gone, damaged, or cannot be written.

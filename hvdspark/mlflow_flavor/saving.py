@@ -24,7 +24,7 @@ from mlflow.utils.model_utils import _validate_and_copy_code_paths, _validate_an
 from hvdspark.artifact.tables import table_files
 from hvdspark.artifact.trust import packages_named
 from hvdspark.embedding.plan.sharding import format_bytes
-from hvdspark.errors import ConfigurationError, PersistenceError
+from hvdspark.errors import ConfigurationError, DataError, PersistenceError
 from hvdspark.mlflow_flavor.entry import Entry
 from hvdspark.mlflow_flavor.environment import copy_code, requirements
 from hvdspark.mlflow_flavor.names import CODE, DATA, FLAVOR_NAME, LOADER
@@ -75,6 +75,7 @@ def save(
     trusted = (*trusted_packages, *(Path(code).stem for code in code_paths))
     _check_code(saved.state["objects"], trusted)
     tables = _where_tables_go(copy_tables, saved.tables, *saved.tables_at)
+    example = None if input_example is None else _example(input_example, portable)
 
     _validate_and_prepare_target_save_path(str(path))
     write_alone(model, saved, Store(str(path / DATA), "path"), tables=tables == "copied")
@@ -86,8 +87,8 @@ def save(
         described.signature = signature or signature_of(portable.inputs, portable.scoring)
     if metadata is not None:
         described.metadata = dict(metadata)
-    if input_example is not None:
-        _save_example(described, _example(input_example, portable), str(path))
+    if example is not None:
+        _save_example(described, example, str(path))
     environment = {"conda_env": "conda.yaml", "python_env": "python_env.yaml"}
     mlflow.pyfunc.add_to_model(described, loader_module=LOADER, data=DATA, code=CODE, **environment)
     described.add_flavor(FLAVOR_NAME, **Entry(portable.scoring, trusted, tables).as_flavor())
@@ -140,17 +141,22 @@ def _where_tables_go(
 
 
 def _example(given: Any, portable: Portable) -> pd.DataFrame:
-    """Some rows of the feature columns, of values that JSON has."""
+    """Some rows of the feature columns, of values that JSON has. DataError where a column is missing."""
     import pandas as pd
 
     names = [column.name for column in portable.inputs.features]
+    if not hasattr(given, "columns"):
+        one_row = isinstance(given, Mapping) and all(map(pd.api.types.is_scalar, given.values()))
+        given = pd.DataFrame([given] if one_row else given)
+    if missing := [name for name in names if name not in given.columns]:
+        hint = f"give rows that have all feature columns; these have {[*given.columns]}"
+        raise DataError("a feature column is missing", value=missing, where="input_example", hint=hint)
     if hasattr(given, "toPandas"):
         from hvdspark.data.dataset.schema import quoted
 
         given = given.select(*map(quoted, names)).limit(_EXAMPLE_ROWS).toPandas()
-    frame = given if isinstance(given, pd.DataFrame) else pd.DataFrame(given)
-    lists = {name: [_as_json(value) for value in frame[name]] for name in names if frame[name].dtype == object}
-    return frame[names].assign(**lists)
+    lists = {name: [_as_json(value) for value in given[name]] for name in names if given[name].dtype == object}
+    return given[names].assign(**lists)
 
 
 def _as_json(value: Any) -> Any:

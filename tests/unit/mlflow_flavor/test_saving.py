@@ -14,7 +14,7 @@ import yaml
 from mlflow.models import Model
 
 from hvdspark import mlflow_flavor
-from hvdspark.errors import ConfigurationError, PersistenceError
+from hvdspark.errors import ConfigurationError, DataError, PersistenceError
 from hvdspark.mlflow_flavor import saving
 from tests.unit.mlflow_flavor.fitted import KNOWN, rows, saved_before
 
@@ -62,6 +62,19 @@ def test_rows_are_in_it_only_where_they_were_given(tmp_path: Path, kind: str) ->
     assert json.loads((tmp_path / "with" / "input_example.json").read_text())["columns"] == ["price", "member"]
     loaded = mlflow.pyfunc.load_model(str(tmp_path / "with"))
     assert len(loaded.predict(loaded.input_example)) == 2
+
+
+@pytest.mark.parametrize("example", [rows()[["price"]], rows()[["price"]].to_dict("records"), {"price": 1.0}])
+def test_an_example_without_a_column_is_named_and_leaves_nothing(tmp_path: Path, example: Any) -> None:
+    with pytest.raises(DataError, match=r"missing: \['member'\].*in input_example.*Hint.*these have \['price'\]"):
+        mlflow_flavor.save_model(saved_before("lr"), str(tmp_path / "m"), input_example=example)
+    assert not (tmp_path / "m").exists()
+
+
+@pytest.mark.parametrize("example", [{"price": 1.0, "member": True}, {"price": [1.0], "member": [True]}])
+def test_one_row_may_be_the_example(tmp_path: Path, example: Any) -> None:
+    mlflow_flavor.save_model(saved_before("lr"), str(tmp_path / "m"), input_example=example)
+    assert json.loads((tmp_path / "m" / "input_example.json").read_text())["data"] == [[1.0, True]]
 
 
 def test_tables_are_copied_or_left(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
