@@ -128,6 +128,8 @@ def log_model(
 
     if registered_model_alias and not registered_model_name:
         raise ConfigurationError("an alias is of a registered model", where="registered_model_name", hint="name it")
+    if "artifact_path" in options:
+        raise ConfigurationError("MLflow 3 calls it name", value=options["artifact_path"], where="artifact_path")
     info: ModelInfo = Model.log(
         artifact_path=None,
         flavor=sys.modules[__name__],

@@ -114,6 +114,11 @@ def test_what_is_no_fitted_model_is_refused(tmp_path: Path) -> None:
         mlflow_flavor.save_model(pd.DataFrame(), str(tmp_path / "m"))  # type: ignore[arg-type]
 
 
+def test_the_argument_of_mlflow_2_is_told_its_name_of_now() -> None:
+    with pytest.raises(ConfigurationError, match="MLflow 3 calls it name: 'clicks'.*in artifact_path"):
+        mlflow_flavor.log_model(saved_before("lr"), artifact_path="clicks")
+
+
 def test_an_alias_needs_a_registered_model() -> None:
     with pytest.raises(ConfigurationError, match="an alias is of a registered model"):
         mlflow_flavor.log_model(saved_before("lr"), "m", registered_model_alias="champion")
