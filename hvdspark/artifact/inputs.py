@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import decimal
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -109,7 +109,8 @@ def _check_rows(columns: Mapping[str, Values]) -> None:
     """DataError where columns have different numbers of rows: torch would repeat a row that is alone."""
     first, expected = "", 0
     for name, values in columns.items():
-        if isinstance(values, str | bytes) or not hasattr(values, "__len__") or getattr(values, "ndim", 1) == 0:
+        unlike = isinstance(values, str | bytes | Set | Mapping)
+        if unlike or not hasattr(values, "__len__") or getattr(values, "ndim", 1) == 0:
             raise DataError("a column is one value for each row", value=type(values).__name__, where=f"column {name!r}")
         if first and len(values) != expected:
             raise DataError(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import decimal
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -73,12 +73,12 @@ def category_ids(values: Values, id_bits: int, trained: str = "") -> tuple[Int64
     Raises:
         DataError: a value can be no category, or none of a column that was text.
     """
-    if isinstance(values, str | bytes) or not hasattr(values, "__len__"):
+    if isinstance(values, str | bytes | Set | Mapping) or not hasattr(values, "__len__"):
         hint = "of one category, put it into a list"
         raise DataError("categories must be one for each row", value=type(values).__name__, hint=hint)
+    if getattr(values, "ndim", 1) != 1:  # numpy's or pandas'
+        raise DataError("categories must be one for each row", value=f"shape {np.shape(values)}")
     column = values if isinstance(values, np.ndarray) else objects_of(values)
-    if column.ndim != 1:
-        raise DataError("categories must be one for each row", value=f"shape {column.shape}")
     hashes, null = np.full(len(column), SEED, dtype=np.uint64), np.ones(len(column), dtype=bool)
     for places, part in _of_one_type(column):
         null[places] = False

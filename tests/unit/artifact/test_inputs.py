@@ -85,6 +85,7 @@ def test_raw_columns_of_a_click_model() -> None:
         ({"user": "ab"}, "one value for each row: 'str'.*'user'"),
         ({"user": [[1], [2]]}, "feature column 'user'.*a string, an integer or a boolean.*'list'"),
         ({"user": [[1, 2], [2]]}, "feature column 'user'.*a string, an integer or a boolean.*'list'"),
+        ({"user": {1, 2}}, "one value for each row: 'set'.*'user'"),
         ({"price": 3.0}, "one value for each row: 'float'.*'price'"),
     ],
 )

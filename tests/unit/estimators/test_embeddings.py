@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pytest
 import torch
@@ -114,6 +115,12 @@ def test_lists_are_no_data_frame_and_one_category_is_no_list(tmp_path: Path) -> 
         embeddings.embeddings(of, "user", ["a"])  # type: ignore[arg-type]
     with pytest.raises(DataError, match="into a list"):
         embeddings.vectors(of, "user", "a")
+    with pytest.raises(DataError, match="into a list"):
+        embeddings.vectors(of, "user", {"a"})  # type: ignore[arg-type]
+    with pytest.raises(DataError, match=r"one for each row: shape .1, 1"):
+        embeddings.vectors(of, "user", pd.DataFrame({"user": ["a"]}))
+    with pytest.raises(DataError, match="'list'"):
+        embeddings.vectors(of, "user", [["a"]])
     assert embeddings.vectors(of, "user", ["a", 3.5]).tolist() == [[0.0] * 3] * 2, "never met"
     assert embeddings.vectors(of, "user", []).shape == (0, 3)
 
