@@ -20,13 +20,13 @@ from pyspark.ml.util import DefaultParamsReader, DefaultParamsWriter, MLReader, 
 from pyspark.sql import SparkSession
 from torch import Tensor
 
-from hvdspark import __version__
 from hvdspark.artifact import objects as described
 from hvdspark.artifact.directory import TABLES_AT, Artifact, ArtifactWriter, verify_file
 from hvdspark.artifact.model import DATA
 from hvdspark.artifact.tables import table_files
 from hvdspark.artifact.trust import TRUSTED_PACKAGES, Trust
 from hvdspark.errors import PersistenceError
+from hvdspark.estimators.metadata import DAMAGE, check_metadata, damage_named, damaged, set_params
 from hvdspark.estimators.paths import check_same_place, spark_store
 from hvdspark.estimators.table_files import copy_tables, verify_tables
 from hvdspark.score import MODELS_PLACE
@@ -147,13 +147,13 @@ class HvdSparkReader(MLReader[Any]):
         artifact.verify()
         verify_tables(self.sparkSession, *artifact.tables_at, artifact.tables)
         manifest = artifact.manifest
-        files = {name: artifact.read(name) for name in manifest["files"]}
-        instance = self._cls()
-        instance._resetUid(metadata["uid"])
-        _set_params(instance, metadata, str(manifest.get("written_by", "hvdspark 0.1.0")))
-        place, directory = artifact.tables_at
-        saved = Saved(manifest["state"], files, manifest["aliases"], artifact.tables, (place.uri, directory))
-        instance._restore(saved, store, trust_of(self.sparkSession))
+        with damage_named(path):
+            files = {name: artifact.read(name) for name in manifest["files"]}
+            instance = self._cls()
+            set_params(instance, metadata, str(manifest.get("written_by", "hvdspark 0.1.0")))
+            place, directory = artifact.tables_at
+            saved = Saved(manifest["state"], files, manifest["aliases"], artifact.tables, (place.uri, directory))
+            instance._restore(saved, store, trust_of(self.sparkSession))
         return instance
 
 
@@ -166,6 +166,8 @@ def read_metadata(spark: SparkSession, store: Store, path: str) -> Mapping[str, 
     try:
         metadata: Mapping[str, Any] = DefaultParamsReader.loadMetadata(store.uri, spark)
     except Exception as error:
+        if store.exists(_METADATA) and isinstance(error, DAMAGE):
+            raise damaged(error, path) from error
         if store.exists(_METADATA):
             raise
         hint = "give the path that save was given"
@@ -174,31 +176,8 @@ def read_metadata(spark: SparkSession, store: Store, path: str) -> Mapping[str, 
         elif not store.exists():
             hint += "; there is no such directory"
         raise PersistenceError("nothing was saved here", value=path, where="load", hint=hint) from error
+    check_metadata(metadata, path)
     return metadata
-
-
-def _set_params(instance: Any, metadata: Mapping[str, Any], written_by: str) -> None:
-    """Give an instance the Params that were saved. Those of another version that it has not are left out, and named.
-
-    Args:
-        metadata: Spark ML's, as `DefaultParamsReader.loadMetadata` returns it.
-        written_by: the version that saved it.
-    """
-    maps = ("paramMap", "defaultParamMap")
-    known = {key: {name: v for name, v in metadata[key].items() if instance.hasParam(name)} for key in maps}
-    if unknown := sorted(
-        {name for key in maps for name in metadata[key]} - {name for key in maps for name in known[key]}
-    ):
-        given = {name: metadata["paramMap"][name] for name in unknown if name in metadata["paramMap"]}
-        logger.warning(
-            "%s, saved by %s, has Params that hvdspark %s does not know; they are ignored: %s. Set there: %s",
-            metadata["uid"],
-            written_by,
-            __version__,
-            ", ".join(unknown),
-            given or "none of them",
-        )
-    DefaultParamsReader.getAndSetParams(instance, {**metadata, **known})
 
 
 def saved_of(instance: Persistent) -> Saved:

@@ -25,13 +25,14 @@ from pathlib import Path
 import torch
 
 from hvdspark.errors import HvdSparkError
+from tests.fuzz.saved_stage import SavedStage
 from tests.fuzz.stored import Leases, ParquetFile, RunningCheckpoints, SavedModel
 from tests.fuzz.target import WRONG, Target
 from tests.fuzz.told import Channel, Frames, Rendezvous, Specs
 
 TARGETS: dict[str, type[Target]] = {
     target.name: target
-    for target in (SavedModel, RunningCheckpoints, Leases, ParquetFile, Rendezvous, Channel, Frames, Specs)
+    for target in (SavedModel, SavedStage, RunningCheckpoints, Leases, ParquetFile, Rendezvous, Channel, Frames, Specs)
 }
 REFUSED = "refused"
 _LIMIT_S = 20.0

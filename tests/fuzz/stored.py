@@ -23,6 +23,7 @@ from hvdspark.data.dataset.cache import collect_leftovers
 from hvdspark.data.dataset.footers import read_files, read_footer
 from hvdspark.data.readers.slices import columns_of, errors_named, names_in_files, read_slices
 from hvdspark.embedding import ShardedEmbeddingCollection, SparseOptimizer, TableConfig
+from hvdspark.errors import HvdSparkError
 from hvdspark.specs import ColumnSpec
 from hvdspark.store import Store
 from hvdspark.train.best_epoch import BestEpoch
@@ -91,7 +92,13 @@ class SavedModel(Files):
         return [data / "manifest.json", data / WEIGHTS, data / "objects.safetensors", *tables]
 
     def use(self) -> str:
-        (found,) = TrainedModel.read(str(self.folder)).predict(_ROWS)
+        model = TrainedModel.read(str(self.folder))
+        try:
+            (found,) = model.predict(_ROWS)
+        except (AttributeError, TypeError, ValueError, RuntimeError) as error:
+            if isinstance(error, HvdSparkError):
+                raise
+            return WRONG  # of the layers themselves, which are what a file says, or are not
         if self._expected is None:
             self._expected = found
         return RIGHT if np.array_equal(found, self._expected) else WRONG

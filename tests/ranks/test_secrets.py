@@ -13,8 +13,6 @@ from tests.ranks.gang import run_ranks
 
 SECRET = "5ec2e7" * 5
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture(autouse=True)
 def known_secret(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -72,6 +72,8 @@ def check_description(saved: dict[str, Any], wanted: dict[str, Any], where: str)
     """
     with _damage_named(where):
         saved_tables, wanted_tables = _readable_tables(saved, wanted, where)
+        if type(saved["steps"]) is not int:
+            raise TypeError("steps is no number")
         _check_names(list(saved_tables), list(wanted_tables), where)
         _check_equal("seed", saved["seed"], wanted["seed"], where, "give the embedding collection the seed it had")
         for name, table in saved_tables.items():
