@@ -149,3 +149,43 @@ def test_a_thread_does_not_wait_for_itself() -> None:
     slots = Line()
     with slots.turn(4, lambda: 4, lambda place: None), slots.turn(4, lambda: 4, lambda place: pytest.fail("waits")):
         pass
+
+
+def nobody_waits(place: Waiting) -> None:
+    pytest.fail("there is room")
+
+
+@pytest.mark.parametrize(("total", "others", "share"), [(8, 0, 5), (4, 0, 4), (4, 2, 2), (1, 0, 1), (None, 0, 5)])
+def test_who_may_have_more_gets_what_others_leave(total: int | None, others: int, share: int) -> None:
+    slots = Line()
+    in_between = threading.Event()
+
+    def hold_some() -> None:
+        with slots.turn(others, lambda: total, nobody_waits):
+            in_between.set()
+            assert done.wait(SOON_S)
+
+    done, thread = threading.Event(), threading.Thread(target=hold_some)
+    if others:
+        thread.start()
+        assert in_between.wait(SOON_S)
+    with slots.turn(1, lambda: total, nobody_waits, most=5) as held:
+        assert slots._running[-1].slots == share
+        if total is not None:
+            assert held.share(total) == total - others
+    done.set()
+    if others:
+        thread.join(SOON_S)
+
+
+def test_who_shrinks_leaves_slots_to_others_and_does_not_grow_before_them(gangs: Gangs) -> None:
+    with gangs.line.turn(1, lambda: 4, nobody_waits, most=4) as held:
+        gangs.come_and_wait("b", 2)
+        held.hold(3)
+        assert held.share(4) == 3, "who waits has none"
+        held.hold(2)
+        assert entered(gangs) == "b"
+        assert held.share(4) == 2
+        gangs.leave("b")
+    gangs.come("c", 4)
+    assert entered(gangs) == "c"

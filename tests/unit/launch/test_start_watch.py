@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -9,8 +10,9 @@ from typing import Any
 import pytest
 
 from hvdspark.errors import ClusterError, RankFailedError, StartTimeoutError
+from hvdspark.launch import start_watch
 from hvdspark.launch.job_errors import explain
-from hvdspark.launch.protocol import Located
+from hvdspark.launch.protocol import Located, Slots
 from hvdspark.launch.start_watch import StartWatch
 
 STARTED = {"event": "started", "rank": 0, "host": "h"}
@@ -72,3 +74,40 @@ def test_a_task_that_does_not_answer_is_named_by_the_others() -> None:
     assert isinstance(error, RankFailedError)
     assert (error.rank, error.host, error.kind) == (1, "b-2.example", "stalled")
     assert error.cause == "not heard of for 20 s"
+
+
+def test_slots_that_others_have_are_waited_for_visibly(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert start_watch._BUSY_AFTER_S < 5, "said within 5 seconds"
+    for name in ("_BUSY_AFTER_S", "_ASK_EVERY_S"):
+        monkeypatch.setattr(start_watch, name, 0.02)
+    told: queue.Queue[dict[str, Any]] = queue.Queue()
+    watch, cancel = StartWatch(2, told.put), threading.Event()
+    watch.begin(20.0, lambda: False, cancel.set, lambda: Slots(2, 0))
+    place = told.get(timeout=10)
+    watch.end()
+    assert (place["event"], place["slots"], place["free"], place["total"]) == ("waiting", 2, 0, 2)
+    assert "waiting for 2 slots, 0 free" in caplog.text
+    assert not cancel.is_set()
+    assert told.empty(), "once in 30 seconds"
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_tasks_whose_slots_have_gone_are_cancelled(monkeypatch: pytest.MonkeyPatch, gone: bool) -> None:
+    for name in ("_GONE_AFTER_S", "_ASK_EVERY_S"):
+        monkeypatch.setattr(start_watch, name, 0.02)
+    watch, cancel, looks = StartWatch(2, print), threading.Event(), threading.Semaphore(0)
+
+    def look() -> Slots:
+        looks.release()
+        return Slots(1 if gone else 2, 0)
+
+    watch.begin(20.0, lambda: False, cancel.set, look)
+    for _ in range(2 if gone else 5):
+        assert looks.acquire(timeout=10)
+    assert cancel.wait(timeout=10) if gone else not cancel.is_set()
+    watch.end()
+    error = watch.without_slots()
+    assert (error is not None) is gone
+    assert error is None or (error.kind == "executor_lost" and "1 task slots for 2 ranks" in error.cause)
