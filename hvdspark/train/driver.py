@@ -16,6 +16,7 @@ from hvdspark.specs import TrainSpec, from_json, to_json
 from hvdspark.store import Store
 from hvdspark.train.on_rank import initial_weights, train_on_rank
 from hvdspark.train.pickling import Packed
+from hvdspark.train.places import name_of, place_of
 from hvdspark.train.program import Program, TrainResult
 
 if TYPE_CHECKING:
@@ -93,8 +94,10 @@ def say_what_is_lost(store: Store, run_id: str, error: BaseException) -> None:
     if isinstance(error, Exception):
         return
     with contextlib.suppress(StoreError):
-        if epochs := store.list(f"runs/{run_id}/checkpoints"):
-            logger.warning("the fit was interrupted: %s, its newest checkpoint, is deleted with it", epochs[-1])
+        names = store.list(f"runs/{run_id}/checkpoints")
+        if places := sorted(place for name in names if (place := place_of(name)) is not None):
+            newest = name_of(places[-1])
+            logger.warning("the fit was interrupted: %s, its newest checkpoint, is deleted with it", newest)
 
 
 def _delete(store: Store, path: str) -> None:

@@ -25,6 +25,7 @@ def test_an_interrupt_names_the_checkpoint_that_goes_with_it(
     store = Store(tmp_path.as_uri())
     for epoch in range(epochs):
         store.make_directory(f"runs/r/checkpoints/epoch-{epoch:05d}")
+        store.make_directory("runs/r/checkpoints/rows")
     with caplog.at_level(logging.WARNING, "hvdspark"):
         say_what_is_lost(store, "r", error)
     assert said in caplog.text
