@@ -55,7 +55,8 @@ from hvdspark.train.checkpoint_write import (
 from hvdspark.train.of_rank import OfRank, gather, restored
 from hvdspark.train.optimizer_state import load_optimizer_state
 from hvdspark.train.places import Place, name_of, place_of
-from hvdspark.train.snapshot import COPIED_BYTES, RowsOf, dense_of, rows_of, watch_rows
+from hvdspark.train.snapshot import COPIED_BYTES, RowsOf, dense_bytes, dense_of, rows_of, watch_rows
+from hvdspark.train.spare_memory import spare_bytes
 from hvdspark.train.train_progress import TrainProgress
 
 _FAILURES = 3  # in a row; then training ends
@@ -269,8 +270,12 @@ class Checkpoints:
             self._root, place, f"{place}.{self._token}-{self._saves}", self._collective.rank, self._collective.size, ()
         )
         self._save, rows = save, list[RowsOf]()
+        # What there is no room to copy is written while training waits: dense weights as a whole, rows file by file.
+        room = spare_bytes() if copied else 0
         try:
-            room = self._copied_bytes if copied else 0
+            of_dense = dense_bytes(module, optimizer) if is_first else 0
+            copied = copied and of_dense <= room
+            room = min(self._copied_bytes, room - of_dense) if copied else 0
             rows = rows_of(
                 module, self._store, f"{self._root}/{ROWS}/{TABLES}", delta=delta, save=save.save, copied_bytes=room
             )
@@ -290,7 +295,7 @@ class Checkpoints:
         except Exception as caught:
             act = partial(self._fail, save, caught)
         self._next = following(self._chain, delta, sum(file.bytes for part in rows for file in part.files))
-        self._writing = Writing(act) if copied else Writing(act, at_once=True)
+        self._writing = Writing(act, at_once=not copied)
 
     def _write(self, save: Save, place: Place, best: Place, given_up: threading.Event) -> Written:
         written = write(save, self._store, given_up)

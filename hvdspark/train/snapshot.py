@@ -15,8 +15,7 @@ from hvdspark.embedding.files.shards import FileEntry, ShardFile, bytes_changed
 from hvdspark.store import Store
 from hvdspark.train.optimizer_state import flatten_state
 
-# Rows beyond it are written while training waits: no rank needs more memory for its checkpoints than this, its own
-# dense weights, and their optimizer's state.
+# Rows beyond it are written while training waits.
 COPIED_BYTES = 1 << 28
 
 
@@ -60,6 +59,12 @@ def dense_of(module: nn.Module, optimizer: torch.optim.Optimizer, *, copied: boo
         return Dense(weights, tensors, tree)
     copies: dict[tuple[Any, ...], Tensor] = {}
     return Dense(_copied(weights, copies), _copied(tensors, copies), tree)
+
+
+def dense_bytes(module: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    """Bytes of a copy of `dense_of`."""
+    tensors = [*module.state_dict().values(), *flatten_state(optimizer.state_dict())[0].values()]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def rows_of(module: nn.Module, store: Store, place: str, *, delta: int, save: str, copied_bytes: int) -> list[RowsOf]:

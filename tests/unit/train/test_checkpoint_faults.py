@@ -20,6 +20,7 @@ from hvdspark.embedding import ShardedEmbeddingCollection, TableConfig
 from hvdspark.embedding.config import Admission, Eviction, SparseOptimizer
 from hvdspark.errors import CheckpointError
 from hvdspark.store import Store
+from hvdspark.train import checkpoint
 from hvdspark.train.best_epoch import BestEpoch
 from hvdspark.train.checkpoint import Checkpoints
 from hvdspark.train.of_rank import OfRank
@@ -305,3 +306,13 @@ def test_with_no_whole_checkpoint_left_every_rank_says_so(tmp_path: Path) -> Non
         path.write_bytes(b"{}")
     with pytest.raises(CheckpointError, match="every checkpoint of the run is damaged"):
         resumed(store, 2)
+
+
+@pytest.mark.parametrize("spare", [0, 30_000])
+def test_without_memory_to_spare_training_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spare: int) -> None:
+    monkeypatch.setattr(checkpoint, "spare_bytes", lambda: spare)
+    store = Store(str(tmp_path / "store"))
+    expected = written(store)
+    place, warnings, states = resumed(store, 3)
+    assert (place, warnings) == (8, ())
+    assert same(states, expected[8])
