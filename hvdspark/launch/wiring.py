@@ -29,9 +29,9 @@ RESERVED = frozenset(
 )
 ALWAYS = {"HOROVOD_CONTROLLER": "gloo", "HOROVOD_CPU_OPERATIONS": "gloo"}
 UNLESS_SET = {
-    # The longest a rank waits for one that is frozen (SIGSTOP, swapping): Gloo then gives up. It does not limit the
-    # start, because ranks only call `hvd.init` when all of them are ready to.
-    "HOROVOD_GLOO_TIMEOUT_SECONDS": "60",
+    # The longest a rank waits for one that does not answer: Gloo then gives up, without a name. Stalls are found before
+    # (`liveness`). It does not limit the start, because ranks only call `hvd.init` when all of them are ready to.
+    "HOROVOD_GLOO_TIMEOUT_SECONDS": "120",
     # A collective that some ranks never call (a callback on rank 0 alone) would be waited for without end. Long
     # enough for one rank to write a large model while the others wait.
     "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS": "3600",
