@@ -6,14 +6,14 @@ import contextlib
 import logging
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 from pyspark.ml.util import DefaultParamsReader
 
 from hvdspark import __version__
 from hvdspark.errors import HvdSparkError, PersistenceError
-from hvdspark.plain import built
+from hvdspark.plain import built_of_known
 
 logger = logging.getLogger(__name__)
 
@@ -35,10 +35,7 @@ class _Metadata:
 def check_metadata(metadata: Any, path: str) -> None:
     """Raise PersistenceError unless this is metadata of a stage; `class` may be of any."""
     try:
-        names = {field.name for field in fields(_Metadata)}
-        if not isinstance(metadata, Mapping):
-            raise TypeError(f"it is of type {type(metadata).__name__}")
-        found = built(_Metadata, {name: value for name, value in metadata.items() if name in names}, "metadata")
+        found = built_of_known(_Metadata, metadata, "metadata")
         if not isinstance(metadata.get("class"), str) or not _UID.fullmatch(found.uid):
             raise ValueError("class or uid is no name")
     except (TypeError, ValueError) as error:

@@ -27,6 +27,12 @@ def built(cls: type[T], data: Any, where: str = "") -> T:
     return typing.cast(T, _built(cls, data, where or cls.__name__))
 
 
+def built_of_known(cls: type[T], data: Any, where: str) -> T:
+    """As `built`, of an object that may have more entries than the dataclass: later versions may write some."""
+    names = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    return built(cls, {name: value for name, value in _of_type(dict, data, where).items() if name in names}, where)
+
+
 def _built(annotation: Any, data: Any, where: str) -> Any:
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if annotation is Any:

@@ -13,7 +13,7 @@ from typing import Any
 
 from hvdspark.embedding.files.shards import parse_entries
 from hvdspark.errors import HvdSparkError
-from hvdspark.plain import built
+from hvdspark.plain import built_of_known
 from hvdspark.store import Store
 from hvdspark.store.spellings import checked
 
@@ -68,7 +68,7 @@ def _check(manifest: Any) -> None:
         if not isinstance(manifest.get(key, {}), dict):
             raise TypeError(f"{key} is a {type(manifest[key]).__name__}")
     for name, entry in manifest.get("files", {}).items():
-        file = built(_File, entry, f"files.{name}")
+        file = built_of_known(_File, entry, f"files.{name}")
         if not checked(name) or file.bytes < 0 or not _SHA256.fullmatch(file.sha256):
             raise ValueError(f"files.{name} is no file with a size and a SHA-256")
     for key in manifest:
@@ -78,9 +78,9 @@ def _check(manifest: Any) -> None:
     if not isinstance(tables, list):
         raise TypeError(f"tables is a {type(tables).__name__}")
     for number, entry in enumerate(tables):
-        parse_entries(built(_Tables, entry, f"tables[{number}]").files, f"tables[{number}]")
+        parse_entries(built_of_known(_Tables, entry, f"tables[{number}]").files, f"tables[{number}]")
     if manifest.get("tables_at") is not None:
-        checked(built(_Place, manifest["tables_at"], "tables_at").directory)
+        checked(built_of_known(_Place, manifest["tables_at"], "tables_at").directory)
 
 
 def _check_aliases(key: str, aliases: Any) -> None:

@@ -24,8 +24,16 @@ class Planted:
         return open, (str(self._marker), "w")
 
 
-@pytest.mark.parametrize("target", [SavedModel, RunningCheckpoints, ParquetFile], ids=lambda target: target.name)
-@pytest.mark.parametrize("kind", ["pickle", "torch"])
+@pytest.mark.parametrize(
+    ("target", "kind"),
+    [
+        (SavedModel, "pickle"),
+        (SavedModel, "torch"),
+        (RunningCheckpoints, "torch"),
+        pytest.param(RunningCheckpoints, "pickle", marks=pytest.mark.slow),
+        (ParquetFile, "pickle"),
+    ],
+)
 def test_it_is_never_run(target: type[Files], kind: str, tmp_path: Path) -> None:
     marker, sample = tmp_path / "marker", tmp_path / "sample"
     if kind == "torch":

@@ -35,6 +35,7 @@ def test_a_secret_is_where_nobody_looks(
         assert {ip for ip, _ in rank["listening"]} <= {"127.0.0.1", "::1"}, "one host: nothing is open to the network"
 
 
+@pytest.mark.slow
 def test_an_error_with_the_whole_environment_has_no_secret(nothing_left_behind: None) -> None:
     with pytest.raises(RankFailedError) as failed:
         run_ranks(cases.raise_with_environment, 1)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from hvdspark.plain import built
+from hvdspark.plain import built, built_of_known
 
 
 @dataclass(frozen=True)
@@ -74,3 +74,11 @@ def test_other_types_are_named(change: dict[str, Any], words: str) -> None:
 def test_no_object_is_no_object(data: Any) -> None:
     with pytest.raises(TypeError, match="Outer is of type"):
         built(Outer, data)
+
+
+def test_what_later_versions_write_may_be_more() -> None:
+    assert built_of_known(Inner, {"number": 1, "more": [], "": 5}, "thing") == Inner(1)
+    with pytest.raises(TypeError, match="thing lacks 'number'"):
+        built_of_known(Inner, {"more": 1}, "thing")
+    with pytest.raises(TypeError, match="thing is of type list"):
+        built_of_known(Inner, [], "thing")
