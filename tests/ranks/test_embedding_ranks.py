@@ -15,7 +15,7 @@ def test_horovod_ranks_are_threads_bit_for_bit() -> None:
     assert not expected[0]["broken promises"]
     assert len({expected[0][wire] for wire in WIRES}) == len(WIRES)
     assert {result["bad id"] for result in results} == {expected[0]["bad id"]}
-    assert "100 (in feature 'page' of table 'pages', rank 1)" in expected[0]["bad id"]
+    assert "it is larger (in feature 'page' of table 'pages', rank 1)" in expected[0]["bad id"]
 
 
 def test_in_a_loop_of_ones_own() -> None:

@@ -137,9 +137,9 @@ def test_killed_in_the_middle_of_a_save_and_resumed_is_never_interrupted(
 
 def test_a_bad_id_of_one_row_is_named_on_the_driver(spark: SparkSession, store_uri: str) -> None:
     data = visits(spark)
-    for bad, ranks in ((-3, 1), (50, 2)):
+    for bad, said, ranks in ((-3, "it is negative", 1), (50, "it is larger", 2)):
         broken = data.withColumn("page", F.when(F.col("id") == 17, bad).otherwise(F.col("page")))
-        with pytest.raises(DataError, match=rf"{bad} .*feature 'page' of table 'pages'"):
+        with pytest.raises(DataError, match=rf"{said} .*feature 'page' of table 'pages'"):
             estimator(storeUri=store_uri, numWorkers=ranks).fit(broken)
     assert files_in(Path(store_uri.removeprefix("file://"))) == []
 

@@ -76,7 +76,8 @@ def test_seconds_are_an_interval_too(store: Store) -> None:
     spec = train_spec(store, dataset, batch_size=1, checkpoint_interval_seconds=1e-6)
     events: list[dict[str, Any]] = []
     train_on_threads(spec, click_program, 2, events=events)
-    assert len(places(events)) >= 3
+    # Beside that at the end of the epoch one at least: where writing is slow, no other begins meanwhile.
+    assert len(places(events)) >= 2
 
 
 @pytest.mark.parametrize("sizes", [(2, 2, 2), (1, 3, 2)])
