@@ -5,6 +5,7 @@ if __name__ != "hvdspark.estimators":
 
 from hvdspark.estimators.classifier import TorchClassificationModel, TorchClassifier
 from hvdspark.estimators.ctr import CTRClassificationModel, CTRClassifier
+from hvdspark.estimators.overwriting import swap_when_overwriting
 from hvdspark.estimators.regressor import TorchRegressionModel, TorchRegressor
 from hvdspark.estimators.summary import TrainingSummary
 from hvdspark.estimators.torch import TorchEstimator, TorchModel
@@ -20,6 +21,9 @@ __all__ = [
     "TorchRegressor",
     "TrainingSummary",
 ]
+
+# A Pipeline with stages of ours is saved over itself without losing them.
+swap_when_overwriting()
 
 # Spark ML writes the class path into every saved object: the public path is part of the format on disk, whatever file
 # a class lives in.

@@ -27,7 +27,8 @@ from hvdspark.artifact.tables import table_files
 from hvdspark.artifact.trust import TRUSTED_PACKAGES, Trust
 from hvdspark.errors import PersistenceError
 from hvdspark.estimators.metadata import DAMAGE, check_metadata, damage_named, damaged, set_params
-from hvdspark.estimators.paths import check_same_place, spark_store
+from hvdspark.estimators.overwriting import overwrite, swap_when_overwriting
+from hvdspark.estimators.paths import spark_store
 from hvdspark.estimators.table_files import copy_tables, verify_tables
 from hvdspark.score import MODELS_PLACE
 from hvdspark.session import is_connect, session_of
@@ -76,41 +77,21 @@ class HvdSparkWriter(MLWriter):
         self._instance = instance
 
     def save(self, path: str) -> None:
-        # Before Spark deletes what is to be overwritten: the object may refuse to be saved, or read its weights there.
+        """Save. What is overwritten stays until all is written, and is then replaced."""
+        # Before anything is written: the object may refuse to be saved.
         self._saved = self._instance._to_saved()
-        source, directory = self._saved.tables_at
-        store = spark_store(self.sparkSession, path)
-        if self._saved.tables and f"{Store(source).uri}/{directory}".startswith(f"{store.uri}/"):
-            if not Store(source, MODELS_PLACE).exists(directory):
-                raise PersistenceError(
-                    "the embedding tables of this model are lost: Spark deletes what a pipeline is to overwrite before "
-                    "its stages can refuse, and the model was loaded from there",
-                    value=path,
-                    hint="save a loaded pipeline elsewhere; this one has to be fitted again, or restored from a copy",
-                )
-            raise PersistenceError(
-                "a model with sharded tables cannot be saved over the one that it was loaded from",
-                value=path,
-                hint="its tables are mapped from there: save it elsewhere",
-            )
         if self.shouldOverwrite:
-            check_same_place(self.sparkSession, path, store)
-        elif store.exists(_METADATA):  # Spark itself would name a file in there, and a writer of its own
+            overwrite(self.sparkSession, path, self.saveImpl)
+            return
+        store = spark_store(self.sparkSession, path)
+        if store.exists(_METADATA):  # Spark itself would name a file in there, and a writer of its own
             raise PersistenceError(
                 "what was saved here exists already",
                 value=path,
                 where="save",
                 hint="write().overwrite().save(path) replaces it; or choose another path",
             )
-        super().save(store.uri)
-
-    def _handleOverwrite(self, path: str) -> None:
-        if is_connect(self.sparkSession):  # as Spark's own writers do there; it takes the session that is active
-            from pyspark.ml.util import invoke_helper_attr  # since Spark 4.0
-
-            invoke_helper_attr("handleOverwrite", path, True)
-        else:
-            super()._handleOverwrite(path)
+        self.saveImpl(store.uri)
 
     def saveImpl(self, path: str) -> None:
         saved, store = self._saved, Store(path, "path")
@@ -138,6 +119,8 @@ class HvdSparkReader(MLReader[Any]):
             return self._loaded(path, spark_store(self.sparkSession, path))
 
     def _loaded(self, path: str, store: Store) -> Any:
+        if is_connect(self.sparkSession):
+            swap_when_overwriting(connect=True)
         metadata = read_metadata(self.sparkSession, store, path)
         if metadata["class"] != f"{self._cls.__module__}.{self._cls.__name__}":
             name = str(metadata["class"]).rpartition(".")[2]

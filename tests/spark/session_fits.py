@@ -29,7 +29,7 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from torch import nn
 
-from hvdspark.errors import PersistenceError, RankFailedError, StoreError
+from hvdspark.errors import RankFailedError, StoreError
 from hvdspark.estimators import (
     CTRClassificationModel,
     CTRClassifier,
@@ -229,8 +229,8 @@ def clicks_are_learned_saved_and_loaded(spark: SparkSession, folder: str) -> Non
     assert len(keys) == 30
     for row in keys[:3]:
         assert row["vector"] == pytest.approx(loaded.vectors("item", [row["category"]])[0].tolist(), abs=1e-6)
-    with pytest.raises(PersistenceError, match="saved over the one that it was loaded from"):
-        loaded.write().overwrite().save(path)
+    loaded.write().overwrite().save(path)
+    assert scores(loaded.transform(data), "probability") == probabilities
     assert scores(CTRClassificationModel.load(path).transform(data), "probability") == probabilities
 
 

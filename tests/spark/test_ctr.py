@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,7 @@ from pyspark.sql import functions as F
 
 from hvdspark.artifact import TrainedModel
 from hvdspark.data.readers import moments
-from hvdspark.errors import CheckpointError, ConfigurationError, DataError, PersistenceError, SchemaError
+from hvdspark.errors import CheckpointError, ConfigurationError, DataError, SchemaError
 from hvdspark.estimators import CTRClassificationModel, CTRClassifier
 from hvdspark.estimators.columns import scoring_input
 from hvdspark.estimators.continuous import check_numbers, number
@@ -174,11 +175,13 @@ def test_in_a_pipeline_saved_and_loaded(spark: SparkSession, store_uri: str, tmp
     again = CTRClassificationModel.load(str(tmp_path / "again"))
     assert probabilities(again.transform(data)) == expected
     assert again.summary.history == stage.summary.history
-    with pytest.raises(PersistenceError, match="save it elsewhere"):
-        again.write().overwrite().save(str(tmp_path / "again"))
+    again.write().overwrite().save(str(tmp_path / "again"))
     assert probabilities(again.transform(data)) == expected
-    with pytest.raises(PersistenceError, match="tables of this model are lost"):
-        loaded.write().overwrite().save(str(tmp_path / "fitted"))
+    assert probabilities(CTRClassificationModel.load(str(tmp_path / "again")).transform(data)) == expected
+    loaded.write().overwrite().save(str(tmp_path / "fitted"))
+    assert probabilities(loaded.transform(data)) == expected
+    assert probabilities(PipelineModel.load(str(tmp_path / "fitted")).transform(data)) == expected
+    assert sorted(os.listdir(tmp_path)) == ["again", "fitted", "pipeline"], "nothing is left beside them"
     pickles = [path for path in tmp_path.rglob("*") if "pickle" in path.name or path.suffix in (".pt", ".pkl")]
     assert pickles == []
 
