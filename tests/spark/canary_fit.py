@@ -1,5 +1,5 @@
 """A program that fits, scores, fails and looks around with rows that hold planted values. `test_canary.py` runs it and
-reads everything that it leaves and says. Arguments: a folder."""
+reads everything that it leaves and says. Arguments: a folder, and the address of an MLflow server."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ import hvdspark
 from hvdspark.errors import HvdSparkError
 from hvdspark.estimators import CTRClassifier, TorchClassifier, TorchRegressor
 from hvdspark.events import FitListener
+from tests.spark.mlflow_runs import written
 
 # As they are searched for. None is likely to come about by chance.
 TEXT, NUMBER, ID, LABEL, WEIGHT = "canaryzq81", 8675309.125, 918273645546372819, 71717171.5, 5353535.25
@@ -77,7 +78,7 @@ def fails(what: str, act: Callable[[], Any]) -> None:
         print(f"DID NOT FAIL: {what}", flush=True)
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, tracking: str) -> None:
     secrets.token_hex = lambda nbytes=None: SECRET
     logging.basicConfig(level=logging.DEBUG, stream=sys.stdout)
     logging.getLogger("py4j").setLevel(logging.INFO)  # at DEBUG it prints whole closures (SECURITY.md)
@@ -102,7 +103,7 @@ def main(folder: Path) -> None:
         "listeners": [Remembering()],
     }
     columns: dict[str, Any] = {"continuousCols": ["number"], "categoricalCols": ["user", "page"], "labelCol": "clicked"}
-    tracked: dict[str, Any] = {"trackingUri": (folder / "mlflow").as_uri()}
+    tracked: dict[str, Any] = {"trackingUri": tracking}
     model = CTRClassifier(architecture="lr", **columns, **common, **tracked).fit(data)
     print(model.summary, repr(model), model.explainParams(), flush=True)
     print("scored", model.transform(data).agg(F.sum("prediction")).first(), flush=True)
@@ -120,8 +121,9 @@ def main(folder: Path) -> None:
     fails("null", lambda: model.transform(nulls).collect())
     fails("materialising", lambda: CTRClassifier(architecture="lr", **columns, **common).fit(nulls))
     print("run", hvdspark.run(len, (TEXT,), num_workers=2), flush=True)
+    written()
     spark.stop()
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2])

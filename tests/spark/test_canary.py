@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.mlflow_server import mlflow_server
 from tests.spark.canary_fit import PLANTED, SECRET
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -20,11 +21,11 @@ pytestmark = [pytest.mark.spark, pytest.mark.slow, pytest.mark.timeout(900)]
 def left(tmp_path_factory: pytest.TempPathFactory, spark_home: Path) -> tuple[Path, str]:
     """A folder in which a program has worked, and what it printed."""
     folder = tmp_path_factory.mktemp("canary")
-    for name in ("events", "tmp", "local"):
+    for name in ("events", "tmp", "local", "mlflow"):
         (folder / name).mkdir()
-    command = [sys.executable, "-m", "tests.spark.canary_fit", str(folder)]
     environment = {**os.environ, "TMPDIR": str(folder / "tmp"), "OMP_NUM_THREADS": "1"}
-    with open(folder / "printed", "wb") as said:
+    with mlflow_server(folder / "mlflow") as server, open(folder / "printed", "wb") as said:
+        command = [sys.executable, "-m", "tests.spark.canary_fit", str(folder), server.uri]
         done = subprocess.run(command, cwd=ROOT, env=environment, stdout=said, stderr=said, timeout=880)
     printed = (folder / "printed").read_text(errors="replace")
     assert done.returncode == 0, printed[-5000:]
