@@ -10,9 +10,8 @@ import contextlib
 import json
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -46,10 +45,14 @@ _lines: dict[str, Line] = {}
 
 
 class BarrierLauncher:
-    """The `Launcher` of a Spark session, classic or Connect."""
+    """The `Launcher` of a Spark session, classic or Connect.
 
-    def __init__(self, spark: SparkSession) -> None:
-        self._spark = spark
+    Args:
+        go_on: called every second while ranks wait in line; raises where they are not wanted any more.
+    """
+
+    def __init__(self, spark: SparkSession, go_on: Callable[[], None] = lambda: None) -> None:
+        self._spark, self._go_on = spark, go_on
         self._broadcasts: dict[int, Any] = {}
 
     def check(self, world_size: int, device: str, start_timeout_s: float) -> None:
@@ -68,7 +71,11 @@ class BarrierLauncher:
     @contextlib.contextmanager
     def turn(self, sizes: WorldSizes, on_wait: Callable[[Waiting], None]) -> Iterator[Seat]:
         line = _lines.setdefault(session_of(self._spark).application(), Line())
-        total = partial(_slots, self._spark)
+
+        def total() -> int | None:
+            self._go_on()
+            return _slots(self._spark)
+
         with line.turn(sizes.least, total, on_wait, most=sizes.most) as held:
             yield BarrierSeat(self._spark, held)
 
@@ -138,6 +145,9 @@ class BarrierJob:
 
     def has_begun(self) -> bool | None:
         return session_of(self._spark).tasks_run(self._tag)
+
+    def leaving(self) -> Sequence[str]:
+        return session_of(self._spark).executors_that_leave(self._tag)
 
     def cancel(self) -> None:
         cancel_jobs(self._spark, self._tag)

@@ -12,6 +12,7 @@ from hvdspark.errors import ClusterError, HvdSparkError
 from hvdspark.launch.blame import first_failure
 from hvdspark.launch.channel import ChannelListener
 from hvdspark.launch.gang_watch import GangWatch
+from hvdspark.launch.leave_watch import LeaveWatch
 from hvdspark.launch.preemption import Preemption
 from hvdspark.launch.protocol import DriverAddress, Launcher, LaunchSpec, Slots
 from hvdspark.launch.start_watch import StartWatch
@@ -53,7 +54,8 @@ def run_generation(
         watch.begin(spec.start_timeout_s, job.has_begun, job.cancel, slots)
         gang.begin(job.cancel)
         try:
-            outcomes = job.run()
+            with LeaveWatch(job.leaving, preemption.ask):
+                outcomes = job.run()
         except Exception as error:
             if (stalled := gang.stalled()) is not None:
                 raise stalled from error

@@ -7,7 +7,7 @@ A launcher only decides where ranks run. How a rank is started, watched and ende
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -143,6 +143,9 @@ class Job(Protocol):
 
     def has_begun(self) -> bool | None:
         """Whether a task runs or has run; None where that is not known."""
+
+    def leaving(self) -> Sequence[str]:
+        """Names of executors of the ranks that are about to be taken away; none where nobody can say. May raise."""
 
     def cancel(self) -> None:
         """End the tasks and their ranks. Never fails."""

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import psutil
@@ -108,6 +108,9 @@ class SameHostJob:
 
     def has_begun(self) -> bool:
         return True  # tasks wait for no slots
+
+    def leaving(self) -> Sequence[str]:
+        return ()
 
     def cancel(self) -> None:
         self._cancelled.set()

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
 LOOPBACK = "127.0.0.1"
+_MOST_TASKS = 1 << 20
 _DESCRIPTION, _GROUP = "spark.job.description", "spark.jobGroup.id"
 
 
@@ -118,6 +119,21 @@ class ClassicSession:
                 if found.isDefined() and store.taskCount(stage, found.get().currentAttemptId()) > 0:
                     return True
         return False
+
+    def executors_that_leave(self, tag: str) -> list[str]:
+        context = self._context()
+        scheduler = context.taskScheduler()
+        if scheduler.executorsPendingDecommission().isEmpty():
+            return []
+        tracker, store, found = context.statusTracker(), context.statusStore(), set()
+        for job in tracker.getJobIdsForTag(tag):
+            info = tracker.getJobInfo(job)
+            for stage in info.get().stageIds() if info.isDefined() else ():
+                attempt = tracker.getStageInfo(stage)
+                if attempt.isDefined():
+                    tasks = store.taskList(stage, attempt.get().currentAttemptId(), _MOST_TASKS)
+                    found |= {str(tasks.apply(number).executorId()) for number in range(tasks.size())}
+        return sorted(name for name in found if scheduler.isExecutorDecommissioned(name))
 
     def qualified(self, path: str) -> str:
         hadoop_path, filesystem = self._hadoop(path)

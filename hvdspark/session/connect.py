@@ -115,6 +115,9 @@ class ConnectSession:
         # The server tells what an operation does every few seconds (`spark.connect.progress.reportInterval`).
         return _begun.get(tag)
 
+    def executors_that_leave(self, tag: str) -> list[str]:
+        return []
+
     def qualified(self, path: str) -> str:
         # Nothing asks for it, so it is read off what Spark says about a path that is not there.
         missing = f".hvdspark-{uuid.uuid4().hex}"

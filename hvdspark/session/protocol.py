@@ -75,6 +75,12 @@ class Session(Protocol):
     def tasks_run(self, tag: str) -> bool | None:
         """Whether a task of the jobs with this tag runs or has run; None where that is not known."""
 
+    def executors_that_leave(self, tag: str) -> list[str]:
+        """Ids of executors that Spark decommissions and that have tasks of the jobs with this tag.
+
+        None where nobody can say. May raise what py4j does.
+        """
+
     def qualified(self, path: str) -> str:
         """A path with the scheme and authority that Spark adds where it has none.
 
