@@ -16,8 +16,9 @@ from pyspark.sql import SparkSession
 
 from hvdspark import launch, tracking, versions
 from hvdspark.data.dataset.candidates import Candidates
-from hvdspark.data.dataset.materialize import materialize
+from hvdspark.data.dataset.materialize import check_same_rows, materialize
 from hvdspark.data.readers.moments import Moments, training_moments
+from hvdspark.errors import ConfigurationError
 from hvdspark.estimators import asked
 from hvdspark.estimators.base import TrainingEstimator
 from hvdspark.estimators.classes import check_losses, check_outputs
@@ -25,6 +26,7 @@ from hvdspark.estimators.continuous import lost_in_double
 from hvdspark.estimators.default_store import check_place, check_reached
 from hvdspark.estimators.defaults import MANY_ROWS, Pace, few_steps, set_value
 from hvdspark.estimators.fitted import FittedModule
+from hvdspark.estimators.handle import FitControl
 from hvdspark.estimators.names import names_of_params
 from hvdspark.estimators.paths import spark_store
 from hvdspark.estimators.trained import types_of
@@ -37,11 +39,13 @@ from hvdspark.store import Store
 from hvdspark.train.check import check_program
 from hvdspark.train.driver import train_on_ranks
 from hvdspark.train.goodput import Goodput, as_plain
+from hvdspark.train.keeping import Keeping, PassingRun, named
 from hvdspark.train.memory import MemoryReport, plan_tables
 from hvdspark.train.pickling import pack
 from hvdspark.train.program import Program
 from hvdspark.train.progress import progress
 from hvdspark.train.rehearsal import try_out
+from hvdspark.train.run_record import record_of
 
 
 @dataclass(frozen=True)
@@ -67,12 +71,12 @@ def fit(estimator: TrainingEstimator[Any], columns: asked.Columns, make: Make) -
     """Train a program on columns as the estimator's Params say.
 
     What can be wrong is checked before anything is written or started; what takes rows to be seen, with the first rows
-    and before anything is started. When training fails, what the run wrote into the store is deleted; the error is the
-    one of `hvdspark.run`.
+    and before anything is started. When training fails, what the run wrote into the store is deleted, unless it has a
+    name (see `train.keeping`); the error is the one of `hvdspark.run`.
     """
     spark, gang, ranks = columns.given.sparkSession, asked.gang(estimator), asked.ranks(estimator)
     store = spark_store(spark, estimator.getStoreUri(), "storeUri")
-    run_id = f"{estimator.uid}-{uuid.uuid4().hex[:12]}"
+    run_id = set_value(estimator, "runId") or f"{estimator.uid}-{uuid.uuid4().hex[:12]}"
     kind = type(estimator).__name__
     tracked = tracking.listeners(set_value(estimator, "trackingUri"), estimator.caller, run_id, kind)
 
@@ -92,14 +96,15 @@ def fit(estimator: TrainingEstimator[Any], columns: asked.Columns, make: Make) -
     goodput, control = Goodput(), estimator.control
     shown = [progress(asked.monitor(estimator, columns)), MemoryReport(), goodput]
     told = FanOut(run_id, [control.status, *shown, *estimator.getListeners(), *tracked])
-    named = session_of(spark).described(f"hvdspark fit {estimator.uid}", group=run_id)
+    described = session_of(spark).described(f"hvdspark fit {estimator.uid}", group=run_id)
     started = asked.started(estimator, columns, plan)
     with contextlib.ExitStack() as stack:
-        for context in (told.fit(started), control.ends_as_asked(), named, names_of_params()):
+        keeping = stack.enter_context(_keeping(estimator, store, run_id, control))
+        for context in (told.fit(started), control.ends_as_asked(), described, names_of_params()):
             stack.enter_context(context)
         told.emit(PhaseStarted("materialize"))
-        write = partial(_write, stack, spark, store, columns, ranks.most, estimator.candidates)
-        data, moments = launch.interruptible(spark, write, launch.new_tag())
+        rows = partial(_rows, stack, spark, store, columns, ranks.most, estimator.candidates, keeping)
+        data, moments = launch.interruptible(spark, rows, launch.new_tag())
         told.emit(DatasetReady(data))
 
         program = make(estimator.pace(data.train_rows), WrittenRows(store, data, moments))
@@ -120,9 +125,11 @@ def fit(estimator: TrainingEstimator[Any], columns: asked.Columns, make: Make) -
         check_outputs(estimator, checked.losses, tried.outputs)
 
         told.emit(PhaseStarted("launch"))
-        result = train_on_ranks(spark, begins.spec, tried.packed, gang, told.report, control.preemption)
-        measured = goodput.measured(result.history)
-        told.emit(measured)
+        keeping.begin(record_of(begins.spec, tried.packed.program, columns.selection))
+        result = keeping.result or train_on_ranks(
+            spark, begins.spec, tried.packed, gang, told.report, control.preemption, keeping
+        )
+        told.emit(measured := goodput.measured(result.history))
         warnings += told.warn([*few_steps(result.epochs_run * spec.updates_per_epoch), *result.warnings])
         fitted = FittedModule(
             store_uri=store.uri,
@@ -142,20 +149,45 @@ def fit(estimator: TrainingEstimator[Any], columns: asked.Columns, make: Make) -
     return fitted
 
 
-def _write(
+def _keeping(
+    estimator: TrainingEstimator[Any], store: Store, run_id: str, control: FitControl
+) -> contextlib.AbstractContextManager[Keeping]:
+    """What stays of the run when it ends early."""
+    if not estimator.isDefined("runId"):
+        return contextlib.nullcontext(PassingRun(store, run_id))
+    if estimator.caller.candidate:
+        raise ConfigurationError(
+            "a search fits several models, and a name is that of one",
+            value=run_id,
+            where="runId",
+            hint="clear it: estimator.clear(estimator.runId)",
+        )
+    return named(store, run_id, control.preemption.ask)
+
+
+def _rows(
     stack: contextlib.ExitStack,
     spark: SparkSession,
     store: Store,
     columns: asked.Columns,
     num_workers: int,
     candidates: Candidates | None,
+    keeping: Keeping,
 ) -> tuple[DatasetSpec, Moments | None]:
-    """The dataset, held by the stack, and what its training rows are like where the program depends on it."""
+    """The dataset, and what its training rows are like where the program depends on it.
+
+    A run that goes on has its dataset; else the stack holds the one that is written.
+    """
     given, rows, wanted = columns.given, columns.rows, columns.selection
     session = session_of(spark)
-    with session.described("rows are written"):
-        written = materialize(rows, wanted, store, num_workers=num_workers, owner=given, candidates=candidates)
-        data = stack.enter_context(written)
+    if keeping.before is not None and keeping.result is None:
+        data = keeping.before.dataset
+        with session.described("rows are compared"):
+            check_same_rows(rows, wanted, store, data)
+    else:
+        with session.described("rows are written"):
+            written = materialize(rows, wanted, store, num_workers=num_workers, owner=given, candidates=candidates)
+            data = stack.enter_context(written)
     if columns.numbers is None:
         return data, None
     with session.described("rows are looked through"):

@@ -52,7 +52,7 @@ class FitControl:
     def cancel(self) -> None:
         """Ask the fit to end. It waits for nothing any more; whoever calls cancels its jobs, too."""
         self._cancelled.set()
-        self.preemption.ask("the fit is cancelled")
+        self.preemption.ask("the fit is cancelled", for_good=True)
 
     @contextlib.contextmanager
     def ends_as_asked(self) -> Iterator[None]:

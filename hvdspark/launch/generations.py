@@ -27,7 +27,7 @@ class Generations:
     """The generations of one program.
 
     Args:
-        first: the world size, secret and generation of each are its own.
+        first: the world size and secret of each are its own, and generations are counted from its.
         sizes: bounds of the number of ranks.
         max_restarts: most restarts in a row, without a new checkpoint, that count (`restarts`).
         report: takes what ranks report and what is known here. Must not fail.
@@ -71,10 +71,10 @@ class Generations:
             pause_s=self._pause_s,
             limit_s=self._first.start_timeout_s,
             say=self._say_that_it_waits,
-            go_on=self._go_on,
+            go_on=self._preemption.go_on,
         )
         self._seat.hold(ranks)
-        number = len(self._endings)
+        number = self._first.generation + len(self._endings)
         why = {"restart": self._restart, "cause": str(self._endings[-1])} if self._endings else {}
         self._report({"event": "generation", "generation": number, "world_size": ranks, **why})
         return replace(self._first, world_size=ranks, generation=number, secret=secrets.token_hex(16))
@@ -128,10 +128,6 @@ class Generations:
         else:
             self._restart = "failed"
             logger.warning("generation %d failed, starting again: %s", last.generation, last.cause)
-
-    def _go_on(self) -> None:
-        if self._preemption.reason is not None:
-            raise PreemptedError("the ranks were to make room before they were started", value=self._preemption.reason)
 
     def _say_that_it_waits(self, slots: Slots, waited_s: float, again: bool) -> None:
         wanted = self._sizes.least

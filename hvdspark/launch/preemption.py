@@ -14,6 +14,8 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 
+from hvdspark.errors import PreemptedError
+
 Hear = Callable[[str], None]
 
 
@@ -23,6 +25,7 @@ class Preemption:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._reason: str | None = None
+        self._for_good = False
         self._hearers: list[Hear] = []
 
     @property
@@ -30,14 +33,25 @@ class Preemption:
         """Why it was asked for, in a few words; None where it was not."""
         return self._reason
 
-    def ask(self, reason: str) -> None:
+    @property
+    def for_good(self) -> bool:
+        """Whether nobody wants to go on later."""
+        return self._for_good
+
+    def ask(self, reason: str, *, for_good: bool = False) -> None:
         """Ask the ranks to stop. The first reason stays. Returns at once."""
         with self._lock:
+            self._for_good = self._for_good or for_good
             if self._reason is not None:
                 return
             self._reason, hearers = reason, list(self._hearers)
         for hear in hearers:
             hear(reason)
+
+    def go_on(self) -> None:
+        """For who waits for ranks to start: raise PreemptedError where they are to make room already."""
+        if self._reason is not None:
+            raise PreemptedError("the ranks were to make room before they were started", value=self._reason)
 
     @contextlib.contextmanager
     def told_to(self, hear: Hear) -> Iterator[None]:

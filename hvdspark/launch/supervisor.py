@@ -49,6 +49,7 @@ def run(
     max_workers: int | None = None,
     stall_timeout_s: float = STALL_TIMEOUT_S,
     preemption: Preemption | None = None,
+    first_generation: int = 0,
 ) -> list[Any]:
     """Run `fn(*args, **kwargs)` on `num_workers` ranks, one for each Spark task, with Horovod initialised.
 
@@ -58,28 +59,25 @@ def run(
         fn: pickled with cloudpickle; calls `hvdspark.context()` to learn its rank. `SparkFiles` and broadcast variables
             work inside it as in a function that Spark calls. Its results must be picklable and small: they travel
             through the driver. Put weights into the store.
-        num_workers: number of ranks.
-        spark: the session; the active one by default.
+        num_workers, spark: number of ranks, and the session; the active one by default.
         device: "auto" uses the GPU that Spark assigned to the task, if any; "cpu"; "cuda" insists.
-        store_uri: opened for the ranks as `hvdspark.context().store`. A path without a scheme is where this process
-            would find it.
+        store_uri: opened for the ranks as `hvdspark.context().store`; a path is where this process would find it.
         env: extra environment variables of the ranks. They win over `spark.executorEnv`; a PYTHONPATH is put in front
             of the executors'. What says who a rank is (HOROVOD_RANK, ...) is refused.
-        start_timeout_s: limit in seconds for the tasks to get their slots, and then for all ranks to have imported what
-            they need. No other limit applies to the start.
+        start_timeout_s: seconds for the tasks to get their slots, and then for all ranks to import what they need.
         max_restarts: how often in a row the gang is started again after a killed, hung or lost rank, with 1, 2, 4, ...
             up to 30 s in between. What ranks report as {"event": "checkpoint", ...} renews the number. An exception in
             `fn` is never retried, nor is a rank that ends twice in the same step (`context().reached`).
-        on_event: called on the driver, in a thread, with what ranks give to `context().report` and
-            what is known here: {"event": "generation", ...} when ranks are launched, and {"event": "rank_lost", ...}
-            where a rank did not fail by itself (see `hvdspark.fan_out.event_of`). One call at a time; what it raises is
-            dropped.
+        on_event: called on the driver, in a thread, with what ranks give to `context().report` and what is known here:
+            {"event": "generation", ...} when ranks are launched, and {"event": "rank_lost", ...} where one did not fail
+            by itself (see `hvdspark.fan_out.event_of`). One call at a time; what it raises is dropped.
         min_workers, max_workers: a generation of ranks has as many as there are slots for, between these; each is
             `num_workers` where it is not given. Where executors are lost and not replaced within seconds, it has fewer
             than the one before; when there is room for more, the ranks are asked to make room
             (`context().preempted()`), and are started again, more of them.
         stall_timeout_s: seconds after which a rank that makes no progress counts as hung.
         preemption: by which this thread or another one asks the ranks to make room (`context().preempted()`).
+        first_generation: number of the first launch, where an earlier driver has launched the same program before.
 
     Returns:
         What `fn` returned, by rank.
@@ -95,8 +93,9 @@ def run(
     """
     from hvdspark.launch.barrier import BarrierLauncher
 
+    preemption = preemption or Preemption()
     return supervise(
-        BarrierLauncher(active_session(spark)),
+        BarrierLauncher(active_session(spark), preemption.go_on),
         fn,
         args,
         kwargs,
@@ -111,6 +110,7 @@ def run(
         max_workers=max_workers,
         stall_timeout_s=stall_timeout_s,
         preemption=preemption,
+        first_generation=first_generation,
     )
 
 
@@ -131,6 +131,7 @@ def supervise(
     max_workers: int | None = None,
     stall_timeout_s: float = STALL_TIMEOUT_S,
     preemption: Preemption | None = None,
+    first_generation: int = 0,
 ) -> list[Any]:
     """`run` on the ranks of any launcher; arguments, results and errors are the same."""
     check_device(device)
@@ -150,7 +151,7 @@ def supervise(
         program=launcher.pickled((fn, tuple(args), dict(kwargs or {}))),
         world_size=sizes.most,
         secret="",  # each generation has its own
-        generation=0,
+        generation=first_generation,
         device=device,
         store_uri=store_uri,
         channel=None,

@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from hvdspark import launch
 from hvdspark.artifact.weights import write_weights
-from hvdspark.data.dataset import cache
-from hvdspark.errors import StoreError
+from hvdspark.errors import PreemptedError
 from hvdspark.specs import TrainSpec, from_json, to_json
 from hvdspark.store import Store
+from hvdspark.train.keeping import Keeping
 from hvdspark.train.on_rank import initial_weights, train_on_rank
 from hvdspark.train.pickling import Packed
-from hvdspark.train.places import name_of, place_of
 from hvdspark.train.program import Program, TrainResult
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -46,21 +41,33 @@ def train_on_ranks(
     gang: Gang,
     report: Callable[[dict[str, Any]], None],
     preemption: launch.Preemption,
+    keeping: Keeping,
 ) -> TrainResult:
     """Launch ranks that train a program; its trained model is in the store when this returns.
 
-    When training fails, what the run wrote into the store is deleted; the error is the one of `hvdspark.run`.
+    When training fails, what the run wrote into the store is deleted, unless it has a name; the error is the one of
+    `hvdspark.run`.
 
     Args:
         report: takes what ranks and the launcher report, in a thread.
         preemption: asks the ranks to make room.
+        keeping: what stays of the run.
+
+    Raises:
+        PreemptedError: the ranks have made room, as was asked for; says how to go on.
     """
-    store, run = Store(spec.store_uri), f"runs/{spec.run_id}"
+    store = Store(spec.store_uri)
+
+    def take_in(event: dict[str, Any]) -> None:
+        report(event)
+        if event["event"] == "generation":
+            keeping.launched(event["generation"])
+
     try:
-        with cache.leased(store, run):
+        with keeping.holding():
             results = launch.run(
                 train_on_rank,
-                (to_json(spec), send(store, spec.run_id, packed)),
+                (to_json(spec), send(store, spec.run_id, packed, again=keeping.before is not None)),
                 num_workers=gang.num_workers,
                 min_workers=gang.min_workers,
                 max_workers=gang.max_workers,
@@ -71,38 +78,31 @@ def train_on_ranks(
                 start_timeout_s=gang.start_timeout_s,
                 stall_timeout_s=gang.stall_timeout_s,
                 max_restarts=gang.max_restarts,
-                on_event=report,
+                on_event=take_in,
                 preemption=preemption,
+                first_generation=keeping.generation,
             )
+    except PreemptedError as error:
+        if preemption.for_good:
+            keeping.failed(error)
+            raise
+        how = keeping.made_room()
+        raise PreemptedError(error.what, value=error.value, hint=how, run_id=spec.run_id) from error
     except BaseException as error:
-        say_what_is_lost(store, spec.run_id, error)
-        cache.discard(store, run)
+        keeping.failed(error)
         raise
-    for finished in (f"{run}/checkpoints", initial_weights(spec.run_id)):
-        _delete(store, finished)
-    return from_json(TrainResult, results[0])
+    result = from_json(TrainResult, results[0])
+    keeping.finished(result)
+    return result
 
 
-def send(store: Store, run_id: str, packed: Packed[Program]) -> bytes:
-    """The program for `train_on_rank` without its module's weights, which are written into the store."""
-    write_weights(store, initial_weights(run_id), packed.program.module, {})
+def send(store: Store, run_id: str, packed: Packed[Program], *, again: bool = False) -> bytes:
+    """The program for `train_on_rank` without its module's weights, which are written into the store.
+
+    Args:
+        again: the run was begun before; if its weights of then are there, it goes on with those.
+    """
+    initial = initial_weights(run_id)
+    if not again or store.committed(initial) is None:
+        write_weights(store, initial, packed.program.module, {})
     return packed.data
-
-
-def say_what_is_lost(store: Store, run_id: str, error: BaseException) -> None:
-    """Warn of the newest checkpoint of a run that is about to be deleted because somebody interrupted it."""
-    if isinstance(error, Exception):
-        return
-    with contextlib.suppress(StoreError):
-        names = store.list(f"runs/{run_id}/checkpoints")
-        if places := sorted(place for name in names if (place := place_of(name)) is not None):
-            newest = name_of(places[-1])
-            logger.warning("the fit was interrupted: %s, its newest checkpoint, is deleted with it", newest)
-
-
-def _delete(store: Store, path: str) -> None:
-    # What is left is in nobody's way; an error here would lose a trained model.
-    try:
-        store.delete(path)
-    except StoreError as error:
-        logger.warning("what a fit wrote could not be deleted: %s", error)

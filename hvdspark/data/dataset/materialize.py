@@ -28,12 +28,13 @@ from typing import TYPE_CHECKING
 from hvdspark.data.dataset import cache, leases
 from hvdspark.data.dataset.candidates import Candidates
 from hvdspark.data.dataset.checks import check_array, check_column, check_sizes
+from hvdspark.data.dataset.digest import digest_of_rows
 from hvdspark.data.dataset.footers import ColumnEvidence, Evidence, count_where, read_footers
 from hvdspark.data.dataset.invalid import any_of, is_invalid
 from hvdspark.data.dataset.schema import POSITIONS, RESERVED_PREFIX, WIDTH, SourceColumn, quoted
 from hvdspark.data.dataset.selection import Selection
 from hvdspark.data.dataset.written import CountedRows
-from hvdspark.errors import StoreError
+from hvdspark.errors import DataError, SchemaError, StoreError
 from hvdspark.session import Unproven, session_of
 from hvdspark.specs import ColumnSpec, DatasetSpec, RowGroups
 from hvdspark.store import Store
@@ -107,6 +108,40 @@ def materialize(
             yield entry.spec
     finally:
         cache.release(entry, holder)
+
+
+def check_same_rows(df: DataFrame, selection: Selection, store: Store, data: DatasetSpec) -> None:
+    """Refuse rows that are not those of a dataset which was written of other, perhaps equal ones. Two jobs of Spark.
+
+    Which of them are for validation is the dataset's matter, as that may have been drawn.
+
+    Raises:
+        StoreError: the dataset is not there any more.
+        SchemaError, DataError: the columns, or the rows, are others.
+    """
+    if not store.exists(f"{data.path}/data"):
+        raise StoreError(
+            "the rows of the run are not there any more", value=store.spark_uri(data.path), hint="start a new run"
+        )
+    given, written = _prepare(df, selection), df.sparkSession.read.parquet(store.spark_uri(f"{data.path}/data"))
+    now, then = (sorted(set(rows.dtypes) - {(_SPLIT, "int")}) for rows in (given, written))
+    if now != then:
+        raise SchemaError(
+            "these are not the columns with which the run was begun",
+            value=sorted({f"{name} ({kind})" for name, kind in set(now) ^ set(then)}),
+            hint="give the same columns, or another name for a new run",
+        )
+    names = [name for name, _ in now]
+    digests = []
+    for rows in (written, given):
+        used = rows.where(f"{_SPLIT} < {_DROPPED}") if _SPLIT in rows.columns else rows
+        digests.append(digest_of_rows(used.select(*(quoted(name) for name in names))))
+    if digests[0] != digests[1]:
+        raise DataError(
+            "the rows have changed since the run was begun",
+            value=f"{digests[1].split()[0]} rows now, {digests[0].split()[0]} then",
+            hint="give the same rows, or another name for a new run; a DataFrame that draws at random needs a seed",
+        )
 
 
 def _prepare(df: DataFrame, selection: Selection) -> DataFrame:

@@ -11,7 +11,7 @@ import pytest
 from hvdspark.errors import ConfigurationError
 from hvdspark.specs import DatasetSpec, RowGroups, TrainSpec
 from hvdspark.store import Store
-from hvdspark.train.driver import say_what_is_lost
+from hvdspark.train.keeping import say_what_is_lost
 from hvdspark.train.rehearsal import without_metrics
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from hvdspark.errors import PreemptedError
 from hvdspark.launch.preemption import Notice, Preemption
 
 
@@ -68,3 +69,14 @@ os.kill(os.getpid(), signal.SIGTERM)
 def test_elsewhere_it_ends_the_process(where: str) -> None:
     ended = subprocess.run([sys.executable, "-c", ELSEWHERE, where], timeout=60, check=False)
     assert ended.returncode == -signal.SIGTERM
+
+
+def test_who_waits_for_ranks_to_start_goes_on_until_it_is_asked_for() -> None:
+    preemption = Preemption()
+    preemption.go_on()
+    preemption.ask("a")
+    with pytest.raises(PreemptedError, match="before they were started: 'a'"):
+        preemption.go_on()
+    assert not preemption.for_good
+    preemption.ask("b", for_good=True)
+    assert (preemption.for_good, preemption.reason) == (True, "a")
