@@ -23,7 +23,7 @@ _WHY_NOT = apart.why_not()
 pytestmark = [
     pytest.mark.spark,
     pytest.mark.chaos,
-    pytest.mark.timeout(400),
+    pytest.mark.timeout(600),
     pytest.mark.skipif(bool(_WHY_NOT), reason=f"no hosts apart here: {_WHY_NOT}"),
 ]
 HEAD, LEFT, RIGHT = "head", "left", "right"
@@ -46,7 +46,7 @@ def calm(shared: Path) -> dict[str, Tensor]:
     """The weights of the fit on one host."""
     running = begin(shared / "calm", shared, {"spark.master": "local[2]"}, shared / "home")
     try:
-        assert running.result(120) == {"ok": True, "error": ""}
+        assert running.result(240) == {"ok": True, "error": ""}
         return running.weights()
     finally:
         running.end()
@@ -87,7 +87,7 @@ def train(shared: Path, request: pytest.FixtureRequest, nothing_left_behind: Non
 
 def test_fits_train_as_on_one_host(train: Callable[..., Apart], calm: dict[str, Tensor]) -> None:
     fit = train().fit
-    assert fit.result(120) == {"ok": True, "error": ""}
+    assert fit.result(240) == {"ok": True, "error": ""}
     assert differences(calm, fit.weights()) == []
     assert len(fit.events("generation")) == 1
 
@@ -97,30 +97,30 @@ def test_a_cable_that_is_pulled_for_a_while(
     train: Callable[..., Apart], calm: dict[str, Tensor], pulled_s: int
 ) -> None:
     made = train(maxRestarts=5, stallTimeout=_STALL_S)
-    made.fit.wait_for_steps(0, FIT.steps + 3, wait_s=90)
+    made.fit.wait_for_steps(0, FIT.steps + 3, wait_s=180)
     made.hosts.pull(RIGHT)
     time.sleep(pulled_s)
     made.hosts.plug(RIGHT)
-    assert made.fit.result(200) == {"ok": True, "error": ""}
+    assert made.fit.result(240) == {"ok": True, "error": ""}
     assert differences(calm, made.fit.weights()) == []
 
 
 def test_a_cable_that_is_pulled_for_good(train: Callable[..., Apart], calm: dict[str, Tensor]) -> None:
     made = train(maxRestarts=5, stallTimeout=_STALL_S, minWorkers=1, maxWorkers=2)
-    made.fit.wait_for_steps(0, FIT.steps + 3, wait_s=90)
+    made.fit.wait_for_steps(0, FIT.steps + 3, wait_s=180)
     made.hosts.pull(RIGHT)
-    assert made.fit.result(250) == {"ok": True, "error": ""}
+    assert made.fit.result(300) == {"ok": True, "error": ""}
     assert (made.fit.weights()["counts"] == 1).all()
 
 
 def test_workers_that_reach_the_driver_but_not_each_other(train: Callable[..., Apart]) -> None:
     made = train(maxRestarts=1, stallTimeout=_STALL_S)
-    made.fit.wait_for_steps(0, FIT.steps + 3, wait_s=90)
+    made.fit.wait_for_steps(0, FIT.steps + 3, wait_s=180)
     made.hosts.part((LEFT, RIGHT))
     parted_s = time.monotonic()
     (lost,) = made.fit.wait_for_events("RankLost", 1, _STALL_S + 5)
     assert lost["at"] - parted_s <= _STALL_S + 5
-    said = made.fit.result(250)
+    said = made.fit.result(300)
     assert not said["ok"]
     assert LEFT in said["error"]
     assert RIGHT in said["error"]
