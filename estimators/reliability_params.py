@@ -67,7 +67,8 @@ class ReliabilityParams(Params):
     )
     stallTimeout = number(
         "stallTimeout",
-        "seconds after which a rank that makes no progress counts as hung ({range})",
+        "seconds after which a rank that is frozen or cut off, or ranks that all wait for each other, are given up and "
+        "named; how long a rank computes is not limited ({range})",
         TypeConverters.toFloat,
         Range(0, open=True),
     )

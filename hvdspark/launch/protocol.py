@@ -32,7 +32,7 @@ class LaunchSpec:
         channel: (host, port) of the driver's listener, or None.
         environment: extra variables for the ranks.
         start_timeout_s: limit for all ranks to be ready for training, from the start of the tasks on.
-        stall_timeout_s: a rank that makes no progress for so long counts as hung.
+        stall_timeout_s: how long a rank or task may be silent, or all ranks may wait for each other.
         memory: what the launcher knows of the memory of each rank.
     """
 

@@ -75,7 +75,7 @@ def run(
             `num_workers` where it is not given. Where executors are lost and not replaced within seconds, it has fewer
             than the one before; when there is room for more, the ranks are asked to make room
             (`context().preempted()`), and are started again, more of them.
-        stall_timeout_s: seconds after which a rank that makes no progress counts as hung.
+        stall_timeout_s: how long a rank or task may be silent, or all ranks wait for each other. Computing is free.
         preemption: by which this thread or another one asks the ranks to make room (`context().preempted()`).
         first_generation: number of the first launch, where an earlier driver has launched the same program before.
 
