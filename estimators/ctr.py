@@ -85,6 +85,8 @@ class CTRClassifier(TrainingEstimator["CTRClassificationModel"], CTRScoringParam
         embeddingDims: dict[str, int] | None = None,
         embeddingOptimizers: dict[str, str] | None = None,
         embeddingMinCounts: dict[str, int] | None = None,
+        embeddingAtLimit: str | None = None,
+        embeddingAtLimits: dict[str, str] | None = None,
         numWorkers: int | None = None,
         batchSize: int | None = None,
         epochs: int | None = None,

@@ -6,7 +6,7 @@ from typing import Any
 
 from pyspark.ml.param import TypeConverters
 
-from hvdspark.embedding.config import DTYPES, OPTIMIZERS
+from hvdspark.embedding.config import AT_LIMIT, DTYPES, OPTIMIZERS
 from hvdspark.estimators.class_params import ClassifierParams
 from hvdspark.estimators.declare import by_name, distinct_names, in_range, number, one_of, param, worded
 from hvdspark.estimators.paced import PacedParams
@@ -94,6 +94,13 @@ class CTRTrainingParams(PacedParams):
         f"of stored embeddings: {', '.join(DTYPES)}; arithmetic is float32",
         one_of("embeddingDtype", *DTYPES),
     )
+    embeddingAtLimit = param(
+        "embeddingAtLimit",
+        f"what a table does where its rank may take no more memory: {', '.join(AT_LIMIT)}. raise: the fit ends with "
+        "MemoryBudgetError; refuse: new categories get no embedding, and are the zero vector; evict: those go that "
+        "were not met for the longest time",
+        one_of("embeddingAtLimit", *AT_LIMIT),
+    )
     sharedTables = param(
         "sharedTables",
         'tables that several of categoricalCols share, by a name of your own: {"place": ["home", "away"]} gives a '
@@ -117,6 +124,12 @@ class CTRTrainingParams(PacedParams):
         "5}, each at least 1",
         by_name(in_range("embeddingMinCounts", TypeConverters.toInt, _COUNTS), "whole numbers"),
     )
+    embeddingAtLimits = param(
+        "embeddingAtLimits",
+        "what tables do at the limit of memory where it is not embeddingAtLimit, by column (or by shared table): "
+        '{"user": "evict"}',
+        by_name(one_of("embeddingAtLimits", *AT_LIMIT), "names"),
+    )
 
     learningRate = worded(
         PacedParams.learningRate,
@@ -139,5 +152,7 @@ class CTRTrainingParams(PacedParams):
             embeddingDims={},
             embeddingOptimizers={},
             embeddingMinCounts={},
+            embeddingAtLimit="raise",
+            embeddingAtLimits={},
             embeddingLearningRate=None,  # follows from the training rows
         )

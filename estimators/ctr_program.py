@@ -63,6 +63,7 @@ def click_program(
         one_table=True,
         shared_tables=value("sharedTables"),
         of_tables=_of_tables(params, categories, pace_of),
+        embedding_at_limit=value("embeddingAtLimit"),
     )
     if rows is not None:
         with torch.no_grad():
@@ -86,7 +87,8 @@ def _of_tables(
     """
     table_of = tables_of(categories, params.getOrDefault("sharedTables"))
     tables = set(table_of.values())
-    maps = {name: params.getOrDefault(name) for name in ("embeddingDims", "embeddingOptimizers", "embeddingMinCounts")}
+    names = ("embeddingDims", "embeddingOptimizers", "embeddingMinCounts", "embeddingAtLimits")
+    maps = {name: params.getOrDefault(name) for name in names}
     for name, given in maps.items():
         for key in given:
             if key not in tables:
@@ -98,7 +100,7 @@ def _of_tables(
                 raise ConfigurationError(
                     "no column of categories with a table of its own", value=key, where=name, hint=hint
                 )
-    dims, optimizers, counts = maps.values()
+    dims, optimizers, counts, at_limits = maps.values()
     found = {}
     for table in sorted({name for given in maps.values() for name in given}):
         of_vectors = of_weights = None
@@ -106,7 +108,7 @@ def _of_tables(
             name, rates = optimizers[table], pace_of(optimizers[table])
             of_vectors = SparseOptimizer(name, rates.vectors, initial_accumulator=rates.vector_accumulator)
             of_weights = SparseOptimizer(name, rates.weights, initial_accumulator=rates.weight_accumulator)
-        found[table] = TableSettings(dims.get(table), counts.get(table), of_vectors, of_weights)
+        found[table] = TableSettings(dims.get(table), counts.get(table), of_vectors, of_weights, at_limits.get(table))
     return found
 
 

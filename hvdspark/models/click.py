@@ -50,6 +50,7 @@ class ClickModel(nn.Module):
             of the learning rate whatever its gradient.
         embedding_min_count: how often an id must occur in the training rows before it gets a row.
         embedding_dtype: of stored embeddings.
+        embedding_at_limit: what a table does where its rank may take no more memory, see `TableConfig.at_limit`.
         seed: of initial embeddings, which depend on (seed, column, id) alone, and of the initial dense weights.
         number_inputs: how numbers enter, see `models.numbers`; "log" is what models had that were saved before there
             was a choice.
@@ -94,6 +95,7 @@ class ClickModel(nn.Module):
         one_table: bool = False,
         shared_tables: Mapping[str, Sequence[str]] | None = None,
         of_tables: Mapping[str, TableSettings] | None = None,
+        embedding_at_limit: str = "raise",
     ) -> None:
         super().__init__()
         self.architecture, self.numbers, self.dim, self.seed = architecture, numbers, dim, seed
@@ -104,7 +106,7 @@ class ClickModel(nn.Module):
         self.embedding_min_count, self.embedding_dtype = embedding_min_count, embedding_dtype
         self.number_inputs, self.first_order = number_inputs, first_order
         self.weight_learning_rate, self.weight_initial_accumulator = weight_learning_rate, weight_initial_accumulator
-        self.one_table = one_table
+        self.one_table, self.embedding_at_limit = one_table, embedding_at_limit
         self.shared_tables = {table: tuple(columns) for table, columns in (shared_tables or {}).items()}
         self.of_tables = dict(of_tables or {})
         self.table_of = tables_of(self.categories, self.shared_tables)
@@ -272,6 +274,7 @@ class ClickModel(nn.Module):
                     init=init,
                     dtype=self.embedding_dtype,
                     admission=Admission(self.embedding_min_count if own.min_count is None else own.min_count),
+                    at_limit=own.at_limit or self.embedding_at_limit,
                 )
             )
         return ShardedEmbeddingCollection(configs, self.table_of, seed=self.seed, name=name)

@@ -14,7 +14,7 @@ class TableSettings:
     """What a table has otherwise than the others of its model.
 
     Attributes:
-        dim, min_count: see `ClickModel`; None: as all others.
+        dim, min_count, at_limit: see `ClickModel`; None: as all others.
         optimizer: of its rows, with their vector; None: as all others.
         weight_optimizer: of the first-order weight in its rows; None: as all others.
     """
@@ -23,6 +23,7 @@ class TableSettings:
     min_count: int | None = None
     optimizer: SparseOptimizer | None = None
     weight_optimizer: SparseOptimizer | None = None
+    at_limit: str | None = None
 
 
 @dataclass(frozen=True)

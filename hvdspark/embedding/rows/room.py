@@ -180,7 +180,8 @@ def _error(memory: RowMemory, number: int, rows: int, needed: int) -> MemoryBudg
     name, budget = memory.tables[number].name, memory.budget
     total = budget.limit - budget.left_to(memory) + needed
     bounded = memory.tables[number].num_embeddings is not None
-    instead = "" if bounded else ", or let it refuse new ids or evict old ones (at_limit)"
+    instead = "" if bounded else ", or let it refuse new ids or evict old rows (at_limit of its "
+    "TableConfig, embeddingAtLimit of a CTRClassifier)"
     return MemoryBudgetError(
         f"there is no room for more rows of an embedding table: the tables of this rank would take "
         f"{format_bytes(total)}, and they may take {format_bytes(budget.limit)}",

@@ -35,12 +35,15 @@ def test_each_table_gets_what_is_said_of_it() -> None:
             embeddingOptimizers={"user": "adam", "place": "sgd"},
             embeddingMinCounts={"place": 3},
             embeddingMinCount=2,
+            embeddingAtLimit="refuse",
+            embeddingAtLimits={"user": "evict"},
         )
     )
     assert made.rows is not None
     place, user = made.rows.tables["place"], made.rows.tables["user"]
     assert (place.dim, user.dim) == (5, 8)
     assert (place.admission.min_count, user.admission.min_count) == (3, 2)
+    assert (place.at_limit, user.at_limit) == ("refuse", "evict")
     assert (place.optimizer.name, user.optimizer.name) == ("sgd", "adam")
     adam = module_of(classifier(embeddingOptimizer="adam")).rows
     assert adam is not None
