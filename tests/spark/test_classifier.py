@@ -240,7 +240,7 @@ WRONG: list[Any] = [
     (nn.Linear(3, 3), {"loss": "mse"}, ConfigurationError, "cannot tell from this loss.*TorchEstimator"),
     (nn.Linear(3, 3), {"loss": "bce"}, ConfigurationError, "bce takes one number.*leave loss unset"),
     (nn.Linear(3, 3), {"labelCol": "features"}, SchemaError, "a label must be one number"),
-    (nn.Linear(3, 3), {"labelCol": "a"}, DataError, "count from 0: the smallest is -.*TorchRegressor"),
+    (nn.Linear(3, 3), {"labelCol": "a"}, DataError, "from 0: the smallest is no number of a class.*TorchRegressor"),
     (nn.Linear(3, 3), {"thresholds": [0.5, 0.5]}, ConfigurationError, "one for each of the 3 classes"),
     (nn.Linear(4, 3), {}, ConfigurationError, "the module failed on the first rows.*3"),
     (nn.Linear(3, 3), {"featuresCol": "feature"}, SchemaError, "column not found: 'feature'.*did you mean 'features'"),
