@@ -41,12 +41,14 @@ class Noting(StartWatch):
 
     answers: ClassVar[list[bool | None]] = []
 
-    def begin(self, timeout_s: float, has_begun: Callable[[], bool | None], cancel: Callable[[], Any]) -> None:
+    def begin(
+        self, timeout_s: float, has_begun: Callable[[], bool | None], cancel: Callable[[], Any], *rest: Any
+    ) -> None:
         def noted() -> bool | None:
             self.answers.append(has_begun())
             return self.answers[-1]
 
-        super().begin(timeout_s, noted, cancel)
+        super().begin(timeout_s, noted, cancel, *rest)
 
 
 def look_around(file: str, variable: Any) -> dict[str, Any]:
