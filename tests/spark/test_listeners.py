@@ -41,7 +41,7 @@ class Broken(FitListener):
 
 class FailInEpoch1(Callback):
     def on_epoch_begin(self, state: TrainState) -> None:
-        if state.epoch == 1 and state.rank == 1:
+        if state.epoch == 1 and state.rank == 0:
             raise ValueError("a callback's own words")
 
 
