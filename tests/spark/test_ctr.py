@@ -181,7 +181,7 @@ def test_in_a_pipeline_saved_and_loaded(spark: SparkSession, store_uri: str, tmp
     loaded.write().overwrite().save(str(tmp_path / "fitted"))
     assert probabilities(loaded.transform(data)) == expected
     assert probabilities(PipelineModel.load(str(tmp_path / "fitted")).transform(data)) == expected
-    assert sorted(os.listdir(tmp_path)) == ["again", "fitted", "pipeline"], "nothing is left beside them"
+    assert sorted(os.listdir(tmp_path)) == ["again", "fitted", "pipeline", "store"], "nothing is left beside them"
     pickles = [path for path in tmp_path.rglob("*") if "pickle" in path.name or path.suffix in (".pt", ".pkl")]
     assert pickles == []
 
