@@ -37,6 +37,7 @@ _LONG_POLL_S = 10.0
 _REQUEST_TIMEOUT_S = _LONG_POLL_S + 5.0
 _RETRY_S = 30.0
 _RETRY_PAUSE_S = 0.2
+_LAST_ANSWERS_S = 5.0
 _LONGEST_REQUEST_LINE = 2048
 # An address book entry is 136 bytes for each pair of ranks; no report is longer.
 _LONGEST_BODY = 8 << 20
@@ -90,9 +91,11 @@ class RendezvousServer(StoreServer):
         super().__init__(host, secret, self._addresses)
 
     def close(self) -> None:
+        """Also waits for the last answers: a task that does not get that to its report asks for half a minute."""
         self.outcomes.close()
         self._addresses.close()
         super().close()
+        self.door.join(_LAST_ANSWERS_S)
 
 
 class RendezvousClient:

@@ -78,7 +78,7 @@ class Session(Protocol):
     def executors_that_leave(self, tag: str) -> list[str]:
         """Ids of executors that Spark decommissions and that have tasks of the jobs with this tag.
 
-        None where nobody can say. May raise what py4j does.
+        Empty where nobody can say. May raise what py4j does.
         """
 
     def qualified(self, path: str) -> str:

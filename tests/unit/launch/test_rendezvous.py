@@ -9,6 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import pytest
 
@@ -243,3 +244,26 @@ def test_closing_frees_the_port_and_releases_who_waits(server: RendezvousServer)
     assert answers[0] is not True
     with pytest.raises(ConnectionRefusedError):
         client.stop_cause()
+
+
+def test_closing_waits_for_the_last_answer(server: RendezvousServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A task whose report is noted and not answered would ask again for half a minute."""
+    noted, answer = threading.Event(), threading.Event()
+    record = server.outcomes.record
+
+    def slow(rank: int, outcome: Outcome) -> int:
+        order = record(rank, outcome)
+        noted.set()
+        answer.wait(10)
+        return order
+
+    monkeypatch.setattr(server.outcomes, "record", slow)
+    client = RendezvousClient("127.0.0.1", server.port, SECRET)
+    with ThreadPoolExecutor(2) as pool:
+        reported = pool.submit(client.record, 0, OK)
+        assert noted.wait(10)
+        closed = pool.submit(server.close)
+        assert wait([closed], timeout=0.5).not_done
+        answer.set()
+        assert reported.result(timeout=10) == 0
+        closed.result(timeout=10)
