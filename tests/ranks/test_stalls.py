@@ -142,6 +142,7 @@ def test_a_frozen_task_is_named(start_light: Callable[..., Ranks], victim: int, 
     assert re.search(said, error.cause), error.cause
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("victim", "said"), [(0, "task of rank 0 could not be reached"), (1, "not heard of that of rank 1")]
 )

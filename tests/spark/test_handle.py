@@ -78,6 +78,7 @@ def test_cancelled_ranks_and_files_are_gone_within_seconds(
     assert store.list("runs") == store.list("leases") == []
 
 
+@pytest.mark.slow
 def test_a_preempted_fit_goes_on_by_its_id_and_its_weights_are_those_of_one_never_interrupted(
     spark: SparkSession, store: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -113,6 +114,7 @@ def test_a_preempted_fit_goes_on_by_its_id_and_its_weights_are_those_of_one_neve
     assert store.list("leases") == []
 
 
+@pytest.mark.slow
 def test_ranks_make_room_when_spark_decommissions_their_executor_and_that_counts_as_no_restart(
     spark: SparkSession, store: Store, nothing_left_behind: None
 ) -> None:
