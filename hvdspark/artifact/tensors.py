@@ -13,9 +13,9 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from hvdspark.embedding.files.tensor_file import write_columns
+from hvdspark.embedding.files.tensor_file import unreadable, write_columns
 from hvdspark.embedding.rows.column import Column
-from hvdspark.errors import CheckpointError, HvdSparkError
+from hvdspark.errors import HvdSparkError
 from hvdspark.store import Store
 from hvdspark.store.patience import patiently
 
@@ -141,9 +141,4 @@ def _damage_named(where: str) -> Iterator[None]:
     except HvdSparkError:
         raise
     except (safetensors.SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise CheckpointError(
-            "not a file of tensors that can be read",
-            value=f"{type(error).__name__}: {error}",
-            where=where,
-            hint="the file is damaged, or was not written by hvdspark",
-        ) from error
+        raise unreadable(error, where) from error

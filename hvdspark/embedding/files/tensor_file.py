@@ -106,13 +106,18 @@ def extents(data: Any, where: str) -> dict[str, Extent]:
                 raise ValueError(f"tensor {name} of shape {extent.shape} in bytes [{start}, {stop})")
             found[name] = extent
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointError(
-            "not a file of tensors that can be read",
-            value=f"{type(error).__name__}: {error}",
-            where=where,
-            hint="the file is damaged, or was not written by hvdspark",
-        ) from error
+        raise unreadable(error, where) from error
     return found
+
+
+def unreadable(error: Exception, where: str) -> CheckpointError:
+    """What is wrong where reading a file of tensors ended in an error."""
+    return CheckpointError(
+        "not a file of tensors that can be read",
+        value=f"{type(error).__name__}: {error}",
+        where=where,
+        hint="the file is damaged, or was not written by hvdspark",
+    )
 
 
 def tensors_of(data: bytearray, where: str) -> dict[str, Tensor]:
