@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import threading
 import time
@@ -69,6 +70,7 @@ class Footprint:
 
 def leaks_after_settling(before: Footprint, timeout_s: float = 5.0) -> list[str]:
     """The leaks that are still there when `timeout_s` is over; returns at once when there are none."""
+    gc.collect()  # of a module that is no longer used, but not yet collected, the tables' files are open
     deadline = time.monotonic() + timeout_s
     while (leaks := Footprint.take().leaks_since(before)) and time.monotonic() < deadline:
         time.sleep(0.1)  # there is no event for "a process that is not ours has gone"

@@ -31,9 +31,10 @@ from hvdspark.train.loop import train
 from hvdspark.train.program import Program
 from tests.unit.train.datasets import train_spec, write_dataset
 
-ROWS, BATCH, EPOCHS = 128, 16, 4
+# Of the second generation, more steps are left behind its wait than there are between two decision points.
+ROWS, BATCH, EPOCHS = 128, 16, 6
 STEPS = ROWS // BATCH
-# An epoch's visits of a row are a digit of its number: 4 of them fit into float32 exactly.
+# An epoch's visits of a row are a digit of its number: 6 of them fit into float32 exactly.
 BASE = 16.0
 EXPECTED = -sum(BASE**-epoch for epoch in range(EPOCHS))
 DIES_AT = (0, 6)

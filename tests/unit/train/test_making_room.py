@@ -31,11 +31,13 @@ def program() -> Program:
 def asked(spec: TrainSpec, reasons: dict[int, str], generation: int = 0) -> tuple[list[str], list[dict[str, Any]]]:
     """What each of two ranks says when these ranks are asked for these reasons, and what is reported."""
     events: list[dict[str, Any]] = []
+    # Made before there are threads: two of them that seed torch's one generator at once draw each other's numbers.
+    programs = [program(), program()]
 
     def on_rank(collective: ThreadedCollective) -> str:
         try:
-            reason = reasons.get(collective.rank, "")
-            train(spec, program(), collective, "cpu", events.append, generation, preempted=lambda: reason)
+            reason, own = reasons.get(collective.rank, ""), programs[collective.rank]
+            train(spec, own, collective, "cpu", events.append, generation, preempted=lambda: reason)
         except PreemptedError as error:
             return f"{error.run_id}: {error}"
         return "trained"
