@@ -188,7 +188,9 @@ def _compile(build: BuildPlan, scratch: Path) -> Path:
     # The last -std on the command line wins, so the wrapper appends it.
     release = [int(number) for number in re.findall(r"\d+", build.torch_version)[:2]]
     standard = "c++20" if release >= [2, 14] else "c++17"
-    compiler.write_text(f'#!/bin/sh\nexec {_tool(os.environ.get("CXX") or "g++")} "$@" -std={standard}\n')
+    # Since g++ 13 its headers no longer include these for Horovod, which uses them.
+    added = f"-std={standard} -include string -include stdexcept"
+    compiler.write_text(f'#!/bin/sh\nexec {_tool(os.environ.get("CXX") or "g++")} "$@" {added}\n')
     compiler.chmod(0o755)
     environment = build.environment(os.environ, compiler)
     cmake = _tool("cmake")

@@ -69,22 +69,28 @@ def train_on_threads(
     *,
     generation: int = 0,
     events: list[dict[str, Any]] | None = None,
+    device: str = "cpu",
 ) -> tuple[list[Program], list[TrainResult]]:
     """Train one program for each rank; programs and results by rank. `events` collects what is reported."""
     programs = [make() for _ in range(size)]
     report = events.append if events is not None else (lambda event: None)
 
     def on_rank(collective: ThreadedCollective) -> TrainResult:
-        return train(spec, programs[collective.rank], collective, "cpu", report, generation)
+        return train(spec, programs[collective.rank], collective, device, report, generation)
 
     return programs, run_threaded(size, on_rank, timeout_s=20)
 
 
 def train_to(
-    place: tuple[int, int], spec: TrainSpec, program: Program, collective: Collective, generation: int = 0
+    place: tuple[int, int],
+    spec: TrainSpec,
+    program: Program,
+    collective: Collective,
+    generation: int = 0,
+    device: str = "cpu",
 ) -> None:
     """Collective. What `train` does, up to a checkpoint after that many (epochs, global batches of the next)."""
-    run = Run.of(spec, program, collective, "cpu", lambda report: None, generation)
+    run = Run.of(spec, program, collective, device, lambda report: None, generation)
     trainer = Trainer(run)
     trainer.resume()
     trainer.callbacks.on_train_begin(trainer.state)
