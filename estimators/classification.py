@@ -28,8 +28,7 @@ class ClassificationModel(FittedModel, ClassifierParams):
         shape = self._state.result.outputs[0].shape
         return 2 if shape in ((), (1,)) else shape[0]
 
-    def transformSchema(self, schema: StructType) -> StructType:
-        """Schema of `transform`'s result. Raises SchemaError where an output column exists already."""
+    def _with_outputs(self, schema: StructType) -> StructType:
         types = zip(class_columns(self), (VectorUDT(), VectorUDT(), DoubleType()), strict=True)
         metadata = self._metadata()
         wanted = [StructField(name, kind, True, metadata[name]) for name, kind in types if name]

@@ -17,6 +17,7 @@ from hvdspark.artifact.classes import ClassRule
 from hvdspark.artifact.inputs import Inputs
 from hvdspark.artifact.scored import CLASS, OUTPUT, PROBABILITY, RAW, ScoredColumn, Scoring
 from hvdspark.artifact.trust import Trust
+from hvdspark.data.dataset.schema import types_of_named
 from hvdspark.errors import ConfigurationError
 from hvdspark.estimators.columns import check_dataframe
 from hvdspark.estimators.fitted import FittedModule
@@ -156,7 +157,7 @@ class FittedModel(Model, MLWritable, MLReadable[Any]):
         kinds = {self.getOrDefault(name): what for name, what in of_classes.items()} if rule is not None else {}
         columns = tuple(
             ScoredColumn(field.name, kinds.get(field.name, OUTPUT), isinstance(field.dataType, VectorUDT))
-            for field in self.transformSchema(StructType([])).fields
+            for field in self._with_outputs(StructType([])).fields
         )
         return Portable(self._renamed.inputs, Scoring(columns, self.getOrDefault("handleInvalid"), rule))
 
@@ -164,9 +165,18 @@ class FittedModel(Model, MLWritable, MLReadable[Any]):
         """How classes are read off scores; None where the columns are what the module returns."""
         return None
 
-    @abstractmethod
     def transformSchema(self, schema: StructType) -> StructType:
-        """Schema of `transform`'s result. Raises SchemaError where an output column exists already."""
+        """Schema of `transform`'s result.
+
+        Raises:
+            SchemaError: a feature column is missing, or an output column exists already.
+        """
+        types_of_named(schema, [column.name for column in self._renamed.features], "feature columns")
+        return self._with_outputs(schema)
+
+    @abstractmethod
+    def _with_outputs(self, schema: StructType) -> StructType:
+        """The schema with the columns that `transform` adds. SchemaError where one of them exists already."""
 
     def _to_saved(self) -> Saved:
         return self._renamed.to_saved(self.getOrDefault("allowPickle"))

@@ -138,8 +138,7 @@ class TorchRegressionModel(ModuleModel, RegressorScoringParams, PacedParams):
     `transform` starts no job, keeps every input column and adds `prediction`, a double.
     """
 
-    def transformSchema(self, schema: StructType) -> StructType:
-        """Schema of `transform`'s result. Raises SchemaError where the output column exists already."""
+    def _with_outputs(self, schema: StructType) -> StructType:
         names = _wanted(self)
         check_new_columns(schema, names)
         return StructType([*schema.fields, *(StructField(name, DoubleType(), True) for name in names)])

@@ -206,8 +206,7 @@ class TorchModel(ModuleModel, TorchScoringParams, TorchTrainingParams):
             )
         return model
 
-    def transformSchema(self, schema: StructType) -> StructType:
-        """Schema of `transform`'s result. Raises SchemaError where an output column exists already."""
+    def _with_outputs(self, schema: StructType) -> StructType:
         names = self._output_columns()
         check_new_columns(schema, names)
         if wants_classes(self):

@@ -84,6 +84,8 @@ def test_raw_columns_to_predictions(spark: SparkSession, fitted: CTRClassificati
     scored = fitted.transform(data)
     assert scored.columns == [*data.columns, "rawPrediction", "probability", "prediction"]
     assert scored.schema == fitted.transformSchema(data.schema)
+    with pytest.raises(SchemaError, match="column not found: 'page'"):
+        fitted.transformSchema(data.drop("page").schema)
     assert BinaryClassificationEvaluator(labelCol="clicked").evaluate(scored) > 0.9
     row = scored.select("rawPrediction", "probability", "prediction").first()
     assert row is not None

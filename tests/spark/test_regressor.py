@@ -32,6 +32,8 @@ def test_a_module_alone_makes_a_regressor(spark: SparkSession, store_uri: str, t
     scored = model.transform(data).cache()
     assert scored.dtypes == [*data.dtypes, ("prediction", "double")]
     assert scored.schema == model.transformSchema(data.schema)
+    with pytest.raises(SchemaError, match="column not found: 'features'"):
+        model.transformSchema(data.drop("features").schema)
     oracle = LinearRegression(labelCol="y", weightCol="w", solver="normal").fit(data)
     for each in (model, oracle):
         assert each.copy({each.predictionCol: ""}).transform(data).columns == data.columns
