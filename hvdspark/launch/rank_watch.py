@@ -47,13 +47,16 @@ class RankWatch:
     tell: Callable[[dict[str, Any]], None] = lambda event: None
 
     def end_when_frozen(self, process: RankProcess, ended: threading.Event) -> None:
-        """End a rank that is silent and whose process does not run either. Returns when the rank has ended."""
+        """End a rank that is silent and whose process does not run either, or that is stopped before its first sign.
+        Returns when the rank has ended."""
         every_s = pulse_every_s(self.limit_s)
         clock = AwakeClock(2 * every_s)
         pulses, since_s, used_s = 0, clock(), 0.0
         while not ended.wait(every_s):
             now = clock()
-            if process.pulses != pulses or not pulses:
+            # Before its first sign it imports, and may wait for its disk as long as that takes.
+            starts = not pulses and not _is_stopped(process.pid)
+            if process.pulses != pulses or starts:
                 pulses, since_s, used_s = process.pulses, now, _cpu_s(process.pid)
             elif now - since_s > self.limit_s and (why := _why_frozen(process.pid, used_s, self.limit_s)) is not None:
                 process.stop(StopCause("stalled", f"no sign of life for {self.limit_s:g} s: {why}"), by_itself=True)
@@ -70,10 +73,8 @@ class RankWatch:
             if process.pulses != pulses:
                 pulses, pulse_s = process.pulses, now
             self.tell_driver(now - heard_s)
-            if process.pulse is None:  # it imports, and the server has a limit for that
-                heard_s = now
-                continue
-            sign = SignOfLife(process.pulse, now - pulse_s, self._unanswered(process.pid, process.pulse))
+            pulse = process.pulse or Pulse()  # of a rank that imports: the server has a limit for that
+            sign = SignOfLife(pulse, now - pulse_s, self._unanswered(process.pid, pulse))
             left_s = min(self.limit_s / 4, heard_s + self.limit_s - now)
             try:
                 gang.alive(self.rank, sign, max(left_s, _LEAST_ANSWER_S))
@@ -127,10 +128,16 @@ def _cpu_s(pid: int) -> float:
     return 0.0
 
 
+def _is_stopped(pid: int) -> bool:
+    with contextlib.suppress(psutil.Error):
+        return psutil.Process(pid).status() in (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP)
+    return False
+
+
 def _why_frozen(pid: int, used_s: float, silent_s: float) -> str | None:
     """None where the process has run in these seconds, since it had used so much CPU, or is gone."""
     with contextlib.suppress(psutil.Error):
-        if psutil.Process(pid).status() in (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP):
+        if _is_stopped(pid):
             return "its process was stopped (SIGSTOP, or a debugger)"
         if _cpu_s(pid) - used_s < _WORKS * silent_s:
             return "its process did not run (frozen with its container, or waiting for a device that hangs)"

@@ -12,7 +12,7 @@ import pytest
 from hvdspark.launch import same_host
 
 # Ends with the number of its generation once there is a file "end". With HANG=exchange it says that it waits in one of
-# its own. Its keeper and its process leave their pids.
+# its own; with HANG=start it is not ready before. Its keeper and its process leave their pids.
 _RANK = """
 import sys; sys.path[:] = {path!r}; out, parent = {result_fd}, {parent_pid}
 import json, os, pickle, signal, time
@@ -22,19 +22,31 @@ from hvdspark.launch.processes import die_with_parent
 from hvdspark.launch.pulse import Pulse
 
 die_with_parent(parent, signal.SIGKILL)
-folder, began = Path(os.environ["FOLDER"]), time.monotonic()
-with open(out, "wb") as stream:
-    frames.write_frame(stream, frames.READY, b"")
-    while (frame := frames.read_frame(sys.stdin.buffer))[0] != frames.GO:
-        if frame[0] == frames.ASSIGNMENT:
-            assignment = json.loads(frame[1])
-    rank, generation = assignment["world"]["rank"], assignment["generation"]
+folder, began, hang = Path(os.environ["FOLDER"]), time.monotonic(), os.environ.get("HANG")
+
+
+def leave_pids():
     for name, pid in (("keeper", os.getppid()), ("rank", os.getpid())):
         partial = folder / f"partial-{{generation}}-{{rank}}"
         partial.write_text(str(pid))
         partial.rename(folder / f"{{name}}-{{generation}}-{{rank}}")
+
+
+with open(out, "wb") as stream:
+    while (frame := frames.read_frame(sys.stdin.buffer))[0] != frames.ASSIGNMENT:
+        pass
+    assignment = json.loads(frame[1])
+    rank, generation = assignment["world"]["rank"], assignment["generation"]
+    if hang == "start":
+        leave_pids()
+        while not (folder / "end").exists():
+            time.sleep(0.05)
+    frames.write_frame(stream, frames.READY, b"")
+    while frames.read_frame(sys.stdin.buffer)[0] != frames.GO:
+        pass
+    leave_pids()
     while not (folder / "end").exists():
-        inside = os.environ.get("HANG") == "exchange"
+        inside = hang == "exchange"
         pulse = Pulse(1, f"of rank {{rank}}", time.monotonic() - began) if inside else Pulse()
         frames.write_frame(stream, frames.PULSE, pulse.to_plain())
         time.sleep(assignment["pulse_every_s"])

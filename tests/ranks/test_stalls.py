@@ -173,6 +173,24 @@ def test_the_frozen_task_of_an_only_rank_is_named(start_light: Callable[..., Ran
     assert (error.rank, "driver has not heard of its task for 3 s" in error.cause) == (0, True)
 
 
+@pytest.mark.parametrize(
+    ("who", "victim", "said"),
+    [
+        ("rank", 1, "its process was stopped"),
+        ("keeper", 1, "not heard of that of rank 1"),
+        ("keeper", 0, "driver has not heard of its task|could not be reached"),
+    ],
+)
+def test_who_is_frozen_while_ranks_start_is_named(
+    start_light: Callable[..., Ranks], who: str, victim: int, said: str
+) -> None:
+    ranks = start_light(env={"HANG": "start"})
+    ranks.freeze(who, victim)
+    error = ranks.stalled()
+    assert error.rank == victim
+    assert re.search(said, error.cause), error.cause
+
+
 def test_an_exchange_in_which_all_wait_is_named(start_light: Callable[..., Ranks]) -> None:
     ranks = start_light(env={"HANG": "exchange"})
     ranks.pid("rank", 0)

@@ -52,11 +52,11 @@ def test_a_healthy_rank_survives_lost_messages(
     lost: set[tuple[str, str]] = set()
     original = RendezvousClient._request
 
-    def lossy(self: RendezvousClient, method: str, scope: str, key: str, body: bytes | None = None) -> Any:
+    def lossy(self: RendezvousClient, method: str, scope: str, key: str, *more: Any) -> Any:
         if (method, key) not in lost:
             lost.add((method, key))
             raise ConnectionResetError
-        return original(self, method, scope, key, body)
+        return original(self, method, scope, key, *more)
 
     monkeypatch.setattr(RendezvousClient, "_request", lossy)
     outcomes: list[Outcome] = []
