@@ -1,5 +1,7 @@
 """The driver's process of a run, which may be killed and made again: what `fit` does between data and model.
 
+The run has a name, by which the next driver goes on with it.
+
 What it is told and what it says are files of its folder:
 
     plan.json      which fit, which store, which run
@@ -14,20 +16,26 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from hvdspark.data.dataset.selection import Selection
 from hvdspark.launch.same_host import SameHostLauncher
 from hvdspark.launch.supervisor import supervise
-from hvdspark.specs import TrainSpec, from_json, to_json
+from hvdspark.specs import TrainSpec, from_json
 from hvdspark.store import Store
 from hvdspark.train.callbacks import Callback
 from hvdspark.train.driver import send
+from hvdspark.train.keeping import named
 from hvdspark.train.on_rank import train_on_rank
 from hvdspark.train.pickling import pack
+from hvdspark.train.program import TrainResult
+from hvdspark.train.run_record import record_of
 from tests.chaos.counted import Watched, program_of
 from tests.chaos.drawn import Fit
+from tests.chaos.weak_store import WeakStore
 
 _ENVIRONMENT = {"OMP_NUM_THREADS": "1"}
 _STALL_S = 5.0
@@ -61,27 +69,45 @@ class Plan:
 def main(folder: Path, *more: Callback) -> None:
     """Body of the process. Ranks have these callbacks, too."""
     plan = Plan.read(folder)
-    spec, events = from_json(TrainSpec, plan.spec), os.open(folder / "events.jsonl", os.O_WRONLY | os.O_CREAT, 0o600)
+    events = os.open(folder / "events.jsonl", os.O_WRONLY | os.O_CREAT, 0o600)
 
     def told(event: dict[str, Any]) -> None:
         os.write(events, json.dumps({"at": time.monotonic(), **event}, default=str).encode() + b"\n")
 
-    packed = pack(program_of(plan.fit, Watched(str(folder), plan.pause_s), *more))
-    sent = send(Store(spec.store_uri), spec.run_id, packed)
     result: dict[str, Any] = {"ok": True, "error": ""}
     try:
-        supervise(
+        _train(plan, folder, more, told)
+    except Exception as error:
+        result = {"ok": False, "error": f"{type(error).__name__}: {error}"}
+    (folder / "result.part").write_text(json.dumps(result))
+    (folder / "result.part").rename(folder / "result.json")
+
+
+def _train(plan: Plan, folder: Path, more: Sequence[Callback], told: Callable[[dict[str, Any]], None]) -> None:
+    """As `train.driver.train_on_ranks`, without Spark."""
+    spec = from_json(TrainSpec, plan.spec)
+    store = Store(spec.store_uri)
+    program = program_of(plan.fit, Watched(str(folder), plan.pause_s), WeakStore(str(folder)), *more)
+    with named(store, spec.run_id, on_lost=lambda why: os._exit(1)) as keeping:
+        keeping.begin(record_of(spec, program, Selection(columns=())))
+        if keeping.result is not None:
+            return
+
+        def take_in(event: dict[str, Any]) -> None:
+            told(event)
+            if event["event"] == "generation":
+                keeping.launched(event["generation"])
+
+        results = supervise(
             SameHostLauncher(),
             train_on_rank,
-            (to_json(spec), sent),
+            (plan.spec, send(store, spec.run_id, pack(program), again=keeping.before is not None)),
             num_workers=plan.fit.size,
             store_uri=spec.store_uri,
             env=_ENVIRONMENT,
             max_restarts=plan.max_restarts,
             stall_timeout_s=_STALL_S,
-            on_event=told,
+            on_event=take_in,
+            first_generation=keeping.generation,
         )
-    except Exception as error:
-        result = {"ok": False, "error": f"{type(error).__name__}: {error}"}
-    (folder / "result.part").write_text(json.dumps(result))
-    (folder / "result.part").rename(folder / "result.json")
+        keeping.finished(from_json(TrainResult, results[0]))

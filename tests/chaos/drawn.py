@@ -6,7 +6,14 @@ import random
 from dataclasses import dataclass
 
 STEP, START, SAVE = "step", "start", "save"
-RANK, TASK, ALL_TASKS, DRIVER = "rank", "task", "all tasks", "driver"
+RANK, TASK, ALL_TASKS, DRIVER, STORE = "rank", "task", "all tasks", "driver", "store"
+_SIGNALS: dict[str, tuple[tuple[str, float], ...]] = {
+    RANK: (("KILL", 8), ("TERM", 2), ("STOP", 0.5)),
+    TASK: (("KILL", 8), ("TERM", 2), ("STOP", 0.5)),
+    ALL_TASKS: (("KILL", 8), ("TERM", 2)),
+    DRIVER: (("KILL", 8), ("TERM", 2)),
+    STORE: (("EIO", 1), ("ENOSPC", 1)),
+}
 
 
 @dataclass(frozen=True)
@@ -57,9 +64,9 @@ class Fault:
             began, whatever its ranks do by then; SAVE: when a checkpoint is being written.
         after: global batches or milliseconds.
         delay_ms: how much later, so that it falls anywhere in a step or a file.
-        victim: RANK, TASK (the process that keeps a rank), ALL_TASKS or DRIVER.
-        index: which one, modulo their number.
-        signal: "KILL", "TERM" or "STOP".
+        victim: RANK, TASK (the process that keeps a rank), ALL_TASKS, DRIVER, or STORE, of which nobody dies.
+        index: which one, modulo their number. Of STORE, one less than the writes of checkpoints that fail.
+        signal: "KILL", "TERM" or "STOP"; of STORE "EIO" or "ENOSPC".
         damage: what is done to a file of the newest checkpoint just before, if there is an older one to go back to:
             "truncate", "flip" or None.
     """
@@ -106,15 +113,15 @@ def _fit(random_of: random.Random, seed: int, kills: int) -> Fit:
 
 
 def _fault(random_of: random.Random, fit: Fit) -> Fault:
-    when = random_of.choices((STEP, START, SAVE), (6, 2, 2))[0]
-    victim = random_of.choices((RANK, TASK, ALL_TASKS, DRIVER), (6, 2, 1, 1))[0]
-    signals = {RANK: (("KILL", 8), ("TERM", 2), ("STOP", 0.5))}.get(victim, (("KILL", 8), ("TERM", 2)))
+    victim = random_of.choices((RANK, TASK, ALL_TASKS, DRIVER, STORE), (6, 2, 1, 1, 1))[0]
+    signal = random_of.choices(*zip(*_SIGNALS[victim], strict=True))[0]
+    when = STEP if victim == STORE else random_of.choices((STEP, START, SAVE), (6, 2, 2))[0]
     return Fault(
         when=when,
         after=random_of.randint(0, 1500) if when == START else random_of.randint(1, fit.steps * 3 // 2),
         delay_ms=random_of.uniform(0, 12),
         victim=victim,
-        index=random_of.randrange(4),
-        signal=random_of.choices(*zip(*signals, strict=True))[0],
-        damage=random_of.choices((None, "truncate", "flip"), (8, 1, 1))[0],
+        index=0 if signal == "ENOSPC" else random_of.randrange(4),  # three saves in a row that fail end a fit
+        signal=signal,
+        damage=None if victim == STORE else random_of.choices((None, "truncate", "flip"), (8, 1, 1))[0],
     )

@@ -18,7 +18,6 @@ import os
 import re
 import shutil
 import signal
-import statistics
 import sys
 import tempfile
 import time
@@ -35,8 +34,9 @@ from hvdspark.specs import to_json
 from hvdspark.store import Store
 from tests.chaos import attempt, warm
 from tests.chaos.counted import spec_of, write_rows
-from tests.chaos.drawn import DRIVER, Drawn, draw
+from tests.chaos.drawn import DRIVER, STORE, Drawn, draw
 from tests.chaos.strikes import Attempt, Blow, Striker
+from tests.chaos.tally import report
 from tests.chaos.verdict import differences, weights_in
 
 _PAUSE_S = 0.004
@@ -113,7 +113,7 @@ def _as_promised(why: list[str], blows: list[Blow]) -> bool:
     """Whether the run ended as one whose step itself ends it: a rank was lost twice at one place, without a checkpoint
     in between. Chance may do that, too."""
     said = re.search(r"rank (\d+) has ended in step \d+ twice", why[0]) if len(why) == 1 else None
-    struck = [blow for blow in blows if blow.generation >= 0 and blow.fault.victim != DRIVER]
+    struck = [blow for blow in blows if blow.generation >= 0 and blow.fault.victim not in (DRIVER, STORE)]
     return said is not None and len(struck) >= 2
 
 
@@ -164,13 +164,6 @@ def _living() -> list[psutil.Process]:
     return psutil.Process().children(recursive=True)
 
 
-def percentile(values: list[float], percent: int) -> float:
-    """0.0 of no values."""
-    if len(values) < 2:
-        return values[0] if values else 0.0
-    return statistics.quantiles(values, n=100, method="inclusive")[percent - 1]
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos.runner", description=__doc__.splitlines()[0])
     parser.add_argument("--seed", type=int, required=True, help="the first seed")
@@ -200,14 +193,8 @@ def main() -> int:
         if asked.log is not None:
             with asked.log.open("a") as log:
                 log.write(json.dumps(lines[-1]) + "\n")
-    recovered = [seconds for line in lines for seconds in line["recovery_s"]]
     failed = [line["seed"] for line in lines if line["outcome"] not in ("ok", "stopped")]
-    struck = sum(line["struck"] for line in lines)
-    print(
-        f"{len(lines)} runs, {struck} faults, recovery p50 {percentile(recovered, 50):.2f} s, "
-        f"p95 {percentile(recovered, 95):.2f} s; not as they must be: {failed or 'none'}",
-        file=sys.stderr,
-    )
+    print(report(lines), file=sys.stderr)
     return int(bool(failed))
 
 

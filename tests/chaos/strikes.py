@@ -19,7 +19,8 @@ import psutil
 
 from hvdspark.store import MANIFEST
 from tests.chaos.counted import RECORD, steps_file
-from tests.chaos.drawn import ALL_TASKS, DRIVER, RANK, SAVE, START, Fault
+from tests.chaos.drawn import ALL_TASKS, DRIVER, RANK, SAVE, START, STORE, Fault
+from tests.chaos.weak_store import has_failed, let_fail
 
 _POLL_S = 0.004
 
@@ -30,10 +31,11 @@ class Blow:
 
     Attributes:
         fault: what was drawn.
-        attempt, generation: that it struck; -1: it never did, the run was over before.
+        attempt, generation: that it struck; -1: it never did, the run was over before, or wrote nothing more.
         at_s: when, CLOCK_MONOTONIC.
         damaged: the file that was damaged, relative to the run's directory; "" for none.
-        recovered_s: seconds until a generation did its first step; None: none did before the next fault.
+        recovered_s: seconds until a generation did its first step; None: none did before the next fault, or nobody
+            has died.
     """
 
     fault: Fault
@@ -115,15 +117,32 @@ class Striker:
     def strike(self, faults: Sequence[Fault]) -> None:
         """All of them, and wait for the end of the run."""
         self.blows, behind = [Blow(fault) for fault in faults], -1
-        for blow in self.blows:
-            behind = self._strike(blow, behind)
+        for number, blow in enumerate(self.blows):
+            behind = self._weaken(number, blow, behind) if blow.fault.victim == STORE else self._strike(blow, behind)
         for _ in self._while_running():
             pass
+        for number, blow in enumerate(self.blows):
+            fault, struck = blow.fault, blow.attempt >= 0
+            if fault.victim == STORE and struck:
+                struck = has_failed(self.attempts[blow.attempt].folder, fault.signal, number)
+            if not struck:
+                blow.attempt = blow.generation = -1
         self._look_at_recovery()
+
+    def _weaken(self, number: int, blow: Blow, behind: int) -> int:
+        """Let writes of a generation later than `behind` fail, from which nobody dies; what comes next may strike the
+        same generation."""
+        for attempt in self._while_running():
+            found = attempt.generation()
+            if found is not None and found[0] > behind and self._is_time(blow.fault, attempt, *found):
+                let_fail(attempt.folder, blow.fault.signal, number, 1 + blow.fault.index)
+                blow.attempt, blow.generation, blow.at_s = attempt.number, found[0], time.monotonic()
+                return behind
+        return behind
 
     def _look_at_recovery(self) -> None:
         firsts = [at for attempt in self.attempts for at in attempt.first_steps()]
-        struck = [blow for blow in self.blows if blow.generation >= 0]
+        struck = [blow for blow in self.blows if blow.generation >= 0 and blow.fault.victim != STORE]
         for blow, following in itertools.zip_longest(struck, struck[1:]):
             later = min((at for at in firsts if at > blow.at_s), default=math.inf)
             if later < (following.at_s if following is not None else math.inf):
@@ -160,8 +179,9 @@ class Striker:
             return time.monotonic() - began_s >= fault.after / 1000
         done = len(attempt.steps(generation))
         if fault.when == SAVE and done:
-            places = self._run.glob("checkpoints/*")
-            return any(not (place / MANIFEST).exists() for place in places) or done >= fault.after * 2
+            places = self._run.glob("checkpoints/epoch-*")
+            is_written = any(not (place / MANIFEST).exists() for place in places)
+            return is_written or any(self._run.glob("checkpoints/parts/*")) or done >= fault.after * 2
         return done >= fault.after
 
     def _while_running(self) -> Iterator[Attempt]:
@@ -195,10 +215,14 @@ def _victims(fault: Fault, attempt: Attempt) -> list[int]:
 def damage_newest(checkpoints: Path, how: str, seed: int) -> str:
     """Damage a file of the newest complete checkpoint where an older one is complete, too; which, or ""."""
     with contextlib.suppress(FileNotFoundError):  # the run goes on meanwhile
-        complete = sorted(path for path in checkpoints.glob("*") if (path / MANIFEST).exists())
-        if len(complete) < 2:
+        places = sorted(path for path in checkpoints.glob("epoch-*") if (path / MANIFEST).exists())
+        rows = {place: named for place in places if (named := rows_named(checkpoints, place)) is not None}
+        if len(rows) < 2:
             return ""
-        files = sorted(path for path in complete[-1].rglob("*") if path.is_file() and path.stat().st_size)
+        *older, newest = rows
+        files = sorted(path for path in newest.iterdir() if path.stat().st_size)
+        if any(rows[newest].isdisjoint(rows[place]) for place in older):
+            files += sorted(rows[newest])
         if not files:
             return ""
         chosen = random.Random(seed).choice(files)
@@ -210,3 +234,17 @@ def damage_newest(checkpoints: Path, how: str, seed: int) -> str:
         chosen.write_bytes(data)
         return str(chosen.relative_to(checkpoints))
     return ""
+
+
+def rows_named(checkpoints: Path, place: Path) -> set[Path] | None:
+    """Files of rows of tables that belong to a complete checkpoint, and maybe to others. None: it is damaged."""
+    try:
+        tables = json.loads((place / MANIFEST).read_bytes()).get("tables", [])
+    except ValueError:
+        return None
+    return {
+        checkpoints / "rows/tables" / str(number) / file["path"]
+        for number, table in enumerate(tables)
+        for file in table["files"]
+        if file["path"] is not None
+    }

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 
+from hvdspark.errors import StoreError
+from hvdspark.store import Store
+from hvdspark.train.callbacks import TrainState
 from tests.chaos.drawn import draw
-from tests.chaos.runner import percentile
 from tests.chaos.strikes import damage_newest
+from tests.chaos.tally import percentile
 from tests.chaos.verdict import differences
+from tests.chaos.weak_store import WeakStore, has_failed, let_fail
 
 ROOT = Path(__file__).resolve().parents[2]
 MOST_RECOVERY_S = 15.0
@@ -41,8 +46,8 @@ def test_what_a_seed_draws_is_always_the_same() -> None:
     assert {fit.size for fit in fits} == {1, 2, 3, 4}
     assert {fit.model for fit in fits} == {"dense", "sharded"}
     faults = [fault for seed in range(60) for fault in draw(seed, 5).faults]
-    assert {fault.victim for fault in faults} == {"rank", "task", "all tasks", "driver"}
-    assert {fault.signal for fault in faults} == {"KILL", "TERM", "STOP"}
+    assert {fault.victim for fault in faults} == {"rank", "task", "all tasks", "driver", "store"}
+    assert {fault.signal for fault in faults} == {"KILL", "TERM", "STOP", "EIO", "ENOSPC"}
 
 
 def test_rows_that_were_lost_or_trained_twice_are_seen() -> None:
@@ -69,8 +74,42 @@ def test_only_a_checkpoint_with_an_older_one_behind_it_is_damaged(tmp_path: Path
     assert (tmp_path / "epoch-00001/manifest.json").read_text() == "{}"
 
 
+def test_rows_of_tables_are_damaged_where_an_older_checkpoint_has_others(tmp_path: Path) -> None:
+    def commit(name: str, *files: str) -> None:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "manifest.json").write_text(
+            json.dumps({"tables": [{"files": [{"path": file} for file in files]}]})
+        )
+        for file in files:
+            (tmp_path / "rows/tables/0" / file).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / "rows/tables/0" / file).write_bytes(b"rows")
+
+    commit("epoch-00001", "1/a")
+    commit("epoch-00002", "1/a", "2/b")
+    assert damage_newest(tmp_path, "truncate", 1) == "epoch-00002/manifest.json"
+    assert damage_newest(tmp_path, "truncate", 1) == "", "one is damaged, and there are no two others"
+    commit("epoch-00003", "3/c")
+    assert damage_newest(tmp_path, "flip", 0) == "rows/tables/0/3/c"
+
+
+def test_writes_fail_as_often_as_was_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "replace", os.replace)  # is put back
+    weak, store = WeakStore(str(tmp_path)), Store(str(tmp_path / "store"))
+    weak.on_train_begin(cast(TrainState, None))
+    let_fail(tmp_path, "EIO", fault=3, times=2)
+    assert not has_failed(tmp_path, "EIO", 3)
+    store.write_text("runs/x/record", "of no checkpoint")
+    store.write_text("runs/x/checkpoints/file", "asked again")
+    assert has_failed(tmp_path, "EIO", 3)
+    let_fail(tmp_path, "ENOSPC", fault=4, times=1)
+    with pytest.raises(StoreError, match="the store is full"):
+        store.write_text("runs/x/checkpoints/file", "of another content")
+    assert store.read_text("runs/x/checkpoints/file") == "asked again"
+    assert list(tmp_path.rglob("*.tmp")) == []
+
+
 def test_a_few_deaths_change_nothing() -> None:
-    (line,) = run("--seed", "3", "--kills", "1", limit_s=110)
+    (line,) = run("--seed", "1", "--kills", "1", limit_s=110)
     assert line["struck"] > 0
 
 
