@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import torch
 
+from hvdspark.train.best_epoch import BestEpoch
 from hvdspark.train.checkpoint import Checkpoints
 from hvdspark.train.of_rank import OfRank
 from hvdspark.train.pace import CheckpointPace
+from hvdspark.train.places import Place
 from hvdspark.train.run import Run
 from hvdspark.train.train_progress import TrainProgress
 
@@ -26,6 +29,8 @@ class RunCheckpoints:
         self.files = Checkpoints(run.store, run.spec.run_id, run.collective)
         self.pace = CheckpointPace(run.spec)
         self._begun: tuple[int, str, float] | None = None  # complete epochs, directory, seconds that training stood
+        self._saving: tuple[Place, BestEpoch] | None = None  # of the save that is not settled
+        self._kept: BestEpoch | None = None  # as of the newest save: its epoch has a checkpoint
 
     def resume(self, optimizer: torch.optim.Optimizer) -> TrainProgress | None:
         """Collective. Go on where the newest checkpoint stands; warns of damaged ones. None where there is none.
@@ -40,6 +45,7 @@ class RunCheckpoints:
         for text in passed_over:
             run.report.warning(text)
         if found is not None:
+            self._kept = replace(found.best)
             self.pace.cost(time.perf_counter() - started)
         return found
 
@@ -50,6 +56,7 @@ class RunCheckpoints:
             of_rank: in the middle of an epoch, what this rank alone knows of it.
         """
         run, started = self._run, time.perf_counter()
+        self._saving = run.progress.place, replace(run.progress.best)
         path = self.files.begin(run.module, optimizer, run.progress, of_rank)
         self.pace.begun()
         self._begun = run.progress.epochs, path, time.perf_counter() - started
@@ -64,9 +71,13 @@ class RunCheckpoints:
         self.tell()
         warning = self.files.settle()
         self._begun = None
+        saving, self._saving = self._saving, None
         if warning is not None:
-            self._run.progress.warnings.append(warning)
-            self._run.report.warning(warning)
+            self._warn(warning)
+            if saving is not None:
+                self._give_up_best(saving[0])
+        elif saving is not None:
+            self._kept = saving[1]
 
     def tell(self) -> None:
         """Not collective: report the checkpoint that was begun last, once, when it is committed."""
@@ -77,3 +88,22 @@ class RunCheckpoints:
         self._begun = None
         self.pace.cost(stalled_s + written.busy_s)
         self._run.report.checkpoint_committed(epochs, path, stalled_s, written.bytes, written.seconds)
+
+    def _give_up_best(self, lost: Place) -> None:
+        """Where training has gone on from a place that could not be saved, and that was the end of the best epoch, the
+        best is another one from now on: of those that have a checkpoint, or of those to come."""
+        progress = self._run.progress
+        best = progress.best
+        if best.monitor is None or lost != (best.epoch + 1, 0) or lost == progress.place:
+            return
+        progress.best = replace(self._kept) if self._kept is not None else BestEpoch(best.monitor, best.patience)
+        for row in progress.history[best.epoch + 1 :]:
+            progress.best.update(row)
+        progress.best.stale = best.stale
+        self._warn(
+            f"the weights of epoch {best.epoch}, the best so far, are lost with it: the model is another epoch's"
+        )
+
+    def _warn(self, text: str) -> None:
+        self._run.progress.warnings.append(text)
+        self._run.report.warning(text)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import math
 import threading
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, BinaryIO
 
 import numpy as np
 import pytest
@@ -100,6 +103,43 @@ def test_patience_stops_and_the_best_epochs_weights_are_the_result(store: Store)
     load_weights(store, results[0].model_path, module)
     assert largest_difference(dict(module.state_dict()), trace.weights[1]) == 0
     assert store.list("runs/run-1/checkpoints") == ["epoch-00001", "epoch-00002", "epoch-00003"]
+
+
+@pytest.mark.parametrize(
+    ("rates", "lost", "is_told"),
+    [
+        ([0.02, 0.02, 5.0], 1, True),  # the one before it is kept
+        ([0.02, 5.0, 5.0, 0.01], 0, True),  # nothing is kept yet: a later one
+        ([0.02, 0.02, 0.02, 5.0], 1, False),  # a better one comes
+        ([0.02, 0.02, 0.02], 2, False),  # the last one, whose weights are there
+    ],
+)
+def test_where_the_best_epoch_could_not_be_kept_the_model_is_the_best_that_was(
+    store: Store, monkeypatch: pytest.MonkeyPatch, rates: list[float], lost: int, is_told: bool
+) -> None:
+    write = Store.open_write
+
+    @contextlib.contextmanager
+    def full(self: Store, path: str) -> Iterator[BinaryIO]:
+        if f"checkpoints/epoch-{lost:05d}/" in path:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        with write(self, path) as file:
+            yield file
+
+    monkeypatch.setattr(Store, "open_write", full)
+    columns, trace = click_columns(64), Trace()
+    spec = train_spec(store, write_dataset(store, columns, columns), epochs=len(rates))
+    callbacks = [[SetRate(rates), trace], [SetRate(rates)]]
+    programs, results = train_on_threads(spec, lambda: click_program(callbacks=callbacks.pop(0)), 2)
+    losses = [row["val_loss"] for row in results[0].history]
+    there = [epoch for epoch in range(len(rates)) if epoch != lost or epoch == len(rates) - 1]
+    best = min(there, key=losses.__getitem__)
+    for program, result in zip(programs, results, strict=True):
+        assert result.best_epoch == best
+        assert largest_difference(weights_of(program), trace.weights[best]) == 0
+    said = " ".join(results[0].warnings)
+    assert "could not be written, and training goes on without it" in said
+    assert (f"the weights of epoch {lost}, the best so far, are lost" in said) == is_told
 
 
 def test_without_validation_the_last_epoch_is_the_result(store: Store) -> None:
