@@ -30,6 +30,7 @@ from hvdspark.mlflow_flavor.environment import copy_code, requirements
 from hvdspark.mlflow_flavor.names import CODE, DATA, FLAVOR_NAME, LOADER
 from hvdspark.mlflow_flavor.signature import signature_of
 from hvdspark.store import Store
+from hvdspark.store.swap import replaced
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -77,26 +78,34 @@ def save(
     tables = _where_tables_go(copy_tables, saved.tables, *saved.tables_at)
     example = None if input_example is None else _example(input_example, portable)
 
-    _validate_and_prepare_target_save_path(str(path))
-    write_alone(model, saved, Store(str(path / DATA), "path"), tables=tables == "copied")
-    _validate_and_copy_code_paths(list(code_paths) or None, str(path))
-    copy_code(path / CODE)
-
+    if path.exists():
+        _validate_and_prepare_target_save_path(str(path))  # MLflow's own error where there is something in it
     described = Model() if mlflow_model is None else mlflow_model
     if signature is not False:
         described.signature = signature or signature_of(portable.inputs, portable.scoring)
     if metadata is not None:
         described.metadata = dict(metadata)
-    if example is not None:
-        _save_example(described, example, str(path))
+    entry = Entry(portable.scoring, trusted, tables)
+    with replaced(Store(str(path), "path")) as complete:
+        new = Path(complete.path())
+        write_alone(model, saved, Store(str(new / DATA), "path"), tables=tables == "copied")
+        _validate_and_copy_code_paths(list(code_paths) or None, str(new))
+        copy_code(new / CODE)
+        if example is not None:
+            _save_example(described, example, str(new))
+        _describe(described, entry, new)
+        _write_environment(
+            new, requirements("" if tables == "copied" else tables), pip_requirements, extra_pip_requirements
+        )
+
+
+def _describe(described: Model, entry: Entry, path: Path) -> None:
+    """Write MLmodel, beside all that the model consists of."""
     environment = {"conda_env": "conda.yaml", "python_env": "python_env.yaml"}
     mlflow.pyfunc.add_to_model(described, loader_module=LOADER, data=DATA, code=CODE, **environment)
-    described.add_flavor(FLAVOR_NAME, **Entry(portable.scoring, trusted, tables).as_flavor())
+    described.add_flavor(FLAVOR_NAME, **entry.as_flavor())
     described.model_size_bytes = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
     described.save(str(path / MLMODEL_FILE_NAME))
-    _write_environment(
-        path, requirements("" if tables == "copied" else tables), pip_requirements, extra_pip_requirements
-    )
 
 
 def _check_code(description: Mapping[str, Any], trusted: Sequence[str]) -> None:

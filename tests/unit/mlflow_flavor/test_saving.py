@@ -11,6 +11,7 @@ import mlflow.pyfunc
 import pandas as pd
 import pytest
 import yaml
+from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 
 from hvdspark import mlflow_flavor
@@ -69,6 +70,35 @@ def test_an_example_without_a_column_is_named_and_leaves_nothing(tmp_path: Path,
     with pytest.raises(DataError, match=r"missing: \['member'\].*in input_example.*Hint.*these have \['price'\]"):
         mlflow_flavor.save_model(saved_before("lr"), str(tmp_path / "m"), input_example=example)
     assert not (tmp_path / "m").exists()
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_save_that_fails_in_its_middle_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: bool
+) -> None:
+    """The disk is full when all but the last files are written."""
+    if there:
+        (tmp_path / "m").mkdir()
+    environment = saving._write_environment
+
+    def full(path: Path, *others: Any) -> None:
+        environment(path, *others)
+        assert (path / "MLmodel").exists(), "it is nearly complete"
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(saving, "_write_environment", full)
+    with pytest.raises(OSError, match="No space left"):
+        mlflow_flavor.save_model(saved_before("lr"), str(tmp_path / "m"))
+    assert list(tmp_path.iterdir()) == [tmp_path / "m"] * there
+    assert not there or not list((tmp_path / "m").iterdir())
+
+
+def test_a_directory_with_something_in_it_is_refused_and_kept(tmp_path: Path) -> None:
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "mine").touch()
+    with pytest.raises(MlflowException, match="already exists and is not empty"):
+        mlflow_flavor.save_model(saved_before("lr"), str(tmp_path / "m"))
+    assert [path.name for path in tmp_path.rglob("*")] == ["m", "mine"]
 
 
 @pytest.mark.parametrize("example", [{"price": 1.0, "member": True}, {"price": [1.0], "member": [True]}])
