@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from hvdspark import notebook
+from hvdspark.embedding.plan.sharding import format_bytes
 from hvdspark.errors import ConfigurationError, DependencyError
 from hvdspark.train.program import TrainResult
 
@@ -37,6 +38,8 @@ class TrainingSummary:
         stragglers: by rank, the number of epochs in which the others waited for it; of ranks for which they did.
         inputStallSeconds: seconds in which rank 0 waited for batches.
         checkpointSeconds: seconds for which training stood still for checkpoints.
+        memoryLimit: bytes that a rank might use; None where it had no limit, as with a GPU.
+        memorySetting: what one raises to give it more, e.g. "spark.executor.memoryOverhead"; "" without a limit.
     """
 
     def __init__(self, result: TrainResult) -> None:
@@ -54,6 +57,8 @@ class TrainingSummary:
         self.stragglers = {int(rank): int(times) for rank, times in measured.get("stragglers", {}).items()}
         self.inputStallSeconds = float(measured.get("input_stall_s", 0.0))
         self.checkpointSeconds = float(measured.get("checkpoint_s", 0.0))
+        self.memoryLimit = None if result.memory is None else result.memory.bytes
+        self.memorySetting = "" if result.memory is None else result.memory.setting
 
     def to_pandas(self) -> pd.DataFrame:
         """The history as a DataFrame, one row for each epoch."""
@@ -100,7 +105,7 @@ class TrainingSummary:
             f"  epoch {row['epoch']}: " + ", ".join(f"{name} {_number(row[name])}" for name in shown)
             for row in self.history
         ]
-        lines += [f"  {self._time()}"] if self.goodput is not None else []
+        lines += [f"  {text}" for text in self._of_ranks()]
         return "\n".join(lines + [f"  warning: {warning}" for warning in self.warnings])
 
     def _repr_html_(self) -> str:
@@ -114,7 +119,7 @@ class TrainingSummary:
                 columns, [[row.get(name) for name in columns] for row in self.history], strong=self.bestEpoch
             ),
             notebook.line(f"time of rank 0: {_shares(self.seconds)}"),
-            *([notebook.line(self._time())] if self.goodput is not None else []),
+            *map(notebook.line, self._of_ranks()),
             *(notebook.line(f"warning: {warning}") for warning in self.warnings),
         )
 
@@ -122,6 +127,13 @@ class TrainingSummary:
         epochs = "1 epoch" if len(self.history) == 1 else f"{len(self.history)} epochs, best {self.bestEpoch}"
         text = f"TrainingSummary: {epochs}, {self.precision}"
         return text if self.stopped is None else f"{text}, stopped by {self.stopped}"
+
+    def _of_ranks(self) -> list[str]:
+        """What is known of time and memory, a line for each."""
+        lines = [self._time()] if self.goodput is not None else []
+        if self.memoryLimit is not None:
+            lines.append(f"a rank might use {format_bytes(self.memoryLimit)} of memory ({self.memorySetting})")
+        return lines
 
     def _time(self) -> str:
         """What the fit had of its time, and what took it."""

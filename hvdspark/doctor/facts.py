@@ -12,14 +12,16 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from hvdspark import horovod_build, versions
-from hvdspark.errors import HvdSparkError
+from hvdspark.errors import ConfigurationError, HvdSparkError
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
+
+    from hvdspark.launch.budget import MemoryTerms
 
 # In a process of its own: a Horovod that was built against another torch can end the interpreter that imports it.
 _ASK_HOROVOD = """
@@ -43,11 +45,17 @@ class HorovodFacts:
 
 @dataclass(frozen=True)
 class WorkerFacts:
-    """One Python worker of an executor."""
+    """One Python worker of an executor.
+
+    Attributes:
+        memory_bytes, memory_setting: of its machine or container, and what that follows from.
+    """
 
     host: str
     executable: str
     versions: dict[str, str | None]
+    memory_bytes: int = 0
+    memory_setting: str = ""
 
 
 @dataclass(frozen=True)
@@ -58,6 +66,8 @@ class SessionFacts:
         slots, busy: tasks that can run at the same time, and tasks that run now.
         settings: the Spark settings of `_SETTINGS` that are set.
         workers: one for each slot that was asked; empty with `workers_error` when they could not run Python.
+        memory: what the session says of the memory of each rank where all slots have one; None, with what is wrong and
+            a hint in `memory_error`, where its settings cannot be read.
     """
 
     master: str
@@ -66,6 +76,8 @@ class SessionFacts:
     settings: dict[str, str]
     workers: tuple[WorkerFacts, ...] = ()
     workers_error: str | None = None
+    memory: MemoryTerms | None = None
+    memory_error: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -219,6 +231,7 @@ def _session_facts(active: SparkSession | None, master: str | None) -> SessionFa
             busy=session.busy_tasks(),
             settings=settings,
         )
+        facts = _with_memory(facts, spark)
         try:
             with session.described("hvdspark doctor"):
                 return replace(facts, workers=_workers(spark, min(slots or 1, _MAX_WORKERS_ASKED)))
@@ -227,6 +240,15 @@ def _session_facts(active: SparkSession | None, master: str | None) -> SessionFa
     finally:
         if active is None:
             spark.stop()
+
+
+def _with_memory(facts: SessionFacts, spark: SparkSession) -> SessionFacts:
+    from hvdspark.launch.memory import memory_terms
+
+    try:
+        return replace(facts, memory=memory_terms(spark, facts.slots or 1))
+    except ConfigurationError as error:
+        return replace(facts, memory_error=(str(error).removesuffix(f". Hint: {error.hint}"), error.hint or ""))
 
 
 def _start(master: str | None) -> SparkSession:
@@ -261,10 +283,13 @@ def _describe_worker(batches: Iterable[Any]) -> Iterator[Any]:
     """Runs in a Python worker of an executor: one row that describes it."""
     import pyarrow
 
+    from hvdspark.launch.machine import machine_memory
+
     for _ in batches:
         pass
     here = {name: versions.installed(name) for name in ("Python", *versions.PACKAGES)}
-    description = {"host": socket.gethostname(), "executable": sys.executable, "versions": here}
+    memory = machine_memory()
+    description = asdict(WorkerFacts(socket.gethostname(), sys.executable, here, memory.bytes, memory.setting))
     yield pyarrow.RecordBatch.from_pydict({"description": [json.dumps(description)]})
 
 

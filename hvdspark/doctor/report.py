@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 
 from hvdspark import notebook, versions
 from hvdspark.doctor.facts import Facts, SessionFacts
+from hvdspark.launch.budget import GIB, RANK_MEMORY, UNLIMITED, MemoryBudget
 
 OK, NOTE, SKIPPED, BROKEN = "ok", "note", "skipped", "BROKEN"
 _MARKS = {OK: "\u2714 ok", NOTE: "\u26a0 note", SKIPPED: "\u2013 skipped", BROKEN: "\u2718 BROKEN"}
@@ -155,6 +157,7 @@ def _session_rows(facts: Facts) -> Iterator[Row]:
     yield _slots_row(session)
     yield _dynamic_allocation_row(session)
     yield _workers_row(facts, session)
+    yield _memory_row(session)
     yield _gpu_row(facts, session)
 
 
@@ -196,6 +199,29 @@ def _workers_row(facts: Facts, session: SessionFacts) -> Row:
         return Row(BROKEN, name, f"{len(session.workers)} asked", "; ".join(sorted(differences)), fix)
     hosts = {worker.host for worker in session.workers}
     return Row(OK, name, f"same packages as the driver ({len(session.workers)} asked, hosts: {len(hosts)})")
+
+
+def _memory_row(session: SessionFacts) -> Row:
+    """With as many ranks as there are slots, on the host where each has the least."""
+    name, terms = "Memory of a rank", session.memory
+    if session.memory_error is not None:
+        problem, fix = session.memory_error
+        return Row(BROKEN, name, "not known", problem, fix)
+    if terms is None:
+        return Row(SKIPPED, name, "not looked at")
+    if not terms.limited:
+        return Row(OK, name, f"no limit ({RANK_MEMORY}={UNLIMITED})")
+    if _gpus(session):
+        return Row(OK, name, "no limit where ranks have GPUs")
+    ranks = Counter(worker.host for worker in session.workers)
+    machines = {worker.host: MemoryBudget(worker.memory_bytes, worker.memory_setting) for worker in session.workers}
+    limits = [limit for host, machine in machines.items() if (limit := terms.on(machine, ranks[host])) is not None]
+    if not limits:
+        return Row(SKIPPED, name, "the hosts of the executors were not asked")
+    least = min(limits, key=lambda limit: limit.bytes)
+    size, rows = (f"{count / GIB:.2f} GiB" for count in (least.bytes, least.rows))
+    found = f"{size}, {rows} of it for embedding tables, with {sum(ranks.values())} ranks ({least.setting})"
+    return Row(OK, name, found)
 
 
 def _gpu_row(facts: Facts, session: SessionFacts) -> Row:

@@ -6,12 +6,14 @@ small whatever the size of the module.
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 
 import cloudpickle
 
 from hvdspark.artifact.weights import load_weights
 from hvdspark.launch import context
+from hvdspark.rank_limit import RankLimit
 from hvdspark.specs import TrainSpec, from_json, to_json
 from hvdspark.store import Store
 from hvdspark.train.loop import train
@@ -44,5 +46,8 @@ def train_on_rank(spec_json: str, sent: bytes) -> str:
         rank.reached,
         preempted=lambda: rank.preempted_because,
     )
-    lost = warnings_about_lost_state(before, module)
-    return to_json(replace(result, warnings=(*result.warnings, *lost))) if rank.rank == 0 else ""
+    if rank.rank != 0:
+        return ""
+    warnings = (*result.warnings, *warnings_about_lost_state(before, module))
+    memory = None if rank.device == "cuda" else RankLimit.of(os.environ)
+    return to_json(replace(result, warnings=warnings, memory=memory))

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from hvdspark.artifact.forward import OutputSpec
+from hvdspark.rank_limit import RankLimit
 from hvdspark.train.callbacks import Callback
 
 
@@ -62,6 +63,7 @@ class TrainResult:
             (`artifact.warm_start.Compared`); else None.
         goodput: what the fit had of its time: the values of `events.GoodputMeasured` by name; None where nobody has
             measured.
+        memory: what the process of rank 0 may use; None where it has no limit.
     """
 
     history: tuple[dict[str, Any], ...]
@@ -77,3 +79,4 @@ class TrainResult:
     loss: str = ""
     warm_start: dict[str, Any] | None = None
     goodput: dict[str, Any] | None = None
+    memory: RankLimit | None = None

@@ -21,6 +21,8 @@ def test_active_session_is_looked_at_and_kept(spark: SparkSession, store_uri: st
     assert facts.session.slots == spark.sparkContext.defaultParallelism
     assert len(facts.session.workers) == facts.session.slots
     assert facts.session.busy == 0
+    (memory,) = [row for row in diagnose(facts) if row.name == "Memory of a rank"]
+    assert " GiB of it for embedding tables, with 3 ranks (" in memory.found
     assert spark.range(2).count() == 2
 
 

@@ -11,6 +11,7 @@ import pytest
 from hvdspark.doctor import as_json, diagnose, healthy, table
 from hvdspark.doctor.facts import Facts, HorovodFacts, SessionFacts, WorkerFacts
 from hvdspark.doctor.report import Row
+from hvdspark.launch.budget import GIB, RANK_BYTES, MemoryBudget, MemoryTerms
 
 VERSIONS: dict[str, str | None] = {
     "Java": "17.0.15",
@@ -24,7 +25,8 @@ VERSIONS: dict[str, str | None] = {
     "pandas": "2.2.3",
 }
 ON_WORKERS = {name: version for name, version in VERSIONS.items() if name != "Java"}
-SESSION = SessionFacts("local[2]", 2, 0, {}, (WorkerFacts("h", "/venv/bin/python", ON_WORKERS),))
+WORKER = WorkerFacts("h", "/venv/bin/python", ON_WORKERS, 16 * GIB, "this machine's memory")
+SESSION = SessionFacts("local[2]", 2, 0, {}, (WORKER, WORKER), memory=MemoryTerms(heap=2 * GIB))
 GOOD = Facts(
     versions=VERSIONS,
     horovod=HorovodFacts(("Gloo", "MPI"), ()),
@@ -69,8 +71,35 @@ def test_all_is_well() -> None:
     assert not any(row.problem or row.fix for row in rows)
     assert [row.name for row in rows] == [
         *("Java", "Python", "Spark", "torch", "Horovod", "Petastorm", "pyarrow", "numpy", "pandas"),
-        *("Kernels", "Session", "Free slots", "Dynamic allocation", "Python workers", "GPUs", "Store"),
+        *("Kernels", "Session", "Free slots", "Dynamic allocation", "Python workers"),
+        *("Memory of a rank", "GPUs", "Store"),
     ]
+
+
+def test_what_a_rank_may_use_with_all_slots_taken() -> None:
+    """A host of 16 GiB with a heap of 2 has 7 for each of two ranks; where there is one of 8, that is what is told."""
+    name = "Memory of a rank"
+    tables = f"{(7 * GIB - RANK_BYTES) / GIB:.2f} GiB"
+    assert (
+        row(GOOD, name).found == f"7.00 GiB, {tables} of it for embedding tables, with 2 ranks (this machine's memory)"
+    )
+    smaller = dataclasses.replace(WORKER, host="i", memory_bytes=8 * GIB)
+    assert row(with_session(workers=(WORKER, smaller)), name).found.startswith("6.00 GiB, ")
+    budget = MemoryTerms(budget=MemoryBudget(3 * GIB - RANK_BYTES, "spark.executor.memoryOverhead"))
+    found = row(with_session(memory=budget), name)
+    assert found.found.startswith("3.00 GiB, ")
+    assert found.found.endswith("with 2 ranks (spark.executor.memoryOverhead)")
+    unlimited = row(with_session(memory=MemoryTerms(limited=False)), name)
+    assert unlimited.found == "no limit (spark.hvdspark.rankMemory=unlimited)"
+    assert row(with_session(settings=GPU), name).found == "no limit where ranks have GPUs"
+    assert row(with_session(workers=(), workers_error="no pyarrow"), name).status == "skipped"
+
+
+def test_a_size_that_spark_could_not_read_is_named() -> None:
+    facts = with_session(memory=None, memory_error=("not a size (in spark.executor.memory): 'much'", "like 512m or 4g"))
+    found = row(facts, "Memory of a rank")
+    assert (found.status, found.fix) == ("BROKEN", "like 512m or 4g")
+    assert found.problem.startswith("not a size")
 
 
 @pytest.mark.parametrize(
@@ -213,7 +242,7 @@ def test_table_puts_the_fix_under_the_row() -> None:
     at = next(number for number, line in enumerate(lines) if line.startswith("BROKEN"))
     assert lines[at].split() == ["BROKEN", "pyarrow", "15.0.2"]
     assert lines[at + 2].strip() == "fix: python -m pip install pyarrow==14.0.2"
-    assert sum(line[0] != " " for line in lines) == 16
+    assert sum(line[0] != " " for line in lines) == 17
 
 
 def test_json_says_the_same() -> None:

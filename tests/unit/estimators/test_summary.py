@@ -10,6 +10,7 @@ import pytest
 
 from hvdspark.errors import ConfigurationError, DependencyError
 from hvdspark.estimators.summary import TrainingSummary
+from hvdspark.rank_limit import RankLimit
 from hvdspark.train.program import TrainResult
 
 HISTORY: tuple[dict[str, Any], ...] = tuple(
@@ -113,6 +114,17 @@ def test_what_the_fit_had_of_its_time() -> None:
     assert said in summary._repr_html_()
     calm = TrainingSummary(replace(RESULT, goodput={**GOODPUT, "restarts": 0, "recoveries_s": [], "stragglers": {}}))
     assert "goodput 62 %, no restarts, waited" in repr(calm)
+
+
+def test_what_a_rank_might_use() -> None:
+    summary = TrainingSummary(replace(RESULT, memory=RankLimit(3 << 30, 2 << 30, "spark.executor.memoryOverhead")))
+    assert (summary.memoryLimit, summary.memorySetting) == (3 << 30, "spark.executor.memoryOverhead")
+    said = "a rank might use 3.0 GiB of memory (spark.executor.memoryOverhead)"
+    assert repr(summary).splitlines()[-2] == f"  {said}"
+    assert said in summary._repr_html_()
+    unlimited = TrainingSummary(RESULT)
+    assert (unlimited.memoryLimit, unlimited.memorySetting) == (None, "")
+    assert "memory" not in repr(unlimited)
 
 
 def test_a_model_of_before_has_no_goodput() -> None:
