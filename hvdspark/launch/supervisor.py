@@ -72,10 +72,10 @@ def run(
             {"event": "generation", ...} when ranks are launched, and {"event": "rank_lost", ...} where one did not fail
             by itself (see `hvdspark.fan_out.event_of`). One call at a time; what it raises is dropped.
         min_workers, max_workers: a generation of ranks has as many as there are slots for, between these; each is
-            `num_workers` where it is not given. Where executors are lost and not replaced within seconds, it has fewer
-            than the one before; when there is room for more, the ranks are asked to make room
-            (`context().preempted()`), and are started again, more of them.
-        stall_timeout_s: how long a rank or task may be silent, or all ranks wait for each other. Computing is free.
+            `num_workers` where it is not given. Where executors are lost for more than seconds, it has fewer than the
+            one before; when there is room for more, ranks make room (`context().preempted()`), and more are started.
+        stall_timeout_s: after so many seconds without a sign of life of a rank or task, or in which all ranks wait for
+            each other, the gang is ended, as by a killed rank. No limit for computing, which gives signs of life.
         preemption: by which this thread or another one asks the ranks to make room (`context().preempted()`).
         first_generation: number of the first launch, where an earlier driver has launched the same program before.
 
