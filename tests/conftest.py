@@ -186,6 +186,7 @@ def _settings(scratch: Path, memory: str) -> dict[str, str]:
         "spark.driver.bindAddress": "127.0.0.1",
         "spark.driver.memory": memory,
         "spark.ui.enabled": "false",
+        "spark.python.daemon.module": "tests.python_daemon",
         # What Spark says of a stage is always old here, as it is elsewhere when tasks start at an unlucky moment.
         "spark.ui.liveUpdate.period": "1h",
         "spark.ui.showConsoleProgress": "false",

@@ -39,7 +39,7 @@ class Footprint:
         for process in {*me.children(recursive=True), *_orphans()}:
             try:
                 command = " ".join(process.cmdline())
-                worker = "pyspark.daemon" in command
+                worker = "-m pyspark.daemon" in command or "-m tests.python_daemon" in command
                 daemon = worker and process.ppid() != 1 and "java" in psutil.Process(process.ppid()).name()
                 if not worker and process.status() != psutil.STATUS_ZOMBIE:
                     processes.add((process.pid, command))

@@ -38,7 +38,7 @@ def copied(tmp_path: Path) -> Callable[[str], str]:
     return copy
 
 
-@pytest.mark.parametrize("name", LOADS)
+@pytest.mark.parametrize("name", [pytest.param("pipeline", marks=pytest.mark.slow), "deepfm"])
 def test_saved_over_itself_it_keeps_its_tables(
     rows: DataFrame, copied: Callable[[str], str], tmp_path: Path, name: str
 ) -> None:

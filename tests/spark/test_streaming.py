@@ -61,7 +61,7 @@ def scored_so_far(model: Any, folder: Path) -> None:
         query.stop()
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", ["deepfm", pytest.param("tables", marks=pytest.mark.slow)])
 def test_files_are_scored_as_they_arrive(spark: SparkSession, tmp_path: Path, name: str) -> None:
     model, data = MODELS[name].load(str(SAVED / name)), rows(spark).coalesce(1)
     first, second = data.where("user < 0"), data.where("user >= 0")

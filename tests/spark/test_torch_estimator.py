@@ -187,12 +187,11 @@ def test_several_outputs(spark: SparkSession, store_uri: str) -> None:
 def test_any_number_of_ranks_gives_the_same_weights(spark: SparkSession, store_uri: str, weight: str | None) -> None:
     # 600 rows in batches of 64: the last one is ragged. Without shuffling, global batches do not depend on the ranks.
     weights = []
-    for size in (1, 2, 3):
+    for size in (1, 3):
         estimator = linear(numWorkers=size, shuffle=False, weightCol=weight, storeUri=store_uri, optimizer="adam")
         weights.append(estimator.fit(separable(spark, partitions=4)).module().state_dict())
-    for other in weights[1:]:
-        for name, tensor in weights[0].items():
-            torch.testing.assert_close(other[name], tensor, rtol=0, atol=1e-5)
+    for name, tensor in weights[0].items():
+        torch.testing.assert_close(weights[1][name], tensor, rtol=0, atol=1e-5)
 
 
 def test_the_seed_decides(spark: SparkSession, store_uri: str) -> None:

@@ -80,7 +80,7 @@ def test_seconds_are_an_interval_too(store: Store) -> None:
     assert len(places(events)) >= 2
 
 
-@pytest.mark.parametrize("sizes", [(2, 2, 2), (1, 3, 2)])
+@pytest.mark.parametrize("sizes", [pytest.param((2, 2, 2), marks=pytest.mark.slow), (1, 3, 2)])
 def test_killed_and_resumed_is_never_interrupted(store: Store, sizes: tuple[int, int, int]) -> None:
     columns = click_columns(ROWS, weighted=True)
     dataset = write_dataset(store, columns, columns, group_rows=(10, 35, 25))
