@@ -35,7 +35,7 @@ from hvdspark.store import Store
 from tests.chaos import attempt, warm
 from tests.chaos.counted import spec_of, write_rows
 from tests.chaos.drawn import DRIVER, STORE, Drawn, draw
-from tests.chaos.strikes import Attempt, Blow, Striker
+from tests.chaos.strikes import MOST_IN_A_ROW, Attempt, Blow, Striker
 from tests.chaos.tally import report
 from tests.chaos.verdict import differences, weights_in
 
@@ -85,7 +85,7 @@ def _run(drawn: Drawn, store: Store, folder: Path, strikers: list[Striker]) -> l
     def begin(run_id: str, number: int) -> Attempt:
         place = folder / run_id / f"attempt-{number}"
         spec = spec_of(fit, store, data, run_id)
-        attempt.Plan(fit, to_json(spec), max_restarts=len(drawn.faults) + 3, pause_s=_PAUSE_S).write(place)
+        attempt.Plan(fit, to_json(spec), max_restarts=MOST_IN_A_ROW, pause_s=_PAUSE_S).write(place)
         (place / "tmp").mkdir()
         with (place / "output").open("wb") as output:
             return Attempt(warm.forked(partial(_driver, place), output.fileno()), place, number)

@@ -23,6 +23,8 @@ from tests.chaos.drawn import ALL_TASKS, DRIVER, RANK, SAVE, START, STORE, Fault
 from tests.chaos.weak_store import has_failed, let_fail
 
 _POLL_S = 0.004
+# Restarts without a new checkpoint in between that estimators bear where nothing is said: nobody dies more often.
+MOST_IN_A_ROW = 3
 
 
 @dataclass
@@ -75,6 +77,12 @@ class Attempt:
         """The newest one, and when it began; None before the first."""
         found = [event for event in self.events() if event["event"] == "generation"]
         return (found[-1]["generation"], found[-1]["at"]) if found else None
+
+    def deaths_in_a_row(self) -> int:
+        """Generations that have ended since the newest checkpoint; that in which it was written is the first."""
+        found = [event["event"] for event in self.events() if event["event"] in ("generation", "checkpoint")]
+        since = found[::-1].index("checkpoint") if "checkpoint" in found else len(found) - 1
+        return max(0, since)
 
     def events(self) -> list[dict[str, Any]]:
         path = self.folder / "events.jsonl"
@@ -154,6 +162,8 @@ class Striker:
         for attempt in self._while_running():
             found = attempt.generation()
             if found is None or found[0] <= behind or not self._is_time(fault, attempt, *found):
+                continue
+            if fault.victim != DRIVER and attempt.deaths_in_a_row() >= MOST_IN_A_ROW:
                 continue
             time.sleep(fault.delay_ms / 1000)
             victims = _victims(fault, attempt)

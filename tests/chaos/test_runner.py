@@ -16,7 +16,7 @@ from hvdspark.errors import StoreError
 from hvdspark.store import Store
 from hvdspark.train.callbacks import TrainState
 from tests.chaos.drawn import draw
-from tests.chaos.strikes import damage_newest
+from tests.chaos.strikes import Attempt, damage_newest
 from tests.chaos.tally import percentile
 from tests.chaos.verdict import differences
 from tests.chaos.weak_store import WeakStore, has_failed, let_fail
@@ -90,6 +90,15 @@ def test_rows_of_tables_are_damaged_where_an_older_checkpoint_has_others(tmp_pat
     assert damage_newest(tmp_path, "truncate", 1) == "", "one is damaged, and there are no two others"
     commit("epoch-00003", "3/c")
     assert damage_newest(tmp_path, "flip", 0) == "rows/tables/0/3/c"
+
+
+def test_nobody_dies_more_often_in_a_row_than_estimators_bear(tmp_path: Path) -> None:
+    attempt, said = Attempt(0, tmp_path, 0), []
+    with (tmp_path / "events.jsonl").open("w") as events:
+        for event in ("generation", "generation", "epoch", "checkpoint", "generation", "generation", "checkpoint"):
+            print(json.dumps({"event": event}), file=events, flush=True)
+            said.append(attempt.deaths_in_a_row())
+    assert said == [0, 1, 1, 0, 1, 2, 0]
 
 
 def test_writes_fail_as_often_as_was_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
