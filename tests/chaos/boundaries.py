@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shutil
 import signal
 import sys
@@ -112,16 +113,22 @@ def of_save(lines: list[str], save: int) -> list[tuple[int, str]]:
 
     Of the files of rows, the first and the last. After a file is as before the next one, but behind the manifest.
     """
-    places = list(dict.fromkeys(_place(line) for line in lines))
-    numbers = [number for number, line in enumerate(lines) if _place(line) == places[save - 1]]
+    numbers = [number for number, place in enumerate(_saves(lines)) if place == save]
     rows = [number for number in numbers if "/tables/" in lines[number] and "buckets" in lines[number]]
     chosen = [number for number in numbers if number not in rows[1:-1]]
     return [(n, BEFORE) for n in chosen] + [(n, AFTER) for n in chosen if lines[n].endswith(MANIFEST)]
 
 
-def _place(line: str) -> str:
-    """Of a change, the directory of its checkpoint."""
-    return line.partition("checkpoints/")[2].partition("/")[0]
+def _saves(lines: list[str]) -> list[int]:
+    """Of each change, to which save it belongs, from 1: that at whose place something was changed first."""
+    places: list[str] = []
+    saves = []
+    for line in lines:
+        place = re.search(r"epoch-\d+(-step-\d+)?", line)
+        if place is not None and place[0] not in places:  # else it is dropped behind the present one
+            places.append(place[0])
+        saves.append(len(places))
+    return saves
 
 
 def main() -> int:
