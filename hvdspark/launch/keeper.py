@@ -10,10 +10,11 @@ import json
 import os
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from hvdspark.launch import frames
 from hvdspark.launch.addresses import LOOPBACK
@@ -24,10 +25,16 @@ from hvdspark.launch.protocol import LaunchSpec
 from hvdspark.launch.task import Place, run_task
 from hvdspark.specs import from_json
 
+if TYPE_CHECKING:
+    from sys import UnraisableHookArgs
+
+_AGAIN_S = 0.05
+
 
 def main(answer_fd: int, parent_pid: int) -> None:
     """Body of the process."""
     signal.signal(signal.SIGTERM, _leave)
+    sys.unraisablehook = _leave_again
     die_with_parent(parent_pid, signal.SIGTERM)
     with os.fdopen(0, "rb") as inbox, os.fdopen(answer_fd, "wb") as outbox:
         try:
@@ -94,3 +101,12 @@ def _leave(*_: object) -> None:
     """End the rank on the way out."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     sys.exit(1)
+
+
+def _leave_again(dropped: UnraisableHookArgs) -> None:
+    """Python drops what is raised while it calls a finalizer, or the hooks of a fork: a signal may come just then."""
+    if dropped.exc_type is not SystemExit:
+        sys.__unraisablehook__(dropped)
+        return
+    signal.signal(signal.SIGTERM, _leave)
+    threading.Timer(_AGAIN_S, os.kill, (os.getpid(), signal.SIGTERM)).start()

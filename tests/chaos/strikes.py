@@ -36,6 +36,7 @@ class Blow:
         attempt, generation: that it struck; -1: it never did, the run was over before, or wrote nothing more.
         at_s: when, CLOCK_MONOTONIC.
         damaged: the file that was damaged, relative to the run's directory; "" for none.
+        again_s: seconds until the next generation began; None: none did, or nobody has died.
         recovered_s: seconds until a generation did its first step; None: none did before the next fault, or nobody
             has died.
     """
@@ -45,6 +46,7 @@ class Blow:
     generation: int = -1
     at_s: float = 0.0
     damaged: str = ""
+    again_s: float | None = None
     recovered_s: float | None = None
 
     def plain(self) -> dict[str, Any]:
@@ -75,7 +77,7 @@ class Attempt:
 
     def generation(self) -> tuple[int, float] | None:
         """The newest one, and when it began; None before the first."""
-        found = [event for event in self.events() if event["event"] == "generation"]
+        found = [event for event in self.events() if _begins(event)]
         return (found[-1]["generation"], found[-1]["at"]) if found else None
 
     def deaths_in_a_row(self) -> int:
@@ -150,8 +152,10 @@ class Striker:
 
     def _look_at_recovery(self) -> None:
         firsts = [at for attempt in self.attempts for at in attempt.first_steps()]
+        begins = [event["at"] for attempt in self.attempts for event in attempt.events() if _begins(event)]
         struck = [blow for blow in self.blows if blow.generation >= 0 and blow.fault.victim != STORE]
         for blow, following in itertools.zip_longest(struck, struck[1:]):
+            blow.again_s = min((at - blow.at_s for at in begins if at > blow.at_s), default=None)
             later = min((at for at in firsts if at > blow.at_s), default=math.inf)
             if later < (following.at_s if following is not None else math.inf):
                 blow.recovered_s = later - blow.at_s
@@ -204,6 +208,10 @@ class Striker:
         if time.monotonic() > self._deadline_s:
             raise TimeoutError
         time.sleep(_POLL_S)  # files of other processes have no event
+
+
+def _begins(event: dict[str, Any]) -> bool:
+    return bool(event["event"] == "generation")
 
 
 def _victims(fault: Fault, attempt: Attempt) -> list[int]:

@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-HEAD = "| What | Faults | Recovered | p50 s | p95 s | Longest s |\n|---|---|---|---|---|---|"
+HEAD = """| What | Faults | Recovered | p50 s | p95 s | Longest s | To the next generation, longest s |
+|---|---|---|---|---|---|---|"""
 
 
 def percentile(values: Sequence[float], percent: int) -> float:
@@ -49,7 +50,8 @@ def _row(name: str, blows: Sequence[dict[str, Any]]) -> str:
     recovered = [blow["recovered_s"] for blow in blows if blow["recovered_s"] is not None]
     p50, p95 = percentile(recovered, 50), percentile(recovered, 95)
     longest = max(recovered, default=0.0)
-    return f"| {name} | {len(blows)} | {len(recovered)} | {p50:.2f} | {p95:.2f} | {longest:.2f} |"
+    again = max((blow.get("again_s") or 0.0 for blow in blows), default=0.0)
+    return f"| {name} | {len(blows)} | {len(recovered)} | {p50:.2f} | {p95:.2f} | {longest:.2f} | {again:.2f} |"
 
 
 def _kind(blow: dict[str, Any]) -> tuple[str, str]:
