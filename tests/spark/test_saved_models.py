@@ -74,6 +74,7 @@ def tuned(best: TorchModel) -> TrainValidationSplitModel:
     return search._copyValues(TrainValidationSplitModel(best, [0.5, 0.25]))
 
 
+@pytest.mark.slow  # tests/unit/train/test_saved_modules.py does it for each kind of module, without a Pipeline
 def test_models_predict_the_same_bits_in_another_process(
     spark: SparkSession, fitted: TorchModel, store_uri: str, tmp_path: Path
 ) -> None:
