@@ -15,14 +15,13 @@ its generators from (seed, epoch, rank) when an epoch begins. Any of them can be
 
 Rows of tables that have not changed since the checkpoint before are not written again: a manifest names the files that
 earlier ones have written, all rows first, then what has changed since. `begin` copies what is to be written, and
-training goes on; `checkpoint_write` writes it.
+training goes on; `checkpoint_write` writes it, unless a later generation has begun (`fence`).
 """
 
 from __future__ import annotations
 
 import contextlib
 import threading
-import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -52,6 +51,7 @@ from hvdspark.train.checkpoint_write import (
     say_failed,
     write,
 )
+from hvdspark.train.fence import Fence, begun
 from hvdspark.train.of_rank import OfRank, gather, restored
 from hvdspark.train.optimizer_state import load_optimizer_state
 from hvdspark.train.places import Place, name_of, place_of
@@ -64,14 +64,16 @@ _LIMIT_S = 1200.0  # of writing one; ten minutes of it may be waiting for other 
 
 
 class Checkpoints:
-    """The checkpoint directories of one run. All methods are collective; rank 0 writes all but sharded tables."""
+    """Those of one generation of a run. All methods are collective; rank 0 writes all but sharded tables."""
 
-    def __init__(self, store: Store, run_id: str, collective: Collective, *, copied_bytes: int = COPIED_BYTES) -> None:
-        self._store, self._collective = store, collective
+    def __init__(
+        self, store: Store, run_id: str, collective: Collective, generation: int = 0, copied_bytes: int = COPIED_BYTES
+    ) -> None:
+        self._store, self._collective, self._generation = store, collective, generation
         self._run_id, self._copied_bytes = run_id, copied_bytes
         self._root = f"runs/{run_id}/checkpoints"
         self.model_path = f"runs/{run_id}/model"
-        self._token = ""
+        self._fence: Fence | None = None
         self._saves = self._failures = 0
         self._writing: Writing | None = None
         self._save: Save | None = None  # that is written
@@ -244,7 +246,6 @@ class Checkpoints:
         """Collective. Write the module's weights as the run's model; `manifest` is put beside the checksums."""
         self._on_rank_0("clearing the model", lambda: self._store.delete(self.model_path))
         tables = write_tables(self._store, self.model_path, module, self._collective, state=False)
-
         known = {**manifest, "run_id": self._run_id}
         self._on_rank_0("model", lambda: write_weights(self._store, self.model_path, module, known, tables))
 
@@ -261,14 +262,12 @@ class Checkpoints:
             raise ValueError("what each rank knows of an epoch belongs to the middle of one")
         if self._writing is not None:
             raise ValueError("settle() comes before the next save")
-        self._token = self._token or broadcast_json(self._collective, uuid.uuid4().hex[:12], 0, "checkpoint/token")
-        self._saves += 1
+        fence, self._saves = self._begun(), self._saves + 1
         of_ranks = gather(of_rank, self._collective) if of_rank is not None else {}
         delta = next_delta(self._chain, module, self._collective)
         place, is_first = name_of(progress.place), self._collective.rank == 0
-        save = Save(
-            self._root, place, f"{place}.{self._token}-{self._saves}", self._collective.rank, self._collective.size, ()
-        )
+        attempt = f"{place}.{fence.token}-{self._saves}"
+        save = Save(self._root, place, attempt, self._collective.rank, self._collective.size, (), fence)
         self._save, rows = save, list[RowsOf]()
         # What there is no room to copy is written while training waits: dense weights as a whole, rows file by file.
         room = spare_bytes() if copied else 0
@@ -301,7 +300,7 @@ class Checkpoints:
         written = write(save, self._store, given_up)
         if save.rank == 0:
             with contextlib.suppress(StoreError):  # what is in nobody's way is deleted behind the next one
-                drop_others(self._store, self._root, place, best)
+                drop_others(self._store, self._root, place, best, save.fence)
         return written
 
     def _fail(self, save: Save, error: Exception, given_up: threading.Event) -> Written:
@@ -331,13 +330,19 @@ class Checkpoints:
         read_tables(artifact, module)
         return TrainProgress.from_plain(artifact.manifest.get("progress", {}), directory)
 
+    def _begun(self) -> Fence:
+        """Collective. From the first call on, earlier generations write nothing more."""
+        self._fence = self._fence or begun(self._store, f"runs/{self._run_id}", self._generation, self._collective)
+        return self._fence
+
     def _directory(self, place: Sequence[int]) -> str:
         return f"{self._root}/{name_of(place)}"
 
     def _on_rank_0(self, doing: str, act: Callable[[], None]) -> None:
-        error: Exception | None = None
+        fence, error = self._begun(), None
         if self._collective.rank == 0:
             try:
+                fence.check()
                 act()
             except Exception as caught:  # raised on every rank below
                 error = caught

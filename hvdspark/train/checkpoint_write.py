@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -23,6 +24,7 @@ from hvdspark.embedding.files.description import FORMAT_OF_CHANGES
 from hvdspark.embedding.files.shards import ShardFile
 from hvdspark.errors import CheckpointError, StoreError
 from hvdspark.store import MANIFEST, Store
+from hvdspark.train.fence import Fence
 from hvdspark.train.places import Place, kept, place_of
 from hvdspark.train.snapshot import Dense, RowsOf
 
@@ -30,7 +32,7 @@ OPTIMIZER_TENSORS = "optimizer.safetensors"
 OPTIMIZER_TREE = "optimizer.json"
 RANKS = "ranks.safetensors"
 ROWS = "rows"  # beside the places: the tables of all of them, by save
-PARTS = "parts"  # what ranks say of theirs, until rank 0 has it
+PARTS = f"{ROWS}/parts"  # what ranks say of theirs, by save, until rank 0 has it
 
 # Ranks have tables of unlike sizes, and stores of unlike speed.
 _PARTS_S = 600.0
@@ -47,6 +49,7 @@ class Save:
         save: name of this attempt at it, unlike all others; the same on every rank.
         rank, size: of the generation.
         rows: this rank's.
+        fence: of the generation.
         earlier: on rank 0, of each collection the entries that go before those of this save.
         dense: on rank 0.
         of_ranks: on rank 0, see `of_rank.gather`.
@@ -59,6 +62,7 @@ class Save:
     rank: int
     size: int
     rows: Sequence[RowsOf]
+    fence: Fence
     earlier: Sequence[Sequence[dict[str, Any]]] = ()
     dense: Dense | None = None
     of_ranks: dict[str, Tensor] = field(default_factory=dict)
@@ -144,10 +148,12 @@ def write(save: Save, store: Store, given_up: threading.Event) -> Written:
 
     Raises:
         StoreError: something could not be written; the other ranks are told, where that can be written.
-        CheckpointError: on rank 0, another rank could not write its part, or did not in time.
+        CheckpointError: on rank 0, another rank could not write its part, or did not in time; or a later generation of
+            the run has begun.
     """
     started, busy = time.perf_counter(), time.thread_time()
     try:
+        save.fence.check()
         own = _write_rows(save, store, given_up)
         if save.rank == 0:
             size, tables = _complete(save, store, own, given_up)
@@ -171,8 +177,9 @@ def say_failed(save: Save, store: Store, error: Exception) -> None:
 def discard(save: Save, store: Store) -> None:
     """Delete what is left of a save that failed, when no rank writes it any more. To be called by one rank."""
     with contextlib.suppress(StoreError):  # it is in nobody's way, and goes behind the next one
-        store.delete(f"{save.directory}/{MANIFEST}")
-        store.delete(save.directory)
+        if save.fence.holds():  # else the place may be a later generation's
+            store.delete(f"{save.directory}/{MANIFEST}")
+            store.delete(save.directory)
         for number in store.list(f"{save.root}/{ROWS}/{TABLES}"):
             store.delete(f"{save.root}/{ROWS}/{TABLES}/{number}/{save.save}")
         store.delete(save.parts)
@@ -197,15 +204,19 @@ def _complete(
 ) -> tuple[int, list[dict[str, Any]]]:
     """Write what rank 0 alone writes, wait for the other ranks' parts, and commit. Bytes of all, and the tables."""
     assert save.dense is not None, "rank 0 has it"
-    store.delete(f"{save.directory}/{MANIFEST}")  # first, so that a lost attempt at this place never looks complete
-    store.delete(save.directory)
-    writer = ArtifactWriter(store, save.directory)
-    writer.tensors(WEIGHTS, save.dense.weights)
-    _go_on(given_up)
-    writer.tensors(OPTIMIZER_TENSORS, save.dense.optimizer)
-    writer.file(OPTIMIZER_TREE, json.dumps(save.dense.tree).encode())
-    if save.of_ranks:
-        writer.tensors(RANKS, save.of_ranks)
+    dense, writer = save.dense, ArtifactWriter(store, save.directory)
+    steps: list[Callable[[], None]] = [
+        partial(store.delete, f"{save.directory}/{MANIFEST}"),  # first: a lost attempt must never look complete
+        partial(store.delete, save.directory),
+        partial(writer.tensors, WEIGHTS, dense.weights),
+        partial(writer.tensors, OPTIMIZER_TENSORS, dense.optimizer),
+        partial(writer.file, OPTIMIZER_TREE, json.dumps(dense.tree).encode()),
+        *([partial(writer.tensors, RANKS, save.of_ranks)] if save.of_ranks else []),
+    ]
+    for step in steps:
+        _go_on(given_up)
+        save.fence.check()  # each time: this directory is the same for all generations
+        step()
     others = range(1, save.size if save.rows else 1)
     parts = [own, *(_part(save, store, rank, given_up) for rank in others)]
     tables = [
@@ -213,6 +224,7 @@ def _complete(
         for number, (collection, earlier) in enumerate(zip(save.rows, save.earlier, strict=True))
     ]
     at = {TABLES_AT: {"directory": f"{save.root}/{ROWS}"}} if tables else {}
+    save.fence.check()
     writer.commit({**save.entries, **at}, tables)
     store.delete(save.parts)
     return writer.written + sum(part["bytes"] for part in parts), tables
@@ -230,6 +242,7 @@ def _part(save: Save, store: Store, rank: int, given_up: threading.Event) -> dic
     deadline, pause = time.monotonic() + _PARTS_S, _FIRST_POLL_S
     while not store.exists(save.part(rank)):
         _go_on(given_up)
+        save.fence.check()  # a later generation deletes what is in nobody's way
         if time.monotonic() > deadline:
             raise CheckpointError(
                 f"rank {rank} has not written its part of a checkpoint after {_PARTS_S:.0f} s",
@@ -255,23 +268,28 @@ def _yield_to_training() -> None:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 5)
 
 
-def drop_others(store: Store, root: str, newest: Place, best: Place) -> None:
-    """Delete the checkpoints that are not kept behind a new one, and files of rows that none of the others names."""
+def drop_others(store: Store, root: str, newest: Place, best: Place, fence: Fence) -> None:
+    """Delete the checkpoints that are not kept behind a new one, and files of rows that none of the others names.
+
+    Nothing of that is a later generation's: all is looked for before it is known that there is none.
+    """
     places = {place: name for name in store.list(root) if (place := place_of(name)) is not None}
     complete = {
         place: saves for place, name in places.items() if (saves := _saves_of(store, f"{root}/{name}")) is not None
     }
     stay = kept(complete, newest, best)
+    named = frozenset[str]().union(*(complete[place] for place in stay))
+    rows = [f"{root}/{ROWS}/{TABLES}/{number}" for number in store.list(f"{root}/{ROWS}/{TABLES}")]
+    unnamed = [f"{tables}/{save}" for tables in rows for save in store.list(tables) if save not in named]
+    parts = [f"{root}/{PARTS}/{save}" for save in store.list(f"{root}/{PARTS}")]
+    if not fence.holds():
+        return
     for place, name in places.items():
         if place not in stay:
             store.delete(f"{root}/{name}/{MANIFEST}")  # first, so that it never looks complete
             store.delete(f"{root}/{name}")
-    named = frozenset[str]().union(*(complete[place] for place in stay))
-    for number in store.list(f"{root}/{ROWS}/{TABLES}"):
-        for save in store.list(f"{root}/{ROWS}/{TABLES}/{number}"):
-            if save not in named:
-                store.delete(f"{root}/{ROWS}/{TABLES}/{number}/{save}")
-    store.delete(f"{root}/{PARTS}")
+    for path in (*unnamed, *parts):
+        store.delete(path)
 
 
 def _saves_of(store: Store, directory: str) -> frozenset[str] | None:

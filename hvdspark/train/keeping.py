@@ -17,6 +17,7 @@ from hvdspark.data.dataset import cache, leases
 from hvdspark.errors import CheckpointError, ConfigurationError, StoreError
 from hvdspark.specs import from_json, to_json
 from hvdspark.store import MANIFEST, Store
+from hvdspark.train import fence
 from hvdspark.train.claim import claimed
 from hvdspark.train.places import name_of, place_of
 from hvdspark.train.program import TrainResult
@@ -217,7 +218,8 @@ def _how_to_go_on(run_id: str) -> str:
 
 
 def _delete_what_is_of_no_use(store: Store, path: str) -> None:
-    for finished in ("checkpoints", "initial"):
+    # The mark of its last generation first: ranks that the driver has lost then write nothing more.
+    for finished in (fence.FILE, "checkpoints", "initial"):
         with _said("what a fit wrote"):
             store.delete(f"{path}/{finished}")
 

@@ -26,7 +26,7 @@ class RunCheckpoints:
 
     def __init__(self, run: Run) -> None:
         self._run = run
-        self.files = Checkpoints(run.store, run.spec.run_id, run.collective)
+        self.files = Checkpoints(run.store, run.spec.run_id, run.collective, run.generation)
         self.pace = CheckpointPace(run.spec)
         self._begun: tuple[int, str, float] | None = None  # complete epochs, directory, seconds that training stood
         self._saving: tuple[Place, BestEpoch] | None = None  # of the save that is not settled

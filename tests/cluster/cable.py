@@ -17,6 +17,7 @@ import selectors
 import struct
 import time
 
+TUN = "/dev/net/tun"
 _TUNSETIFF = 0x400454CA
 _IFF_TAP, _IFF_NO_PI = 0x0002, 0x1000
 _FRAME_BYTES = 1 << 16
@@ -24,7 +25,7 @@ _FRAME_BYTES = 1 << 16
 
 def open_tap(name: str) -> int:
     """A descriptor that reads and writes Ethernet frames of a new interface. OSError without the right to it."""
-    descriptor = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK)
+    descriptor = os.open(TUN, os.O_RDWR | os.O_NONBLOCK)
     fcntl.ioctl(descriptor, _TUNSETIFF, struct.pack("16sH", name.encode(), _IFF_TAP | _IFF_NO_PI))
     return descriptor
 

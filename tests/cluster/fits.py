@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from hvdspark.store import Store
-from tests.chaos.counted import RECORD, write_rows
+from tests.chaos.counted import RECORD, steps_file, write_rows
 from tests.chaos.drawn import Fit
 from tests.chaos.session_attempt import SessionPlan
 from tests.cluster.standalone import kill_tree
@@ -52,7 +52,7 @@ class Running:
 
     def steps(self, generation: int) -> int:
         """Global batches that rank 0 of a generation has trained."""
-        path = self.folder / f"steps-{generation:05d}-0"
+        path = self.folder / steps_file(generation, 0)
         return path.stat().st_size // RECORD.size if path.exists() else 0
 
     def wait_for_steps(self, generation: int, count: int, wait_s: float = 60.0) -> None:
@@ -81,6 +81,20 @@ class Running:
                 raise TimeoutError(f"{len(found)} {kind} after {wait_s:g} s\n{self.output()[-3000:]}")
             time.sleep(0.05)
         return found[:count]
+
+    def timeline(self, since_s: float) -> str:
+        """What became of the fit since a moment of the monotonic clock, with seconds."""
+        told = [
+            (lost["at"], f"rank {lost.get('rank')} of {lost['host']} is lost ({lost['kind']}): {lost['cause']}")
+            for lost in self.events("RankLost")
+        ]
+        for event in self.events("generation"):
+            name = f"generation {event['generation']}"
+            told.append((event["at"], f"{name} has {event['world_size']} ranks"))
+            if self.steps(event["generation"]):
+                record = (self.folder / steps_file(event["generation"], 0)).read_bytes()[: RECORD.size]
+                told.append((RECORD.unpack(record)[0], f"{name} has done its first step"))
+        return "\n".join(f"{at_s - since_s:7.1f} s  {what}" for at_s, what in sorted(told) if at_s >= since_s)
 
     def result(self, wait_s: float) -> dict[str, Any]:
         """{"ok": ..., "error": ...}. Raises TimeoutExpired."""

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.cluster.cable import TUN
 from tests.cluster.standalone import Host, kill_tree
 
 _NETWORK = "10.77.0"
@@ -39,6 +40,27 @@ def why_not() -> str:
         with contextlib.suppress(FileNotFoundError, subprocess.CalledProcessError):
             _run("ip", "netns", "del", name)
     return ""
+
+
+def why_not_slow() -> str:
+    """Why no cable of such hosts can take its time and lose packets; "" where one can."""
+    if _has_netem() or os.access(TUN, os.R_OK | os.W_OK):
+        return ""
+    return f"the kernel has no netem, and no {TUN}"
+
+
+def _has_netem() -> bool:
+    """Whether the kernel can delay and lose packets itself. Those of small virtual machines cannot."""
+    name = f"hv{os.getpid()}-slow"
+    try:
+        _run("ip", "netns", "add", name)
+        _run("tc", "-n", name, "qdisc", "add", "dev", "lo", "root", "netem", "delay", "1ms")
+    except (FileNotFoundError, subprocess.CalledProcessError):
+        return False
+    finally:
+        with contextlib.suppress(FileNotFoundError, subprocess.CalledProcessError):
+            _run("ip", "netns", "del", name)
+    return True
 
 
 @dataclass
@@ -83,6 +105,7 @@ class Hosts:
 
     def make(self, slow: str | None, delay_ms: float, loss: float) -> None:
         """Everything; the cable of host `slow` has a delay in each direction, and loses that share of the frames."""
+        netem = slow is not None and _has_netem()
         (self.shared / "hosts").write_text(
             "127.0.0.1 localhost\n" + "".join(f"{self.address(name)} {name}\n" for name in self.names)
         )
@@ -93,11 +116,15 @@ class Hosts:
             (self._own(name) / "tmp").mkdir(parents=True)
             space = self._space(name)
             _run("ip", "netns", "add", space)
-            if name == slow:
+            if name == slow and not netem:
                 self._slow_cable(space, name, delay_ms, loss)
             else:
                 far = ("peer", "name", name, "netns", self._space("switch"))
                 _run("ip", "-n", space, "link", "add", "eth0", "type", "veth", *far)
+            if name == slow and netem:
+                how = ("delay", f"{delay_ms}ms", "loss", f"{loss:%}")
+                for there, device in ((space, "eth0"), (self._space("switch"), name)):
+                    _run("tc", "-n", there, "qdisc", "add", "dev", device, "root", "netem", *how)
             _run("ip", "-n", self._space("switch"), "link", "set", name, "master", "bridge")
             _run("ip", "-n", self._space("switch"), "link", "set", name, "up")
             _run("ip", "-n", space, "addr", "add", f"{self.address(name)}/24", "dev", "eth0")
@@ -138,7 +165,7 @@ def hosts(
 
     Args:
         shared: not below /tmp, which each of them has for itself.
-        slow: a host with a `cable.py`, of that delay and loss.
+        slow: a host whose cable has that delay and loss: of netem where the kernel has it, else a `cable.py`.
     """
     made = Hosts(shared, tuple(names))
     try:

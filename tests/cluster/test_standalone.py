@@ -30,7 +30,9 @@ def test_a_killed_worker_changes_nothing(spark_home: Path, tmp_path: Path, nothi
             cluster.wait_for_workers(1)
             struck.wait_for_steps(1, 1)
             recovered_s = time.monotonic() - killed_s
-            assert struck.result(240) == {"ok": True, "error": ""}
+            said = struck.result(240)
+            print(struck.timeline(killed_s))
+            assert said == {"ok": True, "error": ""}, struck.output()[-5000:]
         finally:
             struck.end()
     assert differences(calm.weights(), struck.weights()) == []

@@ -1,0 +1,101 @@
+"""Which generation of a run may write what the run keeps: the one that has begun last.
+
+Ranks that are cut off from their driver go on for up to two minutes, with a store that they may still reach, while the
+driver, or another one, has a later generation train the same run. Both would write the same places, and each delete
+what the other needs. So a generation leaves its mark in the store before it looks for a checkpoint, and looks for that
+mark before it commits or deletes anything. Where there is another one, or none any more, it is over.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from dataclasses import dataclass
+
+from hvdspark.collectives import Collective
+from hvdspark.collectives.agreement import broadcast_json, raise_together
+from hvdspark.errors import CheckpointError, StoreError
+from hvdspark.store import Store
+
+FILE = "generation.json"  # in the run's directory
+
+
+@dataclass(frozen=True)
+class Fence:
+    """The mark of one generation of a run. Nothing of it is collective.
+
+    Attributes:
+        run: directory of the run in the store, which has one mark for all its generations.
+        generation: its number; later ones have larger ones.
+        token: unlike that of any other, of those too that have its number.
+    """
+
+    store: Store
+    run: str
+    generation: int
+    token: str
+
+    def begin(self) -> None:
+        """Leave the mark, in the place of that of the generation before.
+
+        Raises:
+            CheckpointError: a later generation has begun already.
+            StoreError: the store cannot be read or written.
+        """
+        found = self._found()
+        if found is not None and found[0] > self.generation:
+            raise self._over(f"generation {found[0]}")
+        self.store.write_text(f"{self.run}/{FILE}", json.dumps({"generation": self.generation, "token": self.token}))
+
+    def holds(self) -> bool:
+        """Whether no other generation has begun. Raises StoreError."""
+        found = self._found()
+        return found is not None and found[1] == self.token
+
+    def check(self) -> None:
+        """Raises CheckpointError where `holds` is not true."""
+        found = self._found()
+        if found is None or found[1] != self.token:
+            raise self._over("nobody" if found is None else f"generation {found[0]}")
+
+    def _over(self, whose: str) -> CheckpointError:
+        return CheckpointError(
+            f"generation {self.generation} of the run may write nothing more: the run is another's",
+            value=whose,
+            where=self.store.spark_uri(f"{self.run}/{FILE}"),
+            hint="the driver has lost these ranks, or has ended; a later generation goes on with the run",
+        )
+
+    def _found(self) -> tuple[int, str] | None:
+        """Number and token of the mark that is there; None where there is none, or one that says nothing."""
+        if FILE not in self.store.list(self.run):  # which believes nothing that it was told before
+            return None
+        try:
+            said = self.store.read_json(f"{self.run}/{FILE}")
+            return int(said["generation"]), str(said["token"])
+        except (KeyError, TypeError, ValueError, OverflowError):
+            return None
+        except StoreError as error:
+            if isinstance(error.__cause__, OSError) and not isinstance(error.__cause__, FileNotFoundError):
+                raise  # what cannot be read now may be there
+            return None
+
+
+def begun(store: Store, run: str, generation: int, collective: Collective) -> Fence:
+    """Collective. From now on earlier generations of a run write nothing more.
+
+    Args:
+        run: its directory.
+
+    Raises:
+        CheckpointError: a later one has begun, or rank 0 cannot leave its mark (there it is the store's own error).
+    """
+    token = broadcast_json(collective, uuid.uuid4().hex[:12], 0, "checkpoint/token")
+    fence, error = Fence(store, run, generation, token), None
+    if collective.rank == 0:
+        try:
+            fence.begin()
+        except Exception as caught:  # raised on every rank below
+            error = caught
+    raise_together(collective, error, CheckpointError, "beginning a generation")
+    return fence
