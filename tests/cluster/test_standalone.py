@@ -11,7 +11,7 @@ from tests.chaos.verdict import differences
 from tests.cluster.fits import FIT, begin, on_cluster
 from tests.cluster.standalone import Host, kill_tree, standalone
 
-pytestmark = [pytest.mark.spark, pytest.mark.chaos, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.spark, pytest.mark.chaos, pytest.mark.timeout(1200)]
 
 
 def test_a_killed_worker_changes_nothing(spark_home: Path, tmp_path: Path, nothing_left_behind: None) -> None:
@@ -22,15 +22,15 @@ def test_a_killed_worker_changes_nothing(spark_home: Path, tmp_path: Path, nothi
     finally:
         calm.end()
     with standalone(spark_home, tmp_path / "cluster", [Host(), Host()], cores=2) as cluster:
-        struck = begin(tmp_path / "struck", shared, on_cluster(cluster.url), spark_home, maxRestarts=3)
+        struck = begin(tmp_path / "struck", shared, on_cluster(cluster.url), spark_home, pause_s=0.1, maxRestarts=3)
         try:
-            struck.wait_for_steps(0, FIT.steps + 5, wait_s=180)
+            struck.wait_for_steps(0, FIT.steps + 5, wait_s=300)
             kill_tree(cluster.workers[1].pid)
             killed_s = time.monotonic()
             cluster.wait_for_workers(1)
             struck.wait_for_steps(1, 1)
             recovered_s = time.monotonic() - killed_s
-            said = struck.result(240)
+            said = struck.result(400)
             print(struck.timeline(killed_s))
             assert said == {"ok": True, "error": ""}, struck.output()[-5000:]
         finally:
