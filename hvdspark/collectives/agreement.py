@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -50,3 +50,14 @@ def raise_together(collective: Collective, error: Exception | None, kind: type[E
     if error is not None:
         raise error
     raise kind(f"rank {failed[0]} failed in {doing}", value=words)
+
+
+def on_rank_0(collective: Collective, act: Callable[[], object], kind: type[E], doing: str) -> None:
+    """Collective. Rank 0 acts; where that fails every rank raises, as with `raise_together`."""
+    error: Exception | None = None
+    if collective.rank == 0:
+        try:
+            act()
+        except Exception as caught:  # raised on every rank below
+            error = caught
+    raise_together(collective, error, kind, doing)

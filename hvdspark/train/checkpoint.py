@@ -34,7 +34,7 @@ from hvdspark.artifact.directory import TABLES, Artifact
 from hvdspark.artifact.tables import read_tables, write_tables
 from hvdspark.artifact.weights import load_weights, write_weights
 from hvdspark.collectives import Collective
-from hvdspark.collectives.agreement import broadcast_json, raise_together, ranks_where
+from hvdspark.collectives.agreement import broadcast_json, on_rank_0, raise_together, ranks_where
 from hvdspark.errors import CheckpointError, StoreError
 from hvdspark.store import MANIFEST, Store
 from hvdspark.train.chain import Chain, following, next_delta
@@ -51,7 +51,7 @@ from hvdspark.train.checkpoint_write import (
     say_failed,
     write,
 )
-from hvdspark.train.fence import Fence, begun
+from hvdspark.train.fence import FILE, Fence, begun
 from hvdspark.train.of_rank import OfRank, gather, restored
 from hvdspark.train.optimizer_state import load_optimizer_state
 from hvdspark.train.places import Place, name_of, place_of
@@ -71,8 +71,8 @@ class Checkpoints:
     ) -> None:
         self._store, self._collective, self._generation = store, collective, generation
         self._run_id, self._copied_bytes = run_id, copied_bytes
-        self._root = f"runs/{run_id}/checkpoints"
-        self.model_path = f"runs/{run_id}/model"
+        self._run = f"runs/{run_id}"
+        self._root, self.model_path = f"{self._run}/checkpoints", f"{self._run}/model"
         self._fence: Fence | None = None
         self._saves = self._failures = 0
         self._writing: Writing | None = None
@@ -84,10 +84,11 @@ class Checkpoints:
         """Collective. Forget what an earlier run of the same id left, so that a relaunch cannot resume from it."""
 
         def delete() -> None:
-            for path in (self.model_path, self._root):
+            Fence(self._store, self._run, self._generation, "").check_not_too_late()
+            for path in (f"{self._run}/{FILE}", self.model_path, self._root):
                 self._store.delete(path)
 
-        self._on_rank_0("clearing", delete)
+        on_rank_0(self._collective, delete, CheckpointError, "clearing")
 
     def save(
         self,
@@ -332,18 +333,17 @@ class Checkpoints:
 
     def _begun(self) -> Fence:
         """Collective. From the first call on, earlier generations write nothing more."""
-        self._fence = self._fence or begun(self._store, f"runs/{self._run_id}", self._generation, self._collective)
+        self._fence = self._fence or begun(self._store, self._run, self._generation, self._collective)
         return self._fence
 
     def _directory(self, place: Sequence[int]) -> str:
         return f"{self._root}/{name_of(place)}"
 
     def _on_rank_0(self, doing: str, act: Callable[[], None]) -> None:
-        fence, error = self._begun(), None
-        if self._collective.rank == 0:
-            try:
-                fence.check()
-                act()
-            except Exception as caught:  # raised on every rank below
-                error = caught
-        raise_together(self._collective, error, CheckpointError, doing)
+        fence = self._begun()
+
+        def act_unless_over() -> None:
+            fence.check()
+            act()
+
+        on_rank_0(self._collective, act_unless_over, CheckpointError, doing)

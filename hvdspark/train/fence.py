@@ -2,8 +2,9 @@
 
 Ranks that are cut off from their driver go on for up to two minutes, with a store that they may still reach, while the
 driver, or another one, has a later generation train the same run. Both would write the same places, and each delete
-what the other needs. So a generation leaves its mark in the store before it looks for a checkpoint, and looks for that
-mark before it commits or deletes anything. Where there is another one, or none any more, it is over.
+what the other needs. So a generation leaves its mark in the store before it looks for a checkpoint (the first, which
+looks for none, before it writes one), and looks for that mark before it commits or deletes anything. Where there is
+another one, or none any more, it is over.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import uuid
 from dataclasses import dataclass
 
 from hvdspark.collectives import Collective
-from hvdspark.collectives.agreement import broadcast_json, raise_together
+from hvdspark.collectives.agreement import broadcast_json, on_rank_0
 from hvdspark.errors import CheckpointError, StoreError
 from hvdspark.store import Store
 
@@ -35,6 +36,12 @@ class Fence:
     generation: int
     token: str
 
+    def check_not_too_late(self) -> None:
+        """Raises CheckpointError where a later generation has begun already."""
+        found = self._found()
+        if found is not None and found[0] > self.generation:
+            raise self._over(f"generation {found[0]}")
+
     def begin(self) -> None:
         """Leave the mark, in the place of that of the generation before.
 
@@ -42,9 +49,7 @@ class Fence:
             CheckpointError: a later generation has begun already.
             StoreError: the store cannot be read or written.
         """
-        found = self._found()
-        if found is not None and found[0] > self.generation:
-            raise self._over(f"generation {found[0]}")
+        self.check_not_too_late()
         self.store.write_text(f"{self.run}/{FILE}", json.dumps({"generation": self.generation, "token": self.token}))
 
     def holds(self) -> bool:
@@ -91,11 +96,6 @@ def begun(store: Store, run: str, generation: int, collective: Collective) -> Fe
         CheckpointError: a later one has begun, or rank 0 cannot leave its mark (there it is the store's own error).
     """
     token = broadcast_json(collective, uuid.uuid4().hex[:12], 0, "checkpoint/token")
-    fence, error = Fence(store, run, generation, token), None
-    if collective.rank == 0:
-        try:
-            fence.begin()
-        except Exception as caught:  # raised on every rank below
-            error = caught
-    raise_together(collective, error, CheckpointError, "beginning a generation")
+    fence = Fence(store, run, generation, token)
+    on_rank_0(collective, fence.begin, CheckpointError, "beginning a generation")
     return fence
