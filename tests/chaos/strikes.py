@@ -67,6 +67,7 @@ class Attempt:
     folder: Path
     number: int
     status: int | None = field(default=None)
+    _read: tuple[int, list[dict[str, Any]]] = field(default=(0, []), repr=False)
 
     def over(self) -> bool:
         if self.status is None:
@@ -88,7 +89,10 @@ class Attempt:
 
     def events(self) -> list[dict[str, Any]]:
         path = self.folder / "events.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        size = path.stat().st_size if path.exists() else 0
+        if size != self._read[0]:  # else it is as it was four milliseconds ago
+            self._read = size, [json.loads(line) for line in path.read_text().splitlines()]
+        return self._read[1]
 
     def steps(self, generation: int, rank: int = 0) -> list[tuple[float, int, int]]:
         """(when, epoch, global batches done in it) of each step that the rank has done."""
