@@ -128,7 +128,7 @@ def _hint(error: Exception, layer: nn.Module, inputs: Sequence[Any], module: nn.
             )
         if isinstance(error, IndexError):
             return (
-                f"ids must lie in [0, {layer.num_embeddings}), and here is {_outlier(first, layer.num_embeddings)}: "
+                f"ids must lie in [0, {layer.num_embeddings}), and here is {_outlier(first)}: "
                 "index the categories with StringIndexer, give num_embeddings = largest id + 1, or use "
                 "hvdspark.embedding.ShardedEmbeddingCollection, which takes any id"
             )
@@ -154,9 +154,9 @@ def _words(error: Exception) -> str:
     return text + " dtype" if any(word in text for word in ("scalar type", "same type", "data type")) else text
 
 
-def _outlier(ids: Tensor, count: int) -> int:
-    outside = ids[(ids < 0) | (ids >= count)]
-    return int(outside[0]) if outside.numel() else int(ids.max())
+def _outlier(ids: Tensor) -> str:
+    """What is wrong with an id, which itself is not told."""
+    return "a negative one" if bool((ids < 0).any()) else "a larger one"
 
 
 def _first_line(error: Exception) -> str:
