@@ -87,10 +87,14 @@ class ConnectClient(_Child):
 
     def __init__(self, server: ConnectServer) -> None:
         super().__init__("client", {"remote": server.remote})
+        self._calls = 0
 
     def call(self, case: Callable[..., None], *arguments: Any) -> None:
-        self.connection.send((case.__module__, case.__qualname__, arguments))
-        failure = self.connection.recv()
+        self._calls += 1
+        self.connection.send((self._calls, case.__module__, case.__qualname__, arguments))
+        number, failure = self.connection.recv()
+        while number < self._calls:  # of a test that has run out of time meanwhile
+            number, failure = self.connection.recv()
         assert not failure, f"in the Connect session:\n{failure}"
 
 
@@ -132,7 +136,8 @@ def _ask(connection: Connection) -> None:
     connection.send("")
     try:
         while True:
-            connection.send(_failure(spark, *connection.recv()))
+            number, *case = connection.recv()
+            connection.send((number, _failure(spark, *case)))
     except EOFError:
         spark.stop()
 

@@ -9,6 +9,7 @@ import pytest
 
 from tests.sessions import AnySession, ConnectClient
 from tests.spark import session_fits as fits
+from tests.spark import session_handles as handles
 from tests.spark import session_ranks as ranks
 
 pytestmark = pytest.mark.spark
@@ -95,6 +96,23 @@ def test_a_fit_that_fails_leaves_nothing(any_session: AnySession, tmp_path: Path
 
 def test_an_interrupt_frees_the_executors(any_session: AnySession) -> None:
     any_session.call(ranks.an_interrupt_frees_the_executors)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_fits_are_ended_by_their_handles(any_session: AnySession, tmp_path: Path) -> None:
+    any_session.call(handles.fits_are_ended_by_their_handles, str(tmp_path))
+
+
+@pytest.mark.slow
+def test_batches_of_a_stream_are_scored(any_session: AnySession, tmp_path: Path) -> None:
+    any_session.call(handles.batches_of_a_stream_are_scored, str(tmp_path))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_interrupts_of_spark_connect_end_a_fit(connect: ConnectClient, tmp_path: Path) -> None:
+    connect.call(handles.interrupts_end_a_fit, str(tmp_path))
 
 
 @pytest.mark.slow
