@@ -18,7 +18,8 @@ from pyspark.sql.types import ArrayType, FloatType, IntegerType, LongType, Struc
 
 from hvdspark.artifact.directory import Artifact
 from hvdspark.artifact.tables import collections_of, table_place
-from hvdspark.embedding.files.shards import FileEntry, parse_entries, read_file, tensor_name
+from hvdspark.embedding.files.entries import FileEntry, parse_entries
+from hvdspark.embedding.files.shards import read_file, tensor_name
 from hvdspark.embedding.ids.categories import Values, category_ids
 from hvdspark.errors import ConfigurationError
 from hvdspark.estimators.categories import category_key, check_categories, is_array

@@ -40,6 +40,8 @@ class TrainingSummary:
         checkpointSeconds: seconds for which training stood still for checkpoints.
         memoryLimit: bytes that a rank might use; None where it had no limit, as with a GPU.
         memorySetting: what one raises to give it more, e.g. "spark.executor.memoryOverhead"; "" without a limit.
+        tableBytesRead: bytes of sharded tables, in all checkpoints from which a generation of ranks went on.
+        tableBytesMoved: of these, those that came from the store, and not from what the ranks' hosts had.
     """
 
     def __init__(self, result: TrainResult) -> None:
@@ -59,6 +61,8 @@ class TrainingSummary:
         self.checkpointSeconds = float(measured.get("checkpoint_s", 0.0))
         self.memoryLimit = None if result.memory is None else result.memory.bytes
         self.memorySetting = "" if result.memory is None else result.memory.setting
+        self.tableBytesRead = int(measured.get("tables_read_bytes", 0))
+        self.tableBytesMoved = int(measured.get("tables_moved_bytes", 0))
 
     def to_pandas(self) -> pd.DataFrame:
         """The history as a DataFrame, one row for each epoch."""
@@ -144,6 +148,9 @@ class TrainingSummary:
         parts.append(
             f"waited {self.inputStallSeconds:.1f} s for batches, {self.checkpointSeconds:.1f} s for checkpoints"
         )
+        if self.tableBytesRead:
+            share = 100 * self.tableBytesMoved / self.tableBytesRead
+            parts.append(f"{format_bytes(self.tableBytesRead)} of tables read again, {share:.0f} % from the store")
         return ", ".join(parts)
 
     def _curves(self) -> list[str]:

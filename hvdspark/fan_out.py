@@ -25,6 +25,7 @@ from hvdspark.events import (
     SlotsAwaited,
     StepsDone,
     Straggler,
+    TablesRead,
     Warned,
 )
 
@@ -96,6 +97,7 @@ def event_of(report: Report) -> FitEvent | None:
         "progress": epoch, epochs, step, steps, rows, rows_per_s, loss and, optionally, seconds (by phase).
         "epoch": the row of the history.
         "checkpoint": epoch, path and, optionally, stalled_s, bytes, seconds.
+        "tables_read": bytes, moved_bytes.
         "waiting": slots, free, total, ahead, waited_s.
         "generation": generation, world_size and, of one that is not the first, restart and cause.
         "straggler": epoch, late (the rank), seconds, others and, optionally, step.
@@ -115,6 +117,8 @@ def event_of(report: Report) -> FitEvent | None:
     if kind == "checkpoint":
         cost = {name: report[name] for name in ("stalled_s", "bytes", "seconds") if name in report}
         return CheckpointCommitted(report["epoch"], report["path"], **cost)
+    if kind == "tables_read":
+        return TablesRead(report["bytes"], report["moved_bytes"])
     if kind == "waiting":
         return SlotsAwaited(**{name: report[name] for name in ("slots", "free", "total", "ahead", "waited_s")})
     if kind == "generation":

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from hvdspark.embedding.files.shards import parse_entries
+from hvdspark.embedding.files.entries import parse_entries
 from hvdspark.errors import HvdSparkError
 from hvdspark.plain import built_of_known
 from hvdspark.store import Store

@@ -17,8 +17,11 @@ from hvdspark.artifact.directory import TABLES, Artifact, verify_file
 from hvdspark.artifact.weights import load_weights
 from hvdspark.collectives import Collective, LocalCollective
 from hvdspark.collectives.agreement import raise_together
+from hvdspark.embedding.files.entries import parse_entries
+from hvdspark.embedding.files.kept import KEEPS_NOTHING, KeptFiles
 from hvdspark.embedding.lineage import dense_weights_alone
 from hvdspark.embedding.module import ShardedEmbeddingCollection
+from hvdspark.embedding.plan.resharding import FloatArray, bytes_by_run
 from hvdspark.errors import CheckpointError, ConfigurationError
 from hvdspark.store import Store
 
@@ -84,14 +87,17 @@ def write_tables(
     return tables
 
 
-def read_tables(artifact: Artifact, module: nn.Module) -> None:
+def read_tables(artifact: Artifact, module: nn.Module, kept: KeptFiles = KEEPS_NOTHING) -> None:
     """Replace this rank's rows by those it owns of what `write_tables` wrote, at any world size. Not collective.
+
+    Args:
+        kept: what this host has of the files.
 
     Raises:
         CheckpointError: files are missing or damaged, or they are not of these tables.
     """
     for store, place, collection, saved in _matched(artifact, module):
-        collection.read_rows(store, place, saved["description"], saved["files"])
+        collection.read_rows(store, place, saved["description"], saved["files"], kept=kept)
 
 
 def verify_tables(artifact: Artifact) -> None:
@@ -128,6 +134,21 @@ def table_files(tables: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         for file in saved["files"]
         if file["path"] is not None
     ]
+
+
+def kept_bytes(artifact: Artifact, kept: KeptFiles, world_size: int) -> FloatArray:
+    """Bytes of the tables' files that this host has kept, for each run of buckets: float64 [world_size].
+
+    Raises:
+        CheckpointError: the manifest is damaged.
+    """
+    files = [
+        (f"{table_place(artifact, number)[1]}/{file.path}", file)
+        for number, saved in enumerate(artifact.tables)
+        for file in parse_entries(saved["files"], artifact.directory)
+    ]
+    there = [(file.first, file.stop, file.bytes) for path, file in files if kept.has(path, file.bytes)]
+    return bytes_by_run(there, world_size)
 
 
 def table_place(artifact: Artifact, number: int) -> tuple[Store, str]:

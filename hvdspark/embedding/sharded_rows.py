@@ -15,6 +15,7 @@ from hvdspark.embedding.exchange.trained import GroupExchange
 from hvdspark.embedding.files.description import absent_state, check_description, describe_tables, matching_tables
 from hvdspark.embedding.files.frozen import FrozenGroup
 from hvdspark.embedding.files.host_copies import locate_files
+from hvdspark.embedding.files.kept import KEEPS_NOTHING, KeptFiles
 from hvdspark.embedding.files.shards import ShardFile, read_shards, shard_files, write_shards
 from hvdspark.embedding.graphs import memory_that_lasts
 from hvdspark.embedding.ids.distinct import unique
@@ -53,6 +54,7 @@ class ShardedRows(UpdatedRows):
         self._exchanges: list[GroupExchange] | None = None
         self._frozen: list[FrozenExchange] | None = None
         self._counting = True
+        self._runs: tuple[int, ...] | None = None
 
     @property
     def shards(self) -> list[RowStore]:
@@ -104,6 +106,7 @@ class ShardedRows(UpdatedRows):
         entries: Sequence[Mapping[str, Any]],
         *,
         matching: bool = False,
+        kept: KeptFiles = KEEPS_NOTHING,
     ) -> list[str]:
         """Replace this rank's sharded rows by those that it owns of what all ranks of any world wrote.
 
@@ -112,6 +115,7 @@ class ShardedRows(UpdatedRows):
             matching: for a warm start after a change of the model: take over the tables that are as they were saved
                 (name, dim, dtype, ids, init, placement, optimizer's name), and let all others begin anew. Features may
                 always be others.
+            kept: what this host has of the files.
 
         Returns: with `matching`, what was not taken over and why, in words.
 
@@ -126,7 +130,7 @@ class ShardedRows(UpdatedRows):
             check_description(description, self.description(), directory)
         self._drop_rows()
         steps, absent = description["steps"], absent_state(description)
-        read_shards(store, directory, entries, self.shards, steps=steps, absent=absent, tables=tables)
+        read_shards(store, directory, entries, self.shards, steps=steps, absent=absent, tables=tables, kept=kept)
         self._lineage.steps = steps
         return words
 
@@ -213,8 +217,20 @@ class ShardedRows(UpdatedRows):
         if self._exchanges and here is not None and (here.rank, here.size) != (there.rank, there.size):
             raise ConfigurationError("the tables already have their ranks", hint="bind before the first forward pass")
         self._collective = collective
+        if not self._exchanges:
+            self._runs = None  # other ranks divide anew
         for exchange in self._exchanges or []:
             exchange.collective = collective
+
+    def divide(self, runs: Sequence[int]) -> None:
+        """Which run of buckets each rank has from now on, the same on every rank. Rows that are here go: `read_rows`
+        brings others.
+
+        Args:
+            runs: of each rank, from `runs_of_ranks`.
+        """
+        self._drop_rows()
+        self._runs = None if list(runs) == list(range(len(runs))) else tuple(runs)
 
     def _ranks(self) -> Collective:
         if self._collective is None:
@@ -239,11 +255,21 @@ class ShardedRows(UpdatedRows):
 
     def _exchanges_of(self, ranks: Collective) -> Iterator[GroupExchange]:
         """An exchange for each group, with a shard that has no rows yet."""
+        runs, owners = self._runs, None
+        if runs is not None:
+            owners = torch.tensor(runs).argsort()  # whose run each is
         for number, (group, homes) in enumerate(zip(self.groups, self._plan.homes, strict=True)):
-            shard = TableShard(group, rank=ranks.rank, world_size=ranks.size, seed=self.seed, home_buckets=homes)
+            shard = TableShard(
+                group,
+                rank=ranks.rank,
+                world_size=ranks.size,
+                seed=self.seed,
+                home_buckets=homes,
+                run=None if runs is None else runs[ranks.rank],
+            )
             shard.count_occurrences(self._counting)
             name, wire = f"{self.name}/{number}", DTYPES[self.wire_dtype]
-            yield GroupExchange(name, shard, group[0].dim, ranks, wire)
+            yield GroupExchange(name, shard, group[0].dim, ranks, wire, owners)
 
     def _lookups_by(self) -> Sequence[GroupExchange | FrozenExchange]:
         """What looks rows up, for each group."""
@@ -261,4 +287,4 @@ class ShardedRows(UpdatedRows):
 
     def __getstate__(self) -> dict[str, Any]:
         """Configuration and Parameters. Shards that were never updated are left out: the seed makes them anew."""
-        return {**super().__getstate__(), **dict.fromkeys(("_collective", "_exchanges", "_frozen"))}
+        return {**super().__getstate__(), **dict.fromkeys(("_collective", "_exchanges", "_frozen", "_runs"))}

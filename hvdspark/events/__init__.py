@@ -23,7 +23,7 @@ from hvdspark.events.of_fit import (
     Warned,
 )
 from hvdspark.events.of_ranks import GenerationStarted, RankLost, SlotsAwaited, Straggler
-from hvdspark.events.of_training import CheckpointCommitted, EpochEnded, StepsDone
+from hvdspark.events.of_training import CheckpointCommitted, EpochEnded, StepsDone, TablesRead
 
 __all__ = [
     "CheckpointCommitted",
@@ -42,5 +42,6 @@ __all__ = [
     "StepsDone",
     "Straggler",
     "TablesPlan",
+    "TablesRead",
     "Warned",
 ]

@@ -15,7 +15,7 @@ from hvdspark.events.of_fit import (
     Warned,
 )
 from hvdspark.events.of_ranks import GenerationStarted, RankLost, SlotsAwaited, Straggler
-from hvdspark.events.of_training import CheckpointCommitted, EpochEnded, StepsDone
+from hvdspark.events.of_training import CheckpointCommitted, EpochEnded, StepsDone, TablesRead
 
 
 class FitListener:
@@ -57,6 +57,9 @@ class FitListener:
 
     def on_checkpoint_committed(self, event: CheckpointCommitted) -> None:
         """A checkpoint is complete."""
+
+    def on_tables_read(self, event: TablesRead) -> None:
+        """The ranks have the rows of tables from a checkpoint."""
 
     def on_rank_lost(self, event: RankLost) -> None:
         """A rank died or was lost."""

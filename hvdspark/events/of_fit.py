@@ -101,6 +101,8 @@ class GoodputMeasured(FitEvent):
         stragglers: by rank, the number of epochs in which it was late; of ranks that were.
         input_stall_s: seconds in which rank 0 waited for batches.
         checkpoint_s: seconds for which training stood still for checkpoints.
+        tables_read_bytes: of sharded tables, in all checkpoints from which a generation of ranks went on.
+        tables_moved_bytes: of these, those that came from the store, and not from what the ranks' hosts had.
     """
 
     goodput: float
@@ -111,6 +113,8 @@ class GoodputMeasured(FitEvent):
     stragglers: Mapping[int, int]
     input_stall_s: float
     checkpoint_s: float
+    tables_read_bytes: int = 0
+    tables_moved_bytes: int = 0
 
 
 @dataclass(frozen=True)

@@ -63,3 +63,17 @@ class CheckpointCommitted(FitEvent):
     stalled_s: float = 0.0
     bytes: int = 0
     seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class TablesRead(FitEvent):
+    """The ranks of a generation have the rows of sharded tables from a checkpoint.
+
+    Attributes:
+        bytes: of the tables' files.
+        moved_bytes: that the ranks have read from the store; what their hosts had kept of the ranks before is not among
+            them. Hosts keep files where the number of ranks may change.
+    """
+
+    bytes: int
+    moved_bytes: int

@@ -178,9 +178,16 @@ def run_barrier_task(spec: LaunchSpec, broadcasts: Mapping[int, Any], local_mode
         meet=lambda text: all_gather(context, text, spec.start_timeout_s),
         files=files if broadcasts or os.listdir(files) else None,
         broadcasts={str(key): variable._path for key, variable in broadcasts.items()},
+        scratch=_scratch(os.environ.get("SPARK_LOCAL_DIRS", "")),
     )
     world, outcome = run_task(spec, place)
     yield from _rows(world.rank, outcome)
+
+
+def _scratch(folders: str) -> str | None:
+    """The first of the directories for blocks of this executor, which Spark deletes with it; those of Python, too, lie
+    there."""
+    return next((folder for folder in folders.split(",") if folder and os.path.isdir(folder)), None)
 
 
 def all_gather(context: BarrierTaskContext, message: str, limit_s: float) -> list[str]:

@@ -25,6 +25,8 @@ class RankContext:
         generation: 0, then 1 more after each restart of the gang by the supervisor.
         collective: what this rank and the others can do together.
         store: the store named in `hvdspark.run(..., store_uri=...)`, or None.
+        scratch: a directory that ranks of later generations find again where they run in the same executor, and that
+            goes with it. None where the number of ranks is fixed, or there is none.
     """
 
     world: World
@@ -35,6 +37,7 @@ class RankContext:
     _send: Callable[[dict[str, Any]], None] = field(repr=False, default=lambda event: None)
     _notice: Notice = field(repr=False, default_factory=Notice)
     _reached: Callable[[int], None] = field(repr=False, default=lambda step: None)
+    scratch: str | None = None
 
     @property
     def rank(self) -> int:

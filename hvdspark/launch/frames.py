@@ -45,6 +45,7 @@ class Assignment:
         files: folder of `SparkFiles`, where there are any or broadcast variables; else None.
         broadcasts: file of each broadcast variable in the program, by id.
         pulse_every_s: how often the rank gives a sign of life, in seconds.
+        scratch: see `RankContext`.
     """
 
     world: World
@@ -56,6 +57,7 @@ class Assignment:
     files: str | None
     broadcasts: dict[str, str]
     pulse_every_s: float = 1.0
+    scratch: str | None = None
 
 
 def write_frame(stream: BinaryIO, kind: bytes, body: bytes) -> None:

@@ -34,6 +34,7 @@ class LaunchSpec:
         start_timeout_s: limit for all ranks to be ready for training, from the start of the tasks on.
         stall_timeout_s: how long a rank or task may be silent, or all ranks may wait for each other.
         memory: what the launcher knows of the memory of each rank.
+        elastic: other generations may have another number of ranks.
     """
 
     program: bytes = field(repr=False)
@@ -47,6 +48,7 @@ class LaunchSpec:
     start_timeout_s: float
     stall_timeout_s: float = STALL_TIMEOUT_S
     memory: MemoryTerms = field(default_factory=MemoryTerms)
+    elastic: bool = False
 
 
 @dataclass(frozen=True)

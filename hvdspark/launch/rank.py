@@ -98,7 +98,8 @@ def _run(inbox: _Inbox, outbox: _Outbox, notice: Notice, reached: Callable[[int]
         from hvdspark.store import Store
 
         store = Store(assignment.store_uri)
-    enter(RankContext(world, device, assignment.generation, collective, store, outbox.event, notice, reached))
+    placed = world, device, assignment.generation, collective, store
+    enter(RankContext(*placed, outbox.event, notice, reached, assignment.scratch))
     limit.begin(RankLimit.of(os.environ), device, f"rank {world.rank} on host {world.hostname}")
     fn, args, kwargs = _unpickle(program)  # imports the code of fn
     gc.freeze()

@@ -158,6 +158,7 @@ def supervise(
         environment=environment,
         start_timeout_s=start_timeout_s,
         stall_timeout_s=stall_timeout_s,
+        elastic=sizes.least < sizes.most,
     )
     with launcher.turn(sizes, partial(_waits, report)) as seat:
         return Generations(launcher, first, sizes, max_restarts, report, preemption or Preemption(), seat).run()

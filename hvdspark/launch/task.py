@@ -57,6 +57,7 @@ class Place:
         meet: collective of the tasks: takes a text of each and returns those of all, by partition. It has a time limit.
             Raises StartTimeoutError.
         files, broadcasts: as in `Assignment`.
+        scratch: directory of the executor, which goes with it; None where there is none.
     """
 
     partition: int
@@ -67,6 +68,7 @@ class Place:
     meet: Callable[[str], Sequence[str]]
     files: str | None = None
     broadcasts: Mapping[str, str] = field(default_factory=dict)
+    scratch: str | None = None
 
 
 def run_task(spec: LaunchSpec, place: Place) -> tuple[World, Outcome]:
@@ -119,6 +121,7 @@ def run_task(spec: LaunchSpec, place: Place) -> tuple[World, Outcome]:
                 files=place.files,
                 broadcasts=dict(place.broadcasts),
                 pulse_every_s=pulse_every_s(spec.stall_timeout_s),
+                scratch=place.scratch if spec.elastic else None,
             )
         )
         outcome = see_to_its_end(process, gang, world.rank, watch)

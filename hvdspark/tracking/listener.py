@@ -118,6 +118,9 @@ class MlflowListener(FitListener):
         yield self._point("restarts", event.restarts, 0)
         yield self._point("time/input_stall_seconds", event.input_stall_s, 0)
         yield self._point("time/checkpoint_stand_still_seconds", event.checkpoint_s, 0)
+        if event.tables_read_bytes:
+            yield self._point("tables/read_bytes", event.tables_read_bytes, 0)
+            yield self._point("tables/moved_bytes", event.tables_moved_bytes, 0)
         for number, seconds in enumerate(event.recoveries_s):
             yield self._point("time/recovery_seconds", seconds, number)
         for rank, times in event.stragglers.items():

@@ -35,12 +35,12 @@ from hvdspark.artifact.tables import read_tables, write_tables
 from hvdspark.artifact.weights import load_weights, write_weights
 from hvdspark.collectives import Collective
 from hvdspark.collectives.agreement import broadcast_json, on_rank_0, raise_together, ranks_where
+from hvdspark.embedding.files.kept import KeptFiles
 from hvdspark.errors import CheckpointError, StoreError
-from hvdspark.store import MANIFEST, Store
+from hvdspark.store import Store
 from hvdspark.train.chain import Chain, following, next_delta
+from hvdspark.train.checkpoint_read import resume
 from hvdspark.train.checkpoint_write import (
-    OPTIMIZER_TENSORS,
-    OPTIMIZER_TREE,
     RANKS,
     ROWS,
     Save,
@@ -53,8 +53,7 @@ from hvdspark.train.checkpoint_write import (
 )
 from hvdspark.train.fence import FILE, Fence, begun
 from hvdspark.train.of_rank import OfRank, gather, restored
-from hvdspark.train.optimizer_state import load_optimizer_state
-from hvdspark.train.places import Place, name_of, place_of
+from hvdspark.train.places import Place, name_of
 from hvdspark.train.snapshot import COPIED_BYTES, RowsOf, dense_bytes, dense_of, rows_of, watch_rows
 from hvdspark.train.spare_memory import spare_bytes
 from hvdspark.train.train_progress import TrainProgress
@@ -64,10 +63,23 @@ _LIMIT_S = 1200.0  # of writing one; ten minutes of it may be waiting for other 
 
 
 class Checkpoints:
-    """Those of one generation of a run. All methods are collective; rank 0 writes all but sharded tables."""
+    """Those of one generation of a run. All methods are collective; rank 0 writes all but sharded tables.
+
+    Args:
+        scratch: a directory of this host that later generations find again; None: there is none.
+
+    Attributes:
+        table_bytes: of the checkpoint from which this generation goes on.
+    """
 
     def __init__(
-        self, store: Store, run_id: str, collective: Collective, generation: int = 0, copied_bytes: int = COPIED_BYTES
+        self,
+        store: Store,
+        run_id: str,
+        collective: Collective,
+        generation: int = 0,
+        copied_bytes: int = COPIED_BYTES,
+        scratch: str | None = None,
     ) -> None:
         self._store, self._collective, self._generation = store, collective, generation
         self._run_id, self._copied_bytes = run_id, copied_bytes
@@ -79,6 +91,8 @@ class Checkpoints:
         self._save: Save | None = None  # that is written
         self._chain: Chain | None = None  # None: the next save has all rows
         self._next: Chain | None = None  # what the save that is being written makes of it
+        self._kept = KeptFiles(scratch, run_id, f"{self._root}/{ROWS}/{TABLES}")
+        self.table_bytes = 0
 
     def clear(self) -> None:
         """Collective. Forget what an earlier run of the same id left, so that a relaunch cannot resume from it."""
@@ -108,6 +122,7 @@ class Checkpoints:
         self._begin(module, optimizer, progress, of_rank, copied=False)
         writing, self._writing = self._over(), None
         failed = ranks_where(self._collective, writing.error is not None, "checkpoint/written")
+        self._kept.settle(not failed)
         self._chain = self._next
         if failed:
             self._forget_save()
@@ -164,6 +179,7 @@ class Checkpoints:
             return None
         writing, self._writing = self._over(), None
         failed = ranks_where(self._collective, writing.error is not None, "checkpoint/written")
+        self._kept.settle(not failed)
         if not failed:
             self._failures, self._chain = 0, self._next
             return None
@@ -191,35 +207,15 @@ class Checkpoints:
         Raises:
             CheckpointError: there are checkpoints and all are damaged.
         """
-        complete: list[tuple[int, int]] = []
+        progress, self.table_bytes, warnings = resume(
+            module, optimizer, self._store, self._root, self._collective, self._begun(), self._kept
+        )
+        return progress, warnings
 
-        def look() -> None:
-            places = filter(None, map(place_of, self._store.list(self._root)))
-            newest_first = sorted(places, reverse=True)
-            complete.extend(p for p in newest_first if self._store.exists(f"{self._directory(p)}/{MANIFEST}"))
-
-        self._on_rank_0("choosing a checkpoint", look)
-        damaged: list[str] = []
-        for place in broadcast_json(self._collective, complete, 0, "checkpoint/complete"):
-            progress, error = None, None
-            try:
-                progress = self._load(self._directory(place), module, optimizer)
-            except Exception as caught:  # on every rank below
-                error = caught
-            unexpected = None if isinstance(error, CheckpointError) else error
-            raise_together(self._collective, unexpected, CheckpointError, "loading a checkpoint")
-            failed = ranks_where(self._collective, error is not None, "checkpoint/damaged")
-            if not failed:
-                return progress, tuple(f"passed over a damaged checkpoint: {words}" for words in damaged)
-            damaged.append(broadcast_json(self._collective, str(error), failed[0], "checkpoint/damage"))
-        if damaged:
-            raise CheckpointError(
-                "every checkpoint of the run is damaged",
-                value=damaged[0],
-                where=self._store.spark_uri(self._root),
-                hint="start a new run",
-            )
-        return None, ()
+    def moved_bytes(self) -> int:
+        """Collective. Bytes of tables that all ranks have read from the store, and not from what their hosts had."""
+        own = torch.tensor(float(self._kept.fetched), dtype=torch.float64)
+        return int(self._collective.allreduce_sum(own, "checkpoint/moved"))
 
     def of_rank(self, progress: TrainProgress) -> OfRank:
         """Collective. What this rank goes on with in the epoch in whose middle `resume` has found the run."""
@@ -249,6 +245,7 @@ class Checkpoints:
         tables = write_tables(self._store, self.model_path, module, self._collective, state=False)
         known = {**manifest, "run_id": self._run_id}
         self._on_rank_0("model", lambda: write_weights(self._store, self.model_path, module, known, tables))
+        self._kept.clear()
 
     def _begin(
         self,
@@ -276,9 +273,9 @@ class Checkpoints:
             of_dense = dense_bytes(module, optimizer) if is_first else 0
             copied = copied and of_dense <= room
             room = min(self._copied_bytes, room - of_dense) if copied else 0
-            rows = rows_of(
-                module, self._store, f"{self._root}/{ROWS}/{TABLES}", delta=delta, save=save.save, copied_bytes=room
-            )
+            self._kept.begin(save.save, whole=not delta)
+            at, kept = f"{self._root}/{ROWS}/{TABLES}", self._kept
+            rows = rows_of(module, self._store, at, delta=delta, save=save.save, copied_bytes=room, kept=kept)
             watch_rows(module)
             if is_first:
                 known = {"run_id": self._run_id, "epoch": progress.epochs - 1, "ranks": self._collective.size}
@@ -298,7 +295,7 @@ class Checkpoints:
         self._writing = Writing(act, at_once=not copied)
 
     def _write(self, save: Save, place: Place, best: Place, given_up: threading.Event) -> Written:
-        written = write(save, self._store, given_up)
+        written = write(save, self._store, given_up, self._kept)
         if save.rank == 0:
             with contextlib.suppress(StoreError):  # what is in nobody's way is deleted behind the next one
                 drop_others(self._store, self._root, place, best, save.fence)
@@ -323,13 +320,6 @@ class Checkpoints:
         if self._next is not None and writing.written is not None:
             self._next.tables = writing.written.tables
         return writing
-
-    def _load(self, directory: str, module: nn.Module, optimizer: torch.optim.Optimizer) -> TrainProgress:
-        artifact = load_weights(self._store, directory, module)
-        tree = artifact.read_json(OPTIMIZER_TREE)
-        load_optimizer_state(optimizer, artifact.tensors(OPTIMIZER_TENSORS), tree, directory)
-        read_tables(artifact, module)
-        return TrainProgress.from_plain(artifact.manifest.get("progress", {}), directory)
 
     def _begun(self) -> Fence:
         """Collective. From the first call on, earlier generations write nothing more."""

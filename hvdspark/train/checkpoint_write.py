@@ -21,6 +21,7 @@ from torch import Tensor
 
 from hvdspark.artifact.directory import TABLES, TABLES_AT, WEIGHTS, ArtifactWriter
 from hvdspark.embedding.files.description import FORMAT_OF_CHANGES
+from hvdspark.embedding.files.kept import KEEPS_NOTHING, KeptFiles
 from hvdspark.embedding.files.shards import ShardFile
 from hvdspark.errors import CheckpointError, StoreError
 from hvdspark.store import MANIFEST, Store
@@ -143,7 +144,7 @@ class Writing:
             self.error = self.error or error
 
 
-def write(save: Save, store: Store, given_up: threading.Event) -> Written:
+def write(save: Save, store: Store, given_up: threading.Event, kept: KeptFiles = KEEPS_NOTHING) -> Written:
     """Write this rank's part of a save and, on rank 0, commit it when all parts are there.
 
     Raises:
@@ -154,7 +155,7 @@ def write(save: Save, store: Store, given_up: threading.Event) -> Written:
     started, busy = time.perf_counter(), time.thread_time()
     try:
         save.fence.check()
-        own = _write_rows(save, store, given_up)
+        own = _write_rows(save, store, given_up, kept)
         if save.rank == 0:
             size, tables = _complete(save, store, own, given_up)
         else:
@@ -185,7 +186,7 @@ def discard(save: Save, store: Store) -> None:
         store.delete(save.parts)
 
 
-def _write_rows(save: Save, store: Store, given_up: threading.Event) -> dict[str, Any]:
+def _write_rows(save: Save, store: Store, given_up: threading.Event, kept: KeptFiles) -> dict[str, Any]:
     """What this rank has to say of its rows: {"rows": of each collection the entries, "bytes": of all files}."""
     rows = []
     for number, collection in enumerate(save.rows):
@@ -193,7 +194,7 @@ def _write_rows(save: Save, store: Store, given_up: threading.Event) -> dict[str
         for file in collection.files:
             _go_on(given_up)
             place = f"{save.root}/{ROWS}/{TABLES}/{number}"
-            entries.append(file.write(store, place) if isinstance(file, ShardFile) else file)
+            entries.append(file.write(store, place, kept) if isinstance(file, ShardFile) else file)
         rows.append(entries)
     size = sum(entry.bytes for entries in rows for entry in entries)
     return {"rows": [[entry.plain() for entry in entries] for entries in rows], "bytes": size}

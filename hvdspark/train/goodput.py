@@ -16,6 +16,7 @@ from hvdspark.events import (
     RankLost,
     StepsDone,
     Straggler,
+    TablesRead,
 )
 from hvdspark.events.base import Row
 
@@ -39,6 +40,7 @@ class Goodput(FitListener):
         self._lost_s: float | None = None  # when a rank was lost, until the next step
         self._restarts = 0
         self._recoveries_s: list[float] = []
+        self._tables_read = self._tables_moved = 0
         self._late: set[tuple[int, int]] = set()  # (rank, epoch)
 
     def on_phase_started(self, event: PhaseStarted) -> None:
@@ -57,6 +59,10 @@ class Goodput(FitListener):
         if self._lost_s is not None:
             self._recoveries_s.append(self._clock() - self._lost_s)
             self._lost_s = None
+
+    def on_tables_read(self, event: TablesRead) -> None:
+        self._tables_read += event.bytes
+        self._tables_moved += event.moved_bytes
 
     def on_straggler(self, event: Straggler) -> None:
         self._late.add((event.rank, event.epoch))
@@ -78,6 +84,8 @@ class Goodput(FitListener):
             stragglers=dict(sorted(Counter(rank for rank, _ in self._late).items())),
             input_stall_s=sum(float(row.get("loading_seconds", 0.0)) for row in history),
             checkpoint_s=sum(float(row.get("checkpoint_seconds", 0.0)) for row in history),
+            tables_read_bytes=self._tables_read,
+            tables_moved_bytes=self._tables_moved,
         )
 
 

@@ -24,6 +24,7 @@ def train(
     generation: int = 0,
     reached: Callable[[int], None] = lambda step: None,
     preempted: Callable[[], str] = str,
+    scratch: str | None = None,
 ) -> TrainResult:
     """Collective. Train `program.module` in place on this rank's share of the data.
 
@@ -37,6 +38,7 @@ def train(
         generation: 0 for the first launch of a run; later ones go on where the newest checkpoint stands.
         reached: takes the number of each global batch of the run that begins, on every rank; must cost nothing.
         preempted: asked at decision points: why this rank was asked to make room; "" where it was not.
+        scratch: a directory of this host that later generations find again, for copies of what this rank writes.
 
     Returns:
         The same on every rank, except for the seconds, which are rank 0's.
@@ -49,7 +51,7 @@ def train(
         PreemptedError: a rank was asked to make room; on every rank, after the same step, behind a checkpoint.
     """
     check_spec(spec)
-    run = Run.of(spec, program, collective, device, report, generation, reached, preempted)
+    run = Run.of(spec, program, collective, device, report, generation, reached, preempted, scratch)
     with contextlib.closing(Trainer(run)) as trainer:
         trainer.resume()
         trainer.callbacks.on_train_begin(trainer.state)

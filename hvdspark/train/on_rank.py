@@ -45,6 +45,7 @@ def train_on_rank(spec_json: str, sent: bytes) -> str:
         rank.generation,
         rank.reached,
         preempted=lambda: rank.preempted_because,
+        scratch=rank.scratch,
     )
     if rank.rank != 0:
         return ""

@@ -74,6 +74,10 @@ class Reporter:
         cost = {"stalled_s": stalled_s, "bytes": size, "seconds": seconds}
         self._send({"event": "checkpoint", "epoch": epoch, "path": path, **cost})
 
+    def tables_read(self, size: int, moved: int) -> None:
+        """The rows of sharded tables are there again. The arguments are those of `TablesRead`."""
+        self._send({"event": "tables_read", "bytes": size, "moved_bytes": moved})
+
     def straggler(self, epoch: int, rank: int, seconds: float, others: float, step: int | None = None) -> None:
         """The others wait for this rank. The arguments are those of `Straggler`."""
         found = {"epoch": epoch, "late": rank, "seconds": seconds, "others": others, "step": step}

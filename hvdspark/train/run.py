@@ -42,6 +42,7 @@ class Run:
         report: to the driver.
         generation: 0 for the first launch of a run; later ones go on from a checkpoint.
         preempted: why this rank was asked to make room; "" where it was not.
+        scratch: a directory of this host that later generations find again; None: there is none.
         store: of `spec.store_uri`.
         loss: the program's, of the spec's labels.
         tables: the module's collections with sharded tables.
@@ -63,6 +64,7 @@ class Run:
     report: Reporter
     generation: int
     preempted: Callable[[], str] = str
+    scratch: str | None = None
     store: Store = field(init=False)
     loss: RowLoss = field(init=False)
     tables: list[ShardedEmbeddingCollection] = field(init=False)
@@ -99,6 +101,7 @@ class Run:
         generation: int = 0,
         reached: Callable[[int], None] = lambda step: None,
         preempted: Callable[[], str] = str,
+        scratch: str | None = None,
     ) -> Run:
         """The run of this rank. Brings the program's module to the device, and its tables to these ranks.
 
@@ -106,6 +109,7 @@ class Run:
             send: takes reports on rank 0; must not block.
             reached: takes the number of each global batch that begins, on every rank.
             preempted: why this rank was asked to make room; "" where it was not.
+            scratch: see above.
 
         Raises:
             ConfigurationError: the module has what cannot be saved or trained, or does not fit the loss.
@@ -116,7 +120,7 @@ class Run:
         check_loss(program.loss, module)
         check_layers(module)
         reporter = Reporter(send, collective.rank, reached)
-        return cls(spec, program, collective, device, reporter, generation, preempted)
+        return cls(spec, program, collective, device, reporter, generation, preempted, scratch)
 
     def made_room(self) -> PreemptedError:
         """What is raised on every rank where all stop behind a checkpoint."""

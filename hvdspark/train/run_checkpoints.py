@@ -26,7 +26,7 @@ class RunCheckpoints:
 
     def __init__(self, run: Run) -> None:
         self._run = run
-        self.files = Checkpoints(run.store, run.spec.run_id, run.collective, run.generation)
+        self.files = Checkpoints(run.store, run.spec.run_id, run.collective, run.generation, scratch=run.scratch)
         self.pace = CheckpointPace(run.spec)
         self._begun: tuple[int, str, float] | None = None  # complete epochs, directory, seconds that training stood
         self._saving: tuple[Place, BestEpoch] | None = None  # of the save that is not settled
@@ -44,6 +44,8 @@ class RunCheckpoints:
         run.progress.warnings = [*passed_over, *run.progress.warnings]
         for text in passed_over:
             run.report.warning(text)
+        if found is not None and run.tables:
+            run.report.tables_read(self.files.table_bytes, self.files.moved_bytes())
         if found is not None:
             self._kept = replace(found.best)
             self.pace.cost(time.perf_counter() - started)

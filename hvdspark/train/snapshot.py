@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from hvdspark.artifact.tables import collections_of
 from hvdspark.embedding import ShardedEmbeddingCollection
-from hvdspark.embedding.files.shards import FileEntry, ShardFile, bytes_changed
+from hvdspark.embedding.files.entries import FileEntry
+from hvdspark.embedding.files.kept import KEEPS_NOTHING, KeptFiles
+from hvdspark.embedding.files.shards import ShardFile, bytes_changed
 from hvdspark.store import Store
 from hvdspark.train.optimizer_state import flatten_state
 
@@ -67,12 +69,22 @@ def dense_bytes(module: nn.Module, optimizer: torch.optim.Optimizer) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def rows_of(module: nn.Module, store: Store, place: str, *, delta: int, save: str, copied_bytes: int) -> list[RowsOf]:
+def rows_of(
+    module: nn.Module,
+    store: Store,
+    place: str,
+    *,
+    delta: int,
+    save: str,
+    copied_bytes: int,
+    kept: KeptFiles = KEEPS_NOTHING,
+) -> list[RowsOf]:
     """This rank's rows of all collections: copies, until these have so many bytes; what is beyond is written at once.
 
     Args:
         place: directory of the tables, each in a folder of its number.
         delta, save: see `shard_files`.
+        kept: where this host keeps copies.
 
     Raises:
         StoreError: a file could not be written.
@@ -85,7 +97,7 @@ def rows_of(module: nn.Module, store: Store, place: str, *, delta: int, save: st
                 room[0] -= file.bytes
                 yield file.copied()
             else:
-                yield file.write(store, f"{place}/{number}")
+                yield file.write(store, f"{place}/{number}", kept)
 
     return [
         RowsOf(collection.name, collection.description(), list(files_of(number, collection)))

@@ -23,6 +23,7 @@ from hvdspark.events import (
     SlotsAwaited,
     StepsDone,
     Straggler,
+    TablesRead,
     Warned,
 )
 from hvdspark.fan_out import FanOut, Report, event_of
@@ -65,6 +66,7 @@ PROGRESS = {"epoch": 0, "epochs": 2, "step": 3, "steps": 4, "rows": 24, "rows_pe
             {"event": "rank_lost", "generation": 0, "lost": 2, "host": "h", "kind": "signal", "cause": "SIGKILL"},
             RankLost(0, 2, "h", "signal", "SIGKILL"),
         ),
+        ({"event": "tables_read", "bytes": 9, "moved_bytes": 3}, TablesRead(9, 3)),
         ({"event": "warning", "text": "so"}, Warned("so")),
         ({"event": "of a user's own"}, None),
         ({}, None),

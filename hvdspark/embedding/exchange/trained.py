@@ -106,15 +106,22 @@ class GroupExchange:
         name: of the group, the same on every rank and in every step.
         shard: this rank's rows.
         collective: of all ranks that hold the group.
+        owners: int64 [world size], see `KeySpace.route`.
         wire_dtype: of rows and gradients on their way. float16 has no room for gradients below 6e-8, which a mean over
             a large batch can reach; bfloat16 has, and takes its place for gradients.
     """
 
     def __init__(
-        self, name: str, shard: RowStore, dim: int, collective: Collective, wire_dtype: torch.dtype = torch.float32
+        self,
+        name: str,
+        shard: RowStore,
+        dim: int,
+        collective: Collective,
+        wire_dtype: torch.dtype = torch.float32,
+        owners: Tensor | None = None,
     ) -> None:
         self.name, self.shard = name, shard
-        self.collective = collective
+        self.collective, self._owners = collective, owners
         self._keys = _Buffer(torch.int64)
         self._rows = _Buffer(wire_dtype, dim)
         self._gradients = _Buffer(torch.bfloat16 if wire_dtype == torch.float16 else wire_dtype, dim)
@@ -148,7 +155,7 @@ class GroupExchange:
         Returns: what waits for the call to end, and raises BadIdError on every rank.
         """
         with phase(DISTINCT):
-            way = self.shard.key_space.route(distinct.keys, self.collective.size)
+            way = self.shard.key_space.route(distinct.keys, self.collective.size, self._owners)
         sent = [distinct.keys]
         if train and self.shard.counts_occurrences:
             sent.append(distinct.times)

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from hvdspark.embedding.arrays import NUMPY_DTYPES, Int64Array
 from hvdspark.embedding.config import TableConfig
-from hvdspark.embedding.files.shards import FileEntry, file_of_buckets, parse_entries, tensor_name
+from hvdspark.embedding.files.entries import FileEntry, file_of_buckets, parse_entries
+from hvdspark.embedding.files.shards import tensor_name
 from hvdspark.embedding.files.tensor_file import Extent, extents
 from hvdspark.embedding.ids.hashing import BUCKETS, salt_of
 from hvdspark.embedding.ids.keys import KeySpace

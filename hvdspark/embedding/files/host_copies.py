@@ -22,7 +22,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from hvdspark.embedding.files.checked import damaged
-from hvdspark.embedding.files.shards import FILE_OF_ROWS, FileEntry, verified_chunks
+from hvdspark.embedding.files.entries import FILE_OF_ROWS, FileEntry
+from hvdspark.embedding.files.shards import verified_chunks
 from hvdspark.embedding.plan.sharding import format_bytes
 from hvdspark.errors import CheckpointError, StoreError
 from hvdspark.store import Store

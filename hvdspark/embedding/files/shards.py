@@ -12,62 +12,32 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from hvdspark.embedding.config import TableConfig
 from hvdspark.embedding.files.changes import Newer
 from hvdspark.embedding.files.checked import checked_chunks
+from hvdspark.embedding.files.entries import FILE_OF_ROWS, FileEntry, file_of_buckets, parse_entries
+from hvdspark.embedding.files.kept import KEEPS_NOTHING, KeptFiles
 from hvdspark.embedding.files.tensor_file import tensors_of, write_columns
 from hvdspark.embedding.ids.hashing import BUCKETS
 from hvdspark.embedding.kernels.optimizers import initial_state
 from hvdspark.embedding.rows.column import Column
 from hvdspark.embedding.rows.protocol import Part, RowStore
-from hvdspark.errors import CheckpointError, StoreError
-from hvdspark.plain import built
+from hvdspark.errors import CheckpointError
 from hvdspark.store import Store
 from hvdspark.store.patience import patiently
-from hvdspark.store.spellings import checked
 
 FILE_BUCKETS = 64
 # Where a file would be larger, it gets fewer buckets: a rank of a larger world owns a few of them and reads it whole,
 # and has one in memory at a time.
 FILE_BYTES = 1 << 26
-FILE_OF_ROWS = "a file of embedding rows"  # in errors
-
-
-@dataclass(frozen=True)
-class FileEntry:
-    """What a manifest says about the rows in some buckets of one exchange group.
-
-    Attributes:
-        path: relative to the directory; None: there are no rows and no file.
-        group: number of the exchange group.
-        first, stop: buckets [first, stop).
-        rows: rows of each table of the group, by name.
-        state: whether optimizer state, last steps and waiting ids are there, too.
-        sha256, bytes: of the file; "" and 0 without one.
-        delta: 0: these are all rows. Else those that have changed since the file of number delta - 1.
-    """
-
-    path: str | None
-    group: int
-    first: int
-    stop: int
-    rows: dict[str, int]
-    state: bool
-    sha256: str = ""
-    bytes: int = 0
-    delta: int = 0
-
-    def plain(self) -> dict[str, Any]:
-        """JSON-able. Whole rows are told as versions tell them that know no others."""
-        return {name: value for name, value in asdict(self).items() if name != "delta" or value}
+# Few rows change, and a file for each 64 buckets would be many small ones. But ranks of another number read parts.
+_CHANGES_BYTES, _MOST_FILES_OF_CHANGES = 1 << 20, 8
 
 
 @dataclass(frozen=True)
@@ -91,15 +61,15 @@ class ShardFile:
         """The same, which no longer changes with the shard."""
         return replace(self, columns=[(name, _in_memory(column)) for name, column in self.columns])
 
-    def write(self, store: Store, directory: str) -> FileEntry:
-        """Write it; its entry. StoreError where that fails."""
+    def write(self, store: Store, directory: str, kept: KeptFiles = KEEPS_NOTHING) -> FileEntry:
+        """Write it, and the copy that this host keeps; its entry. StoreError where that fails."""
         if not self.columns:
             return replace(self.entry, path=None)
-        return patiently(lambda: self._write(store, directory))
+        return patiently(lambda: self._write(store, f"{directory}/{self.entry.path}", kept))
 
-    def _write(self, store: Store, directory: str) -> FileEntry:
-        with store.open_write(f"{directory}/{self.entry.path}") as file:
-            return replace(self.entry, **write_columns(file, self.columns))
+    def _write(self, store: Store, path: str, kept: KeptFiles) -> FileEntry:
+        with store.open_write(path) as file, kept.beside(path, file, self.bytes) as both:
+            return replace(self.entry, **write_columns(both, self.columns))
 
 
 def file_ranges(first: int, stop: int, width: int = FILE_BUCKETS) -> list[tuple[int, int]]:
@@ -134,8 +104,7 @@ def shard_files(shards: Sequence[RowStore], *, state: bool, delta: int = 0, save
         save: folder of the files.
     """
     for number, shard in enumerate(shards):
-        # Few rows change, and a file for each 64 buckets would be many small ones.
-        width = BUCKETS if delta and _bytes_changed(shard) < FILE_BYTES else _file_buckets(shard, state)
+        width = _buckets_of_changes(shard) if delta else _file_buckets(shard, state)
         for part in shard.parts(file_ranges(*shard.buckets, width), changed=delta > 0):
             rows = {table.name: len(ids) for table, ids in zip(shard.tables, part.ids, strict=True)}
             path = f"{number}/buckets-{part.first:04d}-{part.stop:04d}.safetensors"
@@ -159,6 +128,7 @@ def read_shards(
     absent: Mapping[str, Mapping[str, float]] | None = None,
     tables: Container[str] | None = None,
     rows_alone: bool = False,
+    kept: KeptFiles = KEEPS_NOTHING,
 ) -> None:
     """Load this rank's rows into its shards, which must be new, from what any number of ranks wrote.
 
@@ -176,6 +146,7 @@ def read_shards(
         tables: that are loaded, by name; None: all of the shards.
         rows_alone: optimizer state begins anew, and no id waits for admission, whatever the files have of both. They
             may be those for scoring.
+        kept: what this host has of the files.
 
     Raises:
         CheckpointError: a file is missing or damaged, was written without state, or does not fit the tables.
@@ -212,56 +183,13 @@ def read_shards(
                 where=directory,
                 hint="load a checkpoint",
             )
-        tensors = _by_table(read_file(store, directory, file))
+        tensors = _by_table(read_file(store, directory, file, kept))
         for shard, place, name in takers:
             found = tensors.get(name, {})
             for tensor, value in (absent or {}).get(name, {}).items():
                 found.setdefault(tensor, torch.full((file.rows[name],), value))
             found = newer.left(name, found, file.delta)
             shard.load(place, _with_fresh_state(found, shard, steps) if rows_alone and found else found)
-
-
-def parse_entries(entries: Iterable[Mapping[str, Any]], where: str) -> list[FileEntry]:
-    """Raises CheckpointError where an entry is not one."""
-    try:
-        files = [built(FileEntry, entry) for entry in entries]
-        for file in files:
-            if not 0 <= file.first < file.stop <= BUCKETS:
-                raise ValueError(f"buckets [{file.first}, {file.stop})")
-            if min(file.group, file.bytes, file.delta, *file.rows.values()) < 0:
-                raise ValueError("a number below 0")
-            if file.path is not None:
-                checked(file.path)
-    except (TypeError, ValueError, StoreError) as error:
-        raise CheckpointError(
-            "the list of table files in the manifest is damaged",
-            value=f"{type(error).__name__}: {error}",
-            where=where,
-            hint="the manifest was not written by hvdspark, or was changed",
-        ) from error
-    return files
-
-
-def file_of_buckets(files: Sequence[FileEntry], table: str, first: int, stop: int, where: str) -> NDArray[Any]:
-    """For each of the buckets [first, stop) the number of the entry that has the rows of a table. int32 [stop - first]
-
-    Raises:
-        CheckpointError: for some bucket there is none, or more than one.
-    """
-    numbers = np.full(BUCKETS, -1, dtype=np.int32)
-    times = np.zeros(BUCKETS, dtype=np.int32)
-    for number, file in enumerate(files):
-        if table in file.rows:
-            numbers[file.first : file.stop] = number
-            times[file.first : file.stop] += 1
-    wrong = first + np.flatnonzero(times[first:stop] != 1)
-    if len(wrong):
-        raise CheckpointError(
-            f"bucket {wrong[0]} of table {table!r} is in {times[wrong[0]]} files of the manifest instead of one",
-            where=where,
-            hint="entries of some rank are missing, or from two saves",
-        )
-    return numbers[first:stop]
 
 
 def tensor_name(table: str, tensor: str) -> str:
@@ -280,6 +208,19 @@ def _file_buckets(shard: RowStore, state: bool) -> int:
     of_a_bucket = _row_bytes(shard, state=state) * sum(shard.row_counts()) / max(1, stop - first)
     width = FILE_BUCKETS
     while width > 1 and width * of_a_bucket > FILE_BYTES:
+        width //= 2
+    return width
+
+
+def _buckets_of_changes(shard: RowStore) -> int:
+    """Buckets of a file of changes. A power of two."""
+    changed = _bytes_changed(shard)
+    if changed >= FILE_BYTES:
+        return _file_buckets(shard, state=True)
+    first, stop = shard.buckets
+    files = min(_MOST_FILES_OF_CHANGES, max(1, changed // _CHANGES_BYTES))
+    width = BUCKETS
+    while files > 1 and width > FILE_BUCKETS and width * files > stop - first:
         width //= 2
     return width
 
@@ -315,12 +256,10 @@ def _bytes_changed(shard: RowStore) -> int:
     return shard.rows_changed() * _row_bytes(shard, state=True)
 
 
-def read_file(store: Store, directory: str, file: FileEntry) -> dict[str, Tensor]:
+def read_file(store: Store, directory: str, file: FileEntry, kept: KeptFiles = KEEPS_NOTHING) -> dict[str, Tensor]:
     """The tensors of a file that there is, in memory, by `tensor_name`. Raises CheckpointError where it is damaged."""
-    data = bytearray()  # what the file has, not what is said of it
-    for chunk in verified_chunks(store, directory, file):
-        data += chunk
-    return tensors_of(data, store.spark_uri(f"{directory}/{file.path}"))
+    path = f"{directory}/{file.path}"
+    return tensors_of(kept.read(store, path, file.bytes, file.sha256, FILE_OF_ROWS), store.spark_uri(path))
 
 
 def _with_fresh_state(found: Mapping[str, Tensor], shard: RowStore, steps: int) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -36,6 +36,12 @@ _NAMES = {dtype: name for name, dtype in _DTYPES.items()} | {
 _MAX_HEADER = 100_000_000  # what safetensors itself allows
 
 
+class Writer(Protocol):
+    """What a file is written through."""
+
+    def write(self, data: Any, /) -> int: ...
+
+
 @dataclass(frozen=True)
 class Extent:
     """Where a tensor lies: bytes [start, stop) of the file."""
@@ -46,7 +52,7 @@ class Extent:
     stop: int
 
 
-def write_columns(file: BinaryIO, columns: Sequence[tuple[str, Column]]) -> dict[str, Any]:
+def write_columns(file: Writer, columns: Sequence[tuple[str, Column]]) -> dict[str, Any]:
     """Write a safetensors file of tensors and their names in it, in this order. Returns its "sha256" and "bytes"."""
     header: dict[str, Any] = {}
     end = 0

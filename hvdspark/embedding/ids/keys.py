@@ -96,9 +96,16 @@ class KeySpace:
         """Rank that owns every key. int64 [n] -> int64 [n]."""
         return owner_of(self.buckets(keys), world_size)
 
-    def route(self, keys: Tensor, world_size: int) -> Route:
-        """The way of keys to the ranks that own them. int64 [n]."""
-        return whole_route(len(keys)) if world_size == 1 else route(self.owners(keys, world_size), world_size)
+    def route(self, keys: Tensor, world_size: int, ranks: Tensor | None = None) -> Route:
+        """The way of keys to the ranks that own them. int64 [n].
+
+        Args:
+            ranks: int64 [world_size], the rank that has each run of buckets; None: that of its own number.
+        """
+        if world_size == 1:
+            return whole_route(len(keys))
+        runs = self.owners(keys, world_size)
+        return route(runs if ranks is None else ranks[runs], world_size)
 
     def positions(self, keys: Tensor) -> Tensor:
         """Place of keys of bounded tables in their table's permutation: int64 [n], each in [0, num_embeddings)."""

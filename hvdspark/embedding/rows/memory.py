@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hvdspark.embedding.arrays import BoolArray, Int64Array
 from hvdspark.embedding.config import TableConfig
-from hvdspark.embedding.ids.hashing import bucket_range, salt_of
+from hvdspark.embedding.ids.hashing import salt_of
 from hvdspark.embedding.ids.keys import KeySpace
 from hvdspark.embedding.kernels import optimizers, updates
 from hvdspark.embedding.rows.admission import WaitingKeys
@@ -34,13 +34,13 @@ class RowMemory:
 
     Args:
         tables: of one group.
-        rank, world_size: decide which buckets are ours.
+        rank: for errors.
+        buckets: those that are ours: [first, stop).
         seed: of the initial rows.
         home_buckets: from the plan, see `KeySpace`.
         budget: what all tables of this process may take.
 
     Attributes:
-        buckets: those that are ours: [first, stop).
         dense: slots of bounded tables, [0, dense).
         bases: int64 [tables + 1]; slots of bounded table t are [bases[t], bases[t + 1]).
         first_positions: int64 [tables], position in its table's permutation of each table's first slot.
@@ -61,7 +61,7 @@ class RowMemory:
         self,
         tables: Sequence[TableConfig],
         rank: int,
-        world_size: int,
+        buckets: tuple[int, int],
         seed: int,
         home_buckets: Sequence[int] | None,
         budget: RowBudget,
@@ -79,7 +79,7 @@ class RowMemory:
                 )
         self.key_space = KeySpace(tables, home_buckets)
         self.step, self._seed = 0, seed
-        self.buckets = bucket_range(rank, world_size)
+        self.buckets = buckets
         ranges = [
             self.key_space.position_range(number, *self.buckets) if table.num_embeddings else (0, 0)
             for number, table in enumerate(tables)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hvdspark.embedding.arrays import Int64Array
 from hvdspark.embedding.config import TableConfig
+from hvdspark.embedding.ids.hashing import bucket_range
 from hvdspark.embedding.kernels.placement import meet
 from hvdspark.embedding.kernels.updates import update
 from hvdspark.embedding.rows import contents, eviction, room
@@ -24,7 +25,8 @@ class TableShard:
 
     Args:
         tables: configurations of the group's tables, in the same order on every rank.
-        rank, world_size: decide which buckets are ours.
+        rank, world_size: of the rank; decide which buckets are ours.
+        run: number of our run of buckets, where it is not that of the rank.
         seed: of the initial rows.
         home_buckets: from the plan, see `KeySpace`.
         budget: what all tables of this process may take; else what the process's environment says.
@@ -45,8 +47,10 @@ class TableShard:
         seed: int = 0,
         home_buckets: Sequence[int] | None = None,
         budget: RowBudget | None = None,
+        run: int | None = None,
     ) -> None:
-        self.memory = RowMemory(tables, rank, world_size, seed, home_buckets, budget or budget_of_process())
+        buckets = bucket_range(rank if run is None else run, world_size)
+        self.memory = RowMemory(tables, rank, buckets, seed, home_buckets, budget or budget_of_process())
         room.begin(self.memory)
         self.tables, self.key_space, self.buckets = self.memory.tables, self.memory.key_space, self.memory.buckets
         self.dim, self.dtype, self.optimizer = self.memory.dim, self.memory.dtype, self.memory.optimizer

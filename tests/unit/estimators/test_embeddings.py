@@ -15,7 +15,7 @@ from hvdspark.artifact.directory import Artifact
 from hvdspark.artifact.tables import collections_of, load_model, table_place, write_tables
 from hvdspark.artifact.weights import write_weights
 from hvdspark.collectives import LocalCollective
-from hvdspark.embedding.files.shards import parse_entries
+from hvdspark.embedding.files.entries import parse_entries
 from hvdspark.errors import ConfigurationError, DataError
 from hvdspark.estimators import embeddings
 from hvdspark.estimators.fitted import FittedModule

@@ -114,6 +114,11 @@ def test_what_the_fit_had_of_its_time() -> None:
     assert said in summary._repr_html_()
     calm = TrainingSummary(replace(RESULT, goodput={**GOODPUT, "restarts": 0, "recoveries_s": [], "stragglers": {}}))
     assert "goodput 62 %, no restarts, waited" in repr(calm)
+    assert "tables" not in repr(calm)
+    tables = {"tables_read_bytes": 3 << 20, "tables_moved_bytes": 1 << 20}
+    resized = TrainingSummary(replace(RESULT, goodput={**GOODPUT, **tables}))
+    assert (resized.tableBytesRead, resized.tableBytesMoved) == (3 << 20, 1 << 20)
+    assert repr(resized).splitlines()[-2].endswith("3.0 MiB of tables read again, 33 % from the store")
 
 
 def test_what_a_rank_might_use() -> None:

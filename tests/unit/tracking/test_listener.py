@@ -174,4 +174,8 @@ def test_what_a_fit_had_of_its_time(clock: list[float]) -> None:
     assert kept.curve("straggler/rank_1") == [(0, 3.0)]
     assert kept.curve("time/input_stall_seconds") == [(0, 1.5)]
     assert kept.curve("time/checkpoint_stand_still_seconds") == [(0, 0.25)]
+    assert "tables/read_bytes" not in metrics
+    resized = told(clock, GoodputMeasured(0.5, 20.0, 40.0, 0, (), {}, 1.5, 0.25, 300, 100))
+    assert resized.curve("tables/read_bytes") == [(0, 300.0)]
+    assert resized.curve("tables/moved_bytes") == [(0, 100.0)]
     assert "straggler/rank_0" not in metrics

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from hvdspark.events import GenerationStarted, PhaseStarted, RankLost, StepsDone, Straggler
+from hvdspark.events import GenerationStarted, PhaseStarted, RankLost, StepsDone, Straggler, TablesRead
 from hvdspark.train.goodput import Goodput, as_plain
 
 STEP = StepsDone(0, 1, 1, 4, 8, 1.0, 0.5)
@@ -96,3 +96,9 @@ def test_it_travels_as_text(fit: Fit) -> None:
     plain = as_plain(fit.listener.measured([]))
     assert json.loads(json.dumps(plain)) == {**plain, "recoveries_s": []}
     assert plain["stragglers"] == {"1": 1}
+
+
+def test_bytes_of_tables_are_those_of_all_generations(fit: Fit) -> None:
+    fit.after(0, PhaseStarted("launch"), GenerationStarted(0, 2), TablesRead(100, 40), TablesRead(200, 30))
+    found = fit.listener.measured([row(0)])
+    assert (found.tables_read_bytes, found.tables_moved_bytes) == (300, 70)

@@ -17,8 +17,9 @@ from typing import Any
 import pytest
 
 from hvdspark.embedding.files import host_copies
+from hvdspark.embedding.files.entries import FileEntry, parse_entries
 from hvdspark.embedding.files.host_copies import HostCopy, locate_files
-from hvdspark.embedding.files.shards import FileEntry, parse_entries, write_shards
+from hvdspark.embedding.files.shards import write_shards
 from hvdspark.errors import CheckpointError, StoreError
 from hvdspark.store import Store
 from tests.unit.embedding.shards import trained

@@ -17,14 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hvdspark.embedding.config import OPTIMIZERS, TableConfig
-from hvdspark.embedding.files.shards import (
-    FILE_BUCKETS,
-    file_of_buckets,
-    file_ranges,
-    parse_entries,
-    read_shards,
-    write_shards,
-)
+from hvdspark.embedding.files.entries import file_of_buckets, parse_entries
+from hvdspark.embedding.files.shards import FILE_BUCKETS, file_ranges, read_shards, write_shards
 from hvdspark.embedding.ids.hashing import BUCKETS, bucket_range
 from hvdspark.embedding.rows.shard import TableShard
 from hvdspark.errors import CheckpointError, StoreError
