@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 import hvdspark
 from hvdspark.errors import HvdSparkError
-from hvdspark.estimators import CTRClassifier, TorchClassifier, TorchRegressor
+from hvdspark.estimators import CTRClassifier, TorchClassifier, TorchModel, TorchRegressor
 from hvdspark.events import FitListener
 from tests.spark.mlflow_runs import written
 
@@ -115,8 +115,11 @@ def main(folder: Path, tracking: str) -> None:
     fails("weights", lambda: regressor.fit(data))
     embedded = TorchClassifier(model=nn.Embedding(10, 2), featureCols=["user"], labelCol="clicked", **common)
     fails("an id", lambda: embedded.fit(data))
+    calm = data.where("user < 10")
+    looked_up = TorchModel.fromModule(nn.Embedding(10, 2), inputCols=["user"], example=calm, storeUri=store)
+    fails("scoring", lambda: looked_up.transform(data).collect())
     as_fraction = data.withColumn("user", F.col("number"))
-    fails("scoring", lambda: model.transform(as_fraction).collect())
+    fails("scoring fractions", lambda: looked_up.transform(as_fraction).collect())
     nulls = data.withColumn("page", F.col("page_or_null"))
     fails("null", lambda: model.transform(nulls).collect())
     fails("materialising", lambda: CTRClassifier(architecture="lr", **columns, **common).fit(nulls))

@@ -35,7 +35,7 @@ def left(tmp_path_factory: pytest.TempPathFactory, spark_home: Path) -> tuple[Pa
 def test_it_failed_where_it_should(left: tuple[Path, str]) -> None:
     _, printed = left
     assert "DID NOT FAIL" not in printed
-    assert printed.count("failed as it should") == 7
+    assert printed.count("failed as it should") == 8
     assert printed.count("event ") > 10
     assert "run [10, 10]" in printed
 
