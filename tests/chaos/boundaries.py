@@ -16,7 +16,6 @@ import shutil
 import signal
 import sys
 import tempfile
-import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -47,7 +46,7 @@ FIT = Fit(
     interval_steps=3,
     seed=1,
 )
-_LIMIT_S = 120.0
+_STILL_S = 120.0
 BEFORE, AFTER = "before", "after"
 
 
@@ -103,7 +102,7 @@ def run(folder: Path, store: Store, spec_json: str, death: tuple[int, int, str] 
         with (place / "output").open("wb") as output:
             return Attempt(warm.forked(partial(attempt.main, place, more), output.fileno()), place, number)
 
-    striker = Striker(folder, begin, time.monotonic() + _LIMIT_S)
+    striker = Striker(folder, begin, _STILL_S)
     striker.strike(())
     return striker
 

@@ -22,7 +22,7 @@ from tests.chaos.counted import RECORD, steps_file
 from tests.chaos.drawn import ALL_TASKS, DRIVER, RANK, SAVE, START, STORE, Fault
 from tests.chaos.weak_store import has_failed, let_fail
 
-_POLL_S = 0.004
+_POLL_S, _LOOK_S = 0.004, 0.5
 # Restarts without a new checkpoint in between that estimators bear where nothing is said: nobody dies more often.
 MOST_IN_A_ROW = 3
 
@@ -107,6 +107,10 @@ class Attempt:
             RECORD.unpack(data)[0] for path in files if len(data := path.read_bytes()[: RECORD.size]) == RECORD.size
         ]
 
+    def written(self) -> int:
+        """Bytes of what it has said and done so far."""
+        return sum(path.stat().st_size for path in [*self.folder.glob("steps-*"), *self.folder.glob("events.jsonl")])
+
     def tasks(self) -> list[psutil.Process]:
         """The processes that keep ranks, by rank."""
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -120,11 +124,13 @@ class Striker:
     Args:
         run: directory of the run in its store.
         begin: makes another attempt of the run, of that number.
-        deadline_s: CLOCK_MONOTONIC; TimeoutError afterwards.
+        still_s: TimeoutError where an attempt says nothing new, and does no step, for so long.
     """
 
-    def __init__(self, run: Path, begin: Callable[[int], Attempt], deadline_s: float) -> None:
-        self._run, self._begin, self._deadline_s = run, begin, deadline_s
+    def __init__(self, run: Path, begin: Callable[[int], Attempt], still_s: float) -> None:
+        self._run, self._begin, self._still_s = run, begin, still_s
+        self._looked_s = self._changed_s = time.monotonic()
+        self._written = 0
         self.attempts: list[Attempt] = [begin(0)]
         self.blows: list[Blow] = []
 
@@ -209,8 +215,13 @@ class Striker:
             self._tick()
 
     def _tick(self) -> None:
-        if time.monotonic() > self._deadline_s:
-            raise TimeoutError
+        now = time.monotonic()
+        if now - self._looked_s > _LOOK_S:
+            self._looked_s, written = now, sum(attempt.written() for attempt in self.attempts)
+            if written != self._written:
+                self._written, self._changed_s = written, now
+            elif now - self._changed_s > self._still_s:
+                raise TimeoutError
         time.sleep(_POLL_S)  # files of other processes have no event
 
 
