@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 STEP, START, SAVE = "step", "start", "save"
 RANK, TASK, ALL_TASKS, DRIVER, STORE = "rank", "task", "all tasks", "driver", "store"
@@ -116,7 +116,7 @@ def _fault(random_of: random.Random, fit: Fit) -> Fault:
     victim = random_of.choices((RANK, TASK, ALL_TASKS, DRIVER, STORE), (6, 2, 1, 1, 1))[0]
     signal = random_of.choices(*zip(*_SIGNALS[victim], strict=True))[0]
     when = STEP if victim == STORE else random_of.choices((STEP, START, SAVE), (6, 2, 2))[0]
-    return Fault(
+    fault = Fault(
         when=when,
         after=random_of.randint(0, 1500) if when == START else random_of.randint(1, fit.steps * 3 // 2),
         delay_ms=random_of.uniform(0, 12),
@@ -125,3 +125,5 @@ def _fault(random_of: random.Random, fit: Fit) -> Fault:
         signal=signal,
         damage=None if victim == STORE else random_of.choices((None, "truncate", "flip"), (8, 1, 1))[0],
     )
+    # A rank that is told to make room goes on to a checkpoint of its own, beside which another one would be damaged.
+    return replace(fault, damage=None) if (victim, signal) == (RANK, "TERM") else fault

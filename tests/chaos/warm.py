@@ -76,6 +76,7 @@ def forked(body: Callable[[], None], output: int) -> int:
 def _become(code: Any, env: Mapping[str, str] | None, kept: Sequence[int], before: Callable[[], Any] | None) -> None:
     """Called in the child between fork and exec, which does not come."""
     _close_all_but(kept)
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # `Popen` has put it back for a program; Python's is to ignore it
     if before is not None:
         before()
     if env is not None:
