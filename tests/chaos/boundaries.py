@@ -157,7 +157,7 @@ def main() -> int:
             )
             found = last.generation()
             if found is None or found[0] != 1:
-                why.append(f"generation {found}")
+                why.append(f"generation {found}: {last.losses()}")
             where = lists[death[0]][death[1]].partition("checkpoints/")[2]
             line = {"rank": death[0], "when": death[2], "what": where, "outcome": "wrong" if why else "ok", "why": why}
             print(json.dumps(line), flush=True)

@@ -72,6 +72,7 @@ def run_seed(seed: int, kills: int, folder: Path) -> dict[str, Any]:
         "outcome": outcome,
         "why": why,
         "recovery_s": [round(seconds, 2) for seconds in recovered],
+        "losses": [loss[:150] for attempt in strikers[-1].attempts for loss in attempt.losses()],
         "blows": [blow.plain() for blow in blows],
         "seconds": round(time.monotonic() - began_s, 1),
     }

@@ -87,6 +87,10 @@ class Attempt:
         since = found[::-1].index("checkpoint") if "checkpoint" in found else len(found) - 1
         return max(0, since)
 
+    def losses(self) -> list[str]:
+        """What ended its generations, as far as it counts: kind and cause."""
+        return [f"{event['kind']}: {event['cause']}" for event in self.events() if event["event"] == "rank_lost"]
+
     def events(self) -> list[dict[str, Any]]:
         path = self.folder / "events.jsonl"
         size = path.stat().st_size if path.exists() else 0
