@@ -28,6 +28,7 @@ from hvdspark.train.callbacks import Callback, TrainState
 from tests.chaos import attempt, warm
 from tests.chaos.counted import spec_of, write_rows
 from tests.chaos.drawn import Fit
+from tests.chaos.runner import end_descendants
 from tests.chaos.strikes import Attempt, Striker
 from tests.chaos.verdict import differences, weights_in
 
@@ -163,6 +164,7 @@ def main() -> int:
             print(json.dumps(line), flush=True)
             wrong += bool(why)
     finally:
+        end_descendants(0)
         shutil.rmtree(folder)
     return int(bool(wrong))
 

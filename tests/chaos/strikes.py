@@ -18,6 +18,7 @@ from typing import Any
 import psutil
 
 from hvdspark.store import MANIFEST
+from hvdspark.train.checkpoint_write import PARTS
 from tests.chaos.counted import RECORD, steps_file
 from tests.chaos.drawn import ALL_TASKS, DRIVER, RANK, SAVE, START, STORE, Fault
 from tests.chaos.weak_store import has_failed, let_fail
@@ -209,7 +210,7 @@ class Striker:
         if fault.when == SAVE and done:
             places = self._run.glob("checkpoints/epoch-*")
             is_written = any(not (place / MANIFEST).exists() for place in places)
-            return is_written or any(self._run.glob("checkpoints/parts/*")) or done >= fault.after * 2
+            return is_written or any(self._run.glob(f"checkpoints/{PARTS}/*")) or done >= fault.after * 2
         return done >= fault.after
 
     def _while_running(self) -> Iterator[Attempt]:
