@@ -52,7 +52,7 @@ def calm(shared: Path) -> dict[str, Tensor]:
     """The weights of the fit on one host."""
     running = begin(shared / "calm", shared, {"spark.master": "local[2]"}, shared / "home")
     try:
-        assert running.result(240) == {"ok": True, "error": ""}
+        assert running.result(500) == {"ok": True, "error": ""}
         return running.weights()
     finally:
         running.end()
@@ -103,7 +103,7 @@ def assert_named_in_time(fit: Running, since_s: float) -> None:
 
 def test_fits_train_as_on_one_host(train: Callable[..., Apart], calm: dict[str, Tensor]) -> None:
     fit = train().fit
-    assert fit.result(400) == {"ok": True, "error": ""}
+    assert fit.result(500) == {"ok": True, "error": ""}
     assert differences(calm, fit.weights()) == []
     assert len(fit.events("generation")) == 1
 
@@ -118,7 +118,7 @@ def test_a_cable_that_is_pulled_for_a_while(
     made.hosts.pull(RIGHT)
     time.sleep(pulled_s)
     made.hosts.plug(RIGHT)
-    said = made.fit.result(400)
+    said = made.fit.result(500)
     print(made.fit.timeline(pulled_at_s))
     assert said == {"ok": True, "error": ""}, made.fit.output()[-5000:]
     assert differences(calm, made.fit.weights()) == []
@@ -130,7 +130,7 @@ def test_a_cable_that_is_pulled_for_good(train: Callable[..., Apart], calm: dict
     made.fit.wait_for_steps(0, FIT.steps + 3, wait_s=_START_S)
     pulled_at_s = time.monotonic()
     made.hosts.pull(RIGHT)
-    said = made.fit.result(400)
+    said = made.fit.result(500)
     print(made.fit.timeline(pulled_at_s))
     assert said == {"ok": True, "error": ""}, made.fit.output()[-5000:]
     assert_named_in_time(made.fit, pulled_at_s)
@@ -144,7 +144,7 @@ def test_workers_that_reach_the_driver_but_not_each_other(train: Callable[..., A
     parted_s = time.monotonic()
     (lost,) = made.fit.wait_for_events("RankLost", 1, _STALL_S + 5)
     assert lost["at"] - parted_s <= _STALL_S + 5
-    said = made.fit.result(400)
+    said = made.fit.result(500)
     print(made.fit.timeline(parted_s), said["error"], sep="\n")
     assert not said["ok"]
     assert LEFT in said["error"]
@@ -155,7 +155,7 @@ def test_workers_that_reach_the_driver_but_not_each_other(train: Callable[..., A
 def test_100_ms_and_a_lost_packet_in_a_hundred(train: Callable[..., Apart], calm: dict[str, Tensor]) -> None:
     began_s = time.monotonic()
     made = train(slow=RIGHT, delay_ms=100, loss=0.01, stallTimeout=_STALL_S)
-    said = made.fit.result(400)
+    said = made.fit.result(500)
     print(made.fit.timeline(began_s), f"{time.monotonic() - began_s:.1f} s in all", sep="\n")
     assert said == {"ok": True, "error": ""}, made.fit.output()[-5000:]
     assert differences(calm, made.fit.weights()) == []

@@ -18,7 +18,7 @@ def test_a_killed_worker_changes_nothing(spark_home: Path, tmp_path: Path, nothi
     shared = tmp_path / "shared"
     calm = begin(tmp_path / "calm", shared, {"spark.master": "local[2]"}, spark_home)
     try:
-        assert calm.result(240) == {"ok": True, "error": ""}
+        assert calm.result(500) == {"ok": True, "error": ""}
     finally:
         calm.end()
     with standalone(spark_home, tmp_path / "cluster", [Host(), Host()], cores=2) as cluster:
@@ -30,7 +30,7 @@ def test_a_killed_worker_changes_nothing(spark_home: Path, tmp_path: Path, nothi
             cluster.wait_for_workers(1)
             struck.wait_for_steps(1, 1)
             recovered_s = time.monotonic() - killed_s
-            said = struck.result(400)
+            said = struck.result(500)
             print(struck.timeline(killed_s))
             assert said == {"ok": True, "error": ""}, struck.output()[-5000:]
         finally:
