@@ -28,7 +28,7 @@ def test_a_killed_worker_changes_nothing(spark_home: Path, tmp_path: Path, nothi
             kill_tree(cluster.workers[1].pid)
             killed_s = time.monotonic()
             cluster.wait_for_workers(1)
-            struck.wait_for_steps(1, 1)
+            struck.wait_for_steps(1, 1, wait_s=300)
             recovered_s = time.monotonic() - killed_s
             said = struck.result(500)
             print(struck.timeline(killed_s))
