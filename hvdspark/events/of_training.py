@@ -37,6 +37,8 @@ class StepsDone(FitEvent):
 class EpochEnded(FitEvent):
     """An epoch is trained and validated; its checkpoint is being written.
 
+    Where ranks die before it is, the epoch ends a second time, with the same numbers.
+
     Attributes:
         epoch: from 0.
         row: its row of the history: "train_loss", "val_...", "learning_rate", "rows", "seconds", ...

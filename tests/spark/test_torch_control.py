@@ -88,7 +88,9 @@ def test_killed_and_resumed_is_never_interrupted(spark: SparkSession, store_uri:
     assert [(event.generation, event.world_size) for event in seen.of(GenerationStarted)] == [(0, 2), (1, 2)]
     (lost,) = seen.of(RankLost)
     assert (lost.generation, lost.rank, lost.kind) == (0, 1, "signal")
-    assert [event.epoch for event in seen.of(EpochEnded)] == [0, 1, 2, 3]
+    told = [event.epoch for event in seen.of(EpochEnded)]
+    # It died while the end of epoch 1 was being written, or after that.
+    assert told in ([0, 1, 2, 3], [0, 1, 1, 2, 3])
     assert {event.epoch for event in seen.of(CheckpointCommitted)} == {1, 2, 3, 4}
     assert len(resumed.summary.history) == 4
     for name, tensor in straight.module().state_dict().items():
