@@ -109,6 +109,9 @@ class DieWhileSaving(Callback):
         @contextmanager
         def dying(store: Store, path: str) -> Iterator[BinaryIO]:
             with open_write(store, path) as file:
+                if "epoch-00002/tables" not in path:  # the checkpoint before is still being written
+                    yield file
+                    return
                 file.write(b"half a file")
                 file.flush()
                 Path(self.marker).write_text(path)
@@ -126,7 +129,7 @@ def test_killed_in_the_middle_of_a_save_and_resumed_is_never_interrupted(
     straight = estimator(storeUri=store_uri, epochs=4).fit(data)
     marker = tmp_path / "died"
     resumed = estimator(storeUri=store_uri, epochs=4, callbacks=[DieWhileSaving(str(marker))], maxRestarts=1).fit(data)
-    assert "epoch-00002/tables" in marker.read_text()
+    assert marker.exists()
     assert len(resumed.summary.history) == 4
     one, other = scores(straight.transform(data)), scores(resumed.transform(data))
     assert max(abs(one[id] - other[id]) for id in one) < 1e-6
