@@ -155,7 +155,10 @@ def spark_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.fail("pyspark is not installed. Hint: make setup")
     home = tmp_path_factory.mktemp("spark-home")
     for entry in Path(specification.origin).parent.iterdir():
-        (home / entry.name).symlink_to(entry)
+        # Without `python`, where Spark's archives of pyspark and py4j lie: a worker reads anew for each task what is in
+        # them (importlib.invalidate_caches), which is most of what small tasks cost. It has both installed.
+        if entry.name != "python":
+            (home / entry.name).symlink_to(entry)
     # The second compiler of a JVM pays off after minutes of the same work, which no test does. Without it, sessions,
     # executors and the drivers of other processes start with half of the CPU. Nor does it pay to look for garbage in
     # several threads, beside everything else.

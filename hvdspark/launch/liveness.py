@@ -78,7 +78,8 @@ class _Rank:
 
 
 class Liveness:
-    """Not thread-safe. A rank counts from the moment in which all are ready, or its first sign of life, to its outcome.
+    """Not thread-safe. A rank counts from the moment in which the tasks have met, or its first sign of life, to its
+    outcome.
 
     A gang is stalled where the task of a rank is silent for `limit_s` seconds; or where every rank that still runs has
     been in one exchange for as long, and none of them sends anything worth mentioning. A rank that computes for
@@ -103,7 +104,7 @@ class Liveness:
         self._ranks.setdefault(rank, _Rank(sign, now, now)).note(sign, now)
 
     def begin(self) -> None:
-        """All ranks are ready."""
+        """The tasks have met, or all ranks are ready."""
         for rank in set(range(self._size)) - self._over:
             self._silence.heard(rank)
 

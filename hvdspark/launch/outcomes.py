@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,7 +84,7 @@ class Outcomes:
       `stall_timeout_s` (`liveness`).
 
     Attributes:
-        liveness: who is heard of. Only to be used by one thread before the ranks begin.
+        liveness: who is heard of.
     """
 
     def __init__(
@@ -126,6 +127,13 @@ class Outcomes:
                         self._first_of_several_s = time.monotonic()
                 self._changed.notify_all()
             return list(self._by_rank).index(rank)
+
+    def met(self, hosts: Sequence[str]) -> None:
+        """The tasks have met, on these hosts by rank: from now on each is to give signs of life, also one that is
+        frozen before its first."""
+        with self._changed:
+            self.liveness.hosts = hosts
+            self.liveness.begin()
 
     def heard(self, rank: int) -> None:
         """Note that the task of `rank` is alive."""

@@ -96,7 +96,7 @@ def run_task(spec: LaunchSpec, place: Place) -> tuple[World, Outcome]:
         worlds = assign([peer.peer for peer in peers])
         world, watch = worlds[place.partition], _watch(spec, place, worlds, channel)
         if server is not None:
-            server.outcomes.liveness.hosts = watch.hosts
+            server.outcomes.met(watch.hosts)
         # The task's own record of itself, for the driver to name an executor that is lost later.
         channel.send({"event": "started", "rank": world.rank, "host": world.hostname})
         host = _rendezvous_host([peer.peer for peer in peers])
