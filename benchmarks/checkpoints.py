@@ -128,6 +128,8 @@ def main() -> None:
     without, with_them = statistics.median(found["without"]), statistics.median(found["with"])
     print(f"{arguments.rows * 144 / 1e9:.2f} GB of rows and state on {arguments.ranks} ranks; {measuring.cpu_name()}")
     print(f"rows a second: {without:,.0f} without, {with_them:,.0f} with a checkpoint every {arguments.every:g} s")
+    for kind in ("without", "with"):
+        print(f"  {kind}: {', '.join(f'{rate:,.0f}' for rate in found[kind])} in turn")
     print(f"cost {100 * (1 - with_them / without):.1f} %")
     for stalled, size, seconds, busy in found["checkpoints"]:
         print(

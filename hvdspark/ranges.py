@@ -8,15 +8,19 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Range:
-    """Numbers from `low` to `high`; without `low` itself where that is `open`."""
+    """Finite numbers from `low` to `high`; without `low` itself where that is `open`."""
 
     low: float
     high: float = math.inf
     open: bool = False
 
     def __contains__(self, number: float) -> bool:
-        return (self.low < number if self.open else self.low <= number) and number <= self.high
+        return (self.low < number if self.open else self.low <= number) and number <= self.high and number < math.inf
 
     def __str__(self) -> str:
         lowest = f"above {self.low:g}" if self.open else f"at least {self.low:g}"
         return lowest if self.high == math.inf else f"{lowest} and at most {self.high:g}"
+
+    def demand(self, number: float) -> str:
+        """What a number that is not among these should be."""
+        return f"it must be {self}{' and finite' if math.isinf(number) else ''}"

@@ -6,6 +6,7 @@ import gc
 import importlib.util
 import os
 import random
+import signal
 import sys
 import uuid
 from collections.abc import Callable, Iterator
@@ -30,6 +31,10 @@ ROOT = Path(__file__).resolve().parent.parent
 os.environ["SPARK_LOCAL_IP"] = "127.0.0.1"
 os.environ[RUN_MARKER] = uuid.uuid4().hex
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+
+# What a script starts in the background ignores SIGINT, and so does all that is started by it: tests interrupt both.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # What tests draw is the same in every run, so that none passes or fails by luck. Another seed finds those that do.
 SEED_VARIABLE = "HVDSPARK_TEST_SEED"

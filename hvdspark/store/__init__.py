@@ -196,12 +196,17 @@ class Store:
             self.filesystem().pipe_file(target, data)
 
     @contextlib.contextmanager
-    def open_write(self, path: str) -> Iterator[BinaryIO]:
+    def open_write(self, path: str, *, cached: bool = True) -> Iterator[BinaryIO]:
         """A binary file to write piece by piece, which appears under its name when the block ends without an error.
 
         Readers see the old content or the new, never a part. Parents are created. Where the store is not a local file
         system the pieces are collected in the temporary directory first. A local one that fails for a while fails here:
         who can write the file once more calls this `patiently`.
+
+        Args:
+            cached: False: nobody is to read it soon, and it should not take the system's cache from what is read. A
+                local file's pages go when they are on the disk, so that a large one needs few of them. Taking new
+                ones costs ten times as much as writing them where a virtual machine gives back what is free.
         """
         local = self.local_path(path)
         if local is None:
@@ -219,6 +224,8 @@ class Store:
                     yield file
                     file.flush()
                     os.fsync(file.fileno())
+                    if not cached:
+                        _drop_pages(file.fileno())
                 os.replace(temporary, local)
             finally:
                 temporary.unlink(missing_ok=True)
@@ -321,6 +328,11 @@ class Store:
                 if full
                 else "check that the path exists and that this user may use it, on this host",
             ) from error
+
+
+def _drop_pages(file: int) -> None:
+    with contextlib.suppress(OSError, AttributeError):  # not everywhere, and nothing depends on it
+        os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _of_this_user(path: str, flags: int) -> int:

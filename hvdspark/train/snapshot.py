@@ -18,7 +18,7 @@ from hvdspark.store import Store
 from hvdspark.train.optimizer_state import flatten_state
 
 # Rows beyond it are written while training waits.
-COPIED_BYTES = 1 << 28
+COPIED_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)

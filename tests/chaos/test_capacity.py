@@ -8,14 +8,16 @@ from typing import Any
 
 import pytest
 import torch
+from pyspark.ml.evaluation import BinaryClassificationEvaluator
 from pyspark.sql import SparkSession
 from torch import Tensor, nn
 
 import hvdspark
-from hvdspark.estimators import TorchEstimator
+from hvdspark.estimators import CTRClassifier, TorchEstimator
 from hvdspark.events import CheckpointCommitted, FitEvent, FitListener, GenerationStarted, RankLost, TablesRead
 from hvdspark.train import Callback
 from hvdspark.train.callbacks import TrainState
+from tests.spark.session_fits import clicks
 from tests.spark.toys import separable
 from tests.unit.train.test_loop_tables import ShardedNet
 
@@ -156,3 +158,33 @@ def test_tables_move_no_more_than_they_must_and_the_auc_is_that_of_an_undisturbe
     assert all(0 < event.moved_bytes <= 0.6 * event.bytes for event in read)
     assert model.summary.tableBytesMoved == sum(event.moved_bytes for event in read)
     assert "of tables read again" in repr(model.summary)
+
+
+def test_click_models_meet_every_row_of_every_epoch_once(
+    local_cluster: SparkSession, capacity: Capacity, store_uri: str
+) -> None:
+    data = clicks(local_cluster).selectExpr("cast(id as string) as row", "price", "item", "clicked").cache()
+    # They take no callbacks that wait: the rank that is left has steps for a minute or more.
+    common: dict[str, Any] = {
+        "architecture": "deepfm",
+        "continuousCols": ["price"],
+        "categoricalCols": ["row", "item"],
+        "labelCol": "clicked",
+        "embeddingDim": 4,
+        "hiddenUnits": [8],
+        "dropout": 0.0,
+        "batchSize": 4,
+        "epochs": 80,
+        "precision": "float32",
+        "numWorkers": 2,
+        "storeUri": store_uri,
+        "seed": 3,
+    }
+    calm = CTRClassifier(**common).fit(data)
+    model = CTRClassifier(minWorkers=1, checkpointIntervalSteps=50, listeners=[capacity], **common).fit(data)
+    assert capacity.generations() == [(2, ""), (1, "failed"), (2, "resized")]
+    met = model.embeddings("row").groupBy("count").count().collect()
+    assert [(row[0], row[1]) for row in met] == [(80, data.count())], "a step counts the ids that it meets"
+    auc = BinaryClassificationEvaluator(labelCol="clicked")
+    assert abs(auc.evaluate(model.transform(data)) - auc.evaluate(calm.transform(data))) <= 0.002
+    data.unpersist()

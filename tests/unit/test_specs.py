@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 
 import pytest
 from hypothesis import given
@@ -69,6 +70,7 @@ def test_text_of_another_class_is_refused(text: str) -> None:
 def test_limits_belong_to_a_range_unless_it_is_open() -> None:
     assert [number in Range(0, 1) for number in (-0.1, 0, 1, 1.1)] == [False, True, True, False]
     assert [number in Range(0, open=True) for number in (0, 1e-9, 1e300)] == [False, True, True]
+    assert [number in Range(0) for number in (math.inf, -math.inf, math.nan)] == [False, False, False]
 
 
 def test_row_groups_cannot_be_changed() -> None:

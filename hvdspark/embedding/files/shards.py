@@ -68,7 +68,8 @@ class ShardFile:
         return patiently(lambda: self._write(store, f"{directory}/{self.entry.path}", kept))
 
     def _write(self, store: Store, path: str, kept: KeptFiles) -> FileEntry:
-        with store.open_write(path) as file, kept.beside(path, file, self.bytes) as both:
+        # With state: of a checkpoint, which is read where ranks die; without, of a model, which is scored next.
+        with store.open_write(path, cached=not self.entry.state) as file, kept.beside(path, file, self.bytes) as both:
             return replace(self.entry, **write_columns(both, self.columns))
 
 
@@ -248,7 +249,15 @@ def _columns_of(tables: Sequence[TableConfig], part: Part, state: bool) -> list[
 
 
 def _in_memory(column: Column) -> Column:
-    whole = torch.cat([block.clone() for block in column.blocks()]).reshape(column.shape)
+    whole = torch.empty(column.shape, dtype=column.dtype)
+    left = whole.reshape(-1).view(torch.uint8)
+    for block in column.blocks():  # one copy of each, into one new piece of memory: training waits for it
+        if block.numel():
+            data = block.contiguous().reshape(-1).view(torch.uint8)
+            left[: len(data)].copy_(data)
+            left = left[len(data) :]
+    if len(left):
+        raise AssertionError(f"blocks of {column.name} end {len(left)} bytes too early")
     return replace(column, blocks=lambda: [whole])
 
 

@@ -84,6 +84,7 @@ def test_what_does_not_fit_together_is_refused(changes: dict[str, Any], words: s
     ("changes", "error", "words"),
     [
         ({"embeddingDims": {"user": 0}}, ConfigurationError, "out of range.*embeddingDims.*at least 1"),
+        ({"learningRate": float("inf")}, ConfigurationError, "inf.*learningRate.*above 0 and finite"),
         ({"embeddingDims": 3}, TypeError, "dict of whole numbers"),
         ({"embeddingOptimizers": {"user": "adamw"}}, ConfigurationError, "embeddingOptimizers.*rowwise_adagrad"),
         ({"embeddingMinCounts": {"user": "many"}}, TypeError, "many"),
