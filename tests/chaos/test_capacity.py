@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,7 +14,8 @@ from pyspark.sql import SparkSession
 from torch import Tensor, nn
 
 import hvdspark
-from hvdspark.estimators import CTRClassifier, TorchEstimator
+from hvdspark.estimators import CTRClassifier, TorchEstimator, ctr
+from hvdspark.estimators.ctr_program import click_program
 from hvdspark.events import CheckpointCommitted, FitEvent, FitListener, GenerationStarted, RankLost, TablesRead
 from hvdspark.train import Callback
 from hvdspark.train.callbacks import TrainState
@@ -161,10 +163,9 @@ def test_tables_move_no_more_than_they_must_and_the_auc_is_that_of_an_undisturbe
 
 
 def test_click_models_meet_every_row_of_every_epoch_once(
-    local_cluster: SparkSession, capacity: Capacity, store_uri: str
+    local_cluster: SparkSession, capacity: Capacity, store_uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = clicks(local_cluster).selectExpr("cast(id as string) as row", "price", "item", "clicked").cache()
-    # They take no callbacks that wait: the rank that is left has steps for a minute or more.
     common: dict[str, Any] = {
         "architecture": "deepfm",
         "continuousCols": ["price"],
@@ -173,18 +174,20 @@ def test_click_models_meet_every_row_of_every_epoch_once(
         "embeddingDim": 4,
         "hiddenUnits": [8],
         "dropout": 0.0,
-        "batchSize": 4,
-        "epochs": 80,
+        "batchSize": 16,
+        "epochs": EPOCHS,
         "precision": "float32",
         "numWorkers": 2,
         "storeUri": store_uri,
         "seed": 3,
     }
     calm = CTRClassifier(**common).fit(data)
-    model = CTRClassifier(minWorkers=1, checkpointIntervalSteps=50, listeners=[capacity], **common).fit(data)
+    # It takes no callbacks from users.
+    monkeypatch.setattr(ctr, "click_program", lambda *given: replace(click_program(*given), callbacks=(InTime(),)))
+    model = CTRClassifier(minWorkers=1, checkpointIntervalSteps=20, listeners=[capacity], **common).fit(data)
     assert capacity.generations() == [(2, ""), (1, "failed"), (2, "resized")]
     met = model.embeddings("row").groupBy("count").count().collect()
-    assert [(row[0], row[1]) for row in met] == [(80, data.count())], "a step counts the ids that it meets"
+    assert [(row[0], row[1]) for row in met] == [(EPOCHS, data.count())], "a step counts the ids that it meets"
     auc = BinaryClassificationEvaluator(labelCol="clicked")
     assert abs(auc.evaluate(model.transform(data)) - auc.evaluate(calm.transform(data))) <= 0.002
     data.unpersist()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from collections.abc import Iterator
@@ -36,8 +37,12 @@ def calm(shared: Path, spark_home: Path) -> Iterator[dict[str, Tensor]]:
 
 
 def executors_of(running: Running) -> list[psutil.Process]:
-    below = psutil.Process(running.process.pid).children(recursive=True)
-    return [process for process in below if "CoarseGrainedExecutorBackend" in " ".join(process.cmdline())]
+    found = []
+    for process in psutil.Process(running.process.pid).children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):  # it is over
+            if "CoarseGrainedExecutorBackend" in " ".join(process.cmdline()):
+                found.append(process)
+    return found
 
 
 def test_executors_that_are_killed_one_and_all(
