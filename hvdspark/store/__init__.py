@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from hvdspark.errors import StoreError
+from hvdspark.store.local_file import appearing, temporary_name
 from hvdspark.store.patience import patient
 from hvdspark.store.sealed import sealed, unsealed
 from hvdspark.store.spellings import RENAMING, canonical, checked, fsspec_form, joined
@@ -204,9 +205,7 @@ class Store:
         who can write the file once more calls this `patiently`.
 
         Args:
-            cached: False: nobody is to read it soon, and it should not take the system's cache from what is read. A
-                local file's pages go when they are on the disk, so that a large one needs few of them. Taking new
-                ones costs ten times as much as writing them where a virtual machine gives back what is free.
+            cached: of a local file, see `local_file.appearing`.
         """
         local = self.local_path(path)
         if local is None:
@@ -217,18 +216,8 @@ class Store:
                 self._put(spool.name, path)
             return
         self.make_directory(checked(path).rpartition("/")[0])
-        temporary = local.with_name(_temporary(local.name))
-        with self._named("write", path):
-            try:
-                with open(temporary, "xb", opener=_of_this_user) as file:
-                    yield file
-                    file.flush()
-                    os.fsync(file.fileno())
-                    if not cached:
-                        _drop_pages(file.fileno())
-                os.replace(temporary, local)
-            finally:
-                temporary.unlink(missing_ok=True)
+        with self._named("write", path), appearing(local, cached=cached) as file:
+            yield file
 
     @patient
     def _put(self, file: str, path: str) -> None:
@@ -301,7 +290,7 @@ class Store:
         self.make_directory(parent)
         with self._named("write", path):
             if self._fsspec_uri.split(":", 1)[0] in RENAMING:
-                temporary = self.path(f"{parent}/{_temporary(name)}".lstrip("/"))
+                temporary = self.path(f"{parent}/{temporary_name(name)}".lstrip("/"))
                 yield temporary
                 self.filesystem().mv(temporary, self.path(path))
             else:
@@ -328,19 +317,6 @@ class Store:
                 if full
                 else "check that the path exists and that this user may use it, on this host",
             ) from error
-
-
-def _drop_pages(file: int) -> None:
-    with contextlib.suppress(OSError, AttributeError):  # not everywhere, and nothing depends on it
-        os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
-
-
-def _of_this_user(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
-
-
-def _temporary(name: str) -> str:
-    return f".{name}.{uuid.uuid4().hex}.tmp"
 
 
 def _cause(error: BaseException) -> str:

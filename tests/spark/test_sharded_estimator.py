@@ -107,8 +107,8 @@ class DieWhileSaving(Callback):
         open_write = Store.open_write
 
         @contextmanager
-        def dying(store: Store, path: str) -> Iterator[BinaryIO]:
-            with open_write(store, path) as file:
+        def dying(store: Store, path: str, **options: Any) -> Iterator[BinaryIO]:
+            with open_write(store, path, **options) as file:
                 if "/rows/" not in path or "epoch-00002" not in path:  # the one before is still being written
                     yield file
                     return

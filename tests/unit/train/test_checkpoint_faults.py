@@ -8,7 +8,7 @@ import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import pytest
 import torch
@@ -128,9 +128,9 @@ class Watched:
                 self.count += 1
 
         @contextlib.contextmanager
-        def open_write(store: Store, path: str) -> Iterator[BinaryIO]:
+        def open_write(store: Store, path: str, **options: Any) -> Iterator[BinaryIO]:
             copy(path)
-            with write(store, path) as file:
+            with write(store, path, **options) as file:
                 yield file
             copy(path)
 
@@ -254,10 +254,10 @@ def test_a_checkpoint_that_one_rank_cannot_write_is_a_warning_and_three_in_a_row
     write = Store.open_write
 
     @contextlib.contextmanager
-    def open_write(self: Store, path: str) -> Iterator[BinaryIO]:
+    def open_write(self: Store, path: str, **options: Any) -> Iterator[BinaryIO]:
         if refusing.is_set() and "buckets-2048" in path:
             raise OSError(28, "No space left on device")
-        with write(self, path) as file:
+        with write(self, path, **options) as file:
             yield file
 
     monkeypatch.setattr(Store, "open_write", open_write)

@@ -6,7 +6,7 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import pytest
 import torch
@@ -114,9 +114,9 @@ class Interrupted:
         write, delete = Store.open_write, Store.delete
 
         @contextlib.contextmanager
-        def open_write(store: Store, path: str) -> Iterator[BinaryIO]:
+        def open_write(store: Store, path: str, **options: Any) -> Iterator[BinaryIO]:
             self._next(path)
-            with write(store, path) as file:
+            with write(store, path, **options) as file:
                 yield file
 
         def deleted(store: Store, path: str) -> None:

@@ -120,10 +120,10 @@ def test_where_the_best_epoch_could_not_be_kept_the_model_is_the_best_that_was(
     write = Store.open_write
 
     @contextlib.contextmanager
-    def full(self: Store, path: str) -> Iterator[BinaryIO]:
+    def full(self: Store, path: str, **options: Any) -> Iterator[BinaryIO]:
         if f"checkpoints/epoch-{lost:05d}/" in path:
             raise OSError(errno.ENOSPC, "No space left on device")
-        with write(self, path) as file:
+        with write(self, path, **options) as file:
             yield file
 
     monkeypatch.setattr(Store, "open_write", full)
