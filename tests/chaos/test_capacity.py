@@ -11,7 +11,6 @@ import pytest
 import torch
 from pyspark.ml.evaluation import BinaryClassificationEvaluator
 from pyspark.sql import SparkSession
-from torch import Tensor, nn
 
 import hvdspark
 from hvdspark.estimators import CTRClassifier, TorchEstimator, ctr
@@ -22,27 +21,13 @@ from hvdspark.train.callbacks import TrainState
 from tests.spark.session_fits import clicks
 from tests.spark.toys import separable
 from tests.unit.train.test_loop_tables import ShardedNet
+from tests.visits import Visits, one_for_each_row
 
 pytestmark = [pytest.mark.spark, pytest.mark.chaos, pytest.mark.timeout(900)]
 
 ROWS, BATCH, EPOCHS = 512, 16, 5
 WAIT_S = 90.0
 BASE = 16.0  # an epoch's visits of a row are a digit of its number, which float32 has exactly
-
-
-class Visits(nn.Module):
-    """A number for each row."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.table = nn.Embedding.from_pretrained(torch.zeros(ROWS, 1), freeze=False)
-
-    def forward(self, id: Tensor) -> Tensor:
-        return self.table(id).reshape(-1)
-
-
-def one_for_each_row(output: Tensor, label: Tensor) -> Tensor:
-    return output
 
 
 class InTime(Callback):
@@ -100,7 +85,7 @@ def test_every_row_of_every_epoch_is_trained_once(
 ) -> None:
     rows = local_cluster.range(ROWS).selectExpr("id", "cast(0 as float) as label")
     estimator = TorchEstimator(
-        model=Visits(),
+        model=Visits(ROWS),
         loss=one_for_each_row,
         optimizer=torch.optim.SGD,
         featureCols=["id"],

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
 
 from hvdspark.collectives import ThreadedCollective, run_threaded
 from hvdspark.errors import RankFailedError
@@ -30,6 +29,7 @@ from hvdspark.train.callbacks import Callback, TrainState
 from hvdspark.train.loop import train
 from hvdspark.train.program import Program
 from tests.unit.train.datasets import train_spec, write_dataset
+from tests.visits import Visits, one_for_each_row
 
 # Of the second generation, more steps are left behind its wait than there are between two decision points.
 ROWS, BATCH, EPOCHS = 128, 16, 6
@@ -38,21 +38,6 @@ STEPS = ROWS // BATCH
 BASE = 16.0
 EXPECTED = -sum(BASE**-epoch for epoch in range(EPOCHS))
 DIES_AT = (0, 6)
-
-
-class Visits(nn.Module):
-    """A number for each row."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.table = nn.Embedding.from_pretrained(torch.zeros(ROWS, 1), freeze=False)
-
-    def forward(self, id: Tensor) -> Tensor:
-        return self.table(id).reshape(-1)
-
-
-def one_for_each_row(output: Tensor, label: Tensor) -> Tensor:
-    return output
 
 
 class RankDiedError(Exception):
@@ -111,7 +96,7 @@ class Host(SameHostLauncher):
 
         optimizer = functools.partial(torch.optim.SGD, lr=float(BATCH))
         self.made = [
-            Program(module=Visits(), loss=one_for_each_row, optimizer=optimizer, callbacks=[Mind()])
+            Program(module=Visits(ROWS), loss=one_for_each_row, optimizer=optimizer, callbacks=[Mind()])
             for _ in range(spec.world_size)
         ]
 
