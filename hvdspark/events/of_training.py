@@ -50,7 +50,7 @@ class EpochEnded(FitEvent):
 
 @dataclass(frozen=True)
 class CheckpointCommitted(FitEvent):
-    """A checkpoint is complete: a later generation may start from it.
+    """A checkpoint is complete: a later generation may start from it. Not told where ranks end in that moment.
 
     Attributes:
         epoch: complete epochs that are in it.
