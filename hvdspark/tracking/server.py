@@ -110,7 +110,7 @@ class MlflowRun:
 
         active = self._target.active
         ours = {FIT: self._fit} if active is None else {FIT: self._fit, "mlflow.parentRunId": active.run_id}
-        experiment = _experiment(client) if active is None else active.experiment_id
+        experiment = _experiment(client, self._target.uri) if active is None else active.experiment_id
         run = client.create_run(experiment, tags=resolve_tags(ours), run_name=self._run_name)
         return str(run.info.run_id)
 
@@ -169,15 +169,29 @@ def _column(column: ColumnSpec) -> dict[str, Any]:
     return {"type": "array", "items": {"type": kind}, "name": column.name, "required": True}
 
 
-def _experiment(client: MlflowClient) -> str:
+def _experiment(client: MlflowClient, uri: str) -> str:
     """The id of the experiment that the process is told to use: `mlflow.set_experiment` writes it there, too."""
-    if found := os.environ.get("MLFLOW_EXPERIMENT_ID"):
+    if (found := os.environ.get("MLFLOW_EXPERIMENT_ID")) and not _is_of_another_server(found, uri):
         return found
     name = os.environ.get("MLFLOW_EXPERIMENT_NAME")
+    if found:
+        logger.warning(
+            "mlflow.set_experiment has chosen an experiment of another server than trackingUri: this run is in %r, "
+            "and in another one where MLFLOW_EXPERIMENT_NAME says so",
+            name or "Default",
+        )
     if not name:
         return "0"
     experiment = client.get_experiment_by_name(name)
     return str(client.create_experiment(name) if experiment is None else experiment.experiment_id)
+
+
+def _is_of_another_server(experiment: str, uri: str) -> bool:
+    """Whether `mlflow.set_experiment` was called of a server that is not this one: here, its id may be of any other."""
+    import mlflow.tracking.fluent
+
+    chosen = getattr(mlflow.tracking.fluent, "_active_experiment_id", None)  # nothing public says so
+    return chosen == experiment and str(mlflow.get_tracking_uri()).rstrip("/") != uri.rstrip("/")
 
 
 def _claim(run: ActiveRun) -> bool:

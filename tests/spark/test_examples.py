@@ -97,6 +97,7 @@ def test_clicks_in_mlflow(
         example(name)
     clicks = example("clicks_mlflow")
     monkeypatch.setattr("mlflow.tracking.fluent._active_experiment_id", None)  # what set_experiment sets
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "")  # and this
     small = ["--rows", "5000", "--epochs", "2", "--experiment", "example"]
     try:
         clicks.run(spark, clicks.parse(["--tracking", mlflow_uri, *small]), tmp_path)

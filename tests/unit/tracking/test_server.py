@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 
@@ -40,10 +41,12 @@ class Server:
 
     Attributes:
         asked: the paths of requests, in order.
+        created: of each run that was made, the id of its experiment.
     """
 
     answer: Callable[[str], tuple[int, object]]
     asked: list[str] = field(default_factory=list)
+    created: list[str] = field(default_factory=list)
     uri: str = ""
 
 
@@ -53,9 +56,11 @@ def server() -> Iterator[Server]:
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_POST(self) -> None:
-            self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            asked = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             name = self.path.rpartition("mlflow/")[2]
             made.asked.append(name)
+            if name == "runs/create":
+                made.created.append(json.loads(asked)["experiment_id"])
             status, said = (200, RUN) if name == "runs/create" else made.answer(name)
             body = json.dumps(said).encode()
             self.send_response(status)
@@ -185,3 +190,22 @@ def test_the_password_of_an_address_is_in_no_message(caplog: pytest.LogCaptureFi
     said = "\n".join(record.getMessage() for record in caplog.records if record.name.startswith("hvdspark"))
     assert "***@127.0.0.1" in said
     assert "s3cret" not in said
+
+
+@pytest.mark.parametrize(("chosen", "same", "expected"), [("5", False, "0"), ("5", True, "5"), (None, False, "5")])
+def test_an_experiment_of_another_server_is_not_taken_for_one_of_this(
+    server: Server,
+    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path,
+    chosen: str | None,
+    same: bool,
+    expected: str,
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", server.uri if same else tmp_path.as_uri())
+        patch.setenv("MLFLOW_EXPERIMENT_ID", "5")  # as mlflow.set_experiment does
+        patch.setattr("mlflow.tracking.fluent._active_experiment_id", chosen)
+        fit(server.uri)
+        written()
+    assert server.created == [expected]
+    assert ("MLFLOW_EXPERIMENT_NAME" in caplog.text) == (expected == "0")
