@@ -10,7 +10,7 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -189,7 +189,8 @@ class Striker:
             if not victims:
                 continue
             if fault.damage is not None:
-                blow.damaged = damage_newest(self._run / "checkpoints", fault.damage, seed=fault.after)
+                before = {blow.damaged for blow in self.blows} - {""}
+                blow.damaged = damage_newest(self._run / "checkpoints", fault.damage, fault.after, before)
             blow.at_s = time.monotonic()
             for pid in victims:
                 with contextlib.suppress(ProcessLookupError):
@@ -250,14 +251,22 @@ def _victims(fault: Fault, attempt: Attempt) -> list[int]:
     return [task.pid]
 
 
-def damage_newest(checkpoints: Path, how: str, seed: int) -> str:
-    """Damage a file of the newest complete checkpoint where an older one is complete, too; which, or ""."""
+def damage_newest(checkpoints: Path, how: str, seed: int, before: Collection[str] = ()) -> str:
+    """Damage a file of the newest complete checkpoint where an older one is complete, too; which, or "".
+
+    Args:
+        before: what was damaged before: who has any of that does not count as complete.
+    """
+    damaged = {checkpoints / path for path in before}
     with contextlib.suppress(FileNotFoundError):  # the run goes on meanwhile
         places = sorted(path for path in checkpoints.glob("epoch-*") if (path / MANIFEST).exists())
         rows = {place: named for place in places if (named := rows_named(checkpoints, place)) is not None}
         if len(rows) < 2:
             return ""
         *older, newest = rows
+        older = [place for place in older if not damaged & {*rows[place], *place.iterdir()}]
+        if not older:
+            return ""
         files = sorted(path for path in newest.iterdir() if path.stat().st_size)
         if any(rows[newest].isdisjoint(rows[place]) for place in older):
             files += sorted(rows[newest])

@@ -92,6 +92,17 @@ def test_rows_of_tables_are_damaged_where_an_older_checkpoint_has_others(tmp_pat
     assert damage_newest(tmp_path, "flip", 0) == "rows/tables/0/3/c"
 
 
+@pytest.mark.parametrize("before", ["epoch-00001/manifest.json", "rows/tables/0/1/a"])
+def test_nothing_is_damaged_where_all_older_ones_are(tmp_path: Path, before: str) -> None:
+    for name, file in (("epoch-00001", "1/a"), ("epoch-00002", "2/b")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "manifest.json").write_text(json.dumps({"tables": [{"files": [{"path": file}]}]}))
+        (tmp_path / "rows/tables/0" / file).parent.mkdir(parents=True)
+        (tmp_path / "rows/tables/0" / file).write_bytes(b"rows")
+    assert damage_newest(tmp_path, "flip", 0, [before]) == ""
+    assert damage_newest(tmp_path, "flip", 0, ["epoch-00002/manifest.json"]) != ""
+
+
 def test_nobody_dies_more_often_in_a_row_than_estimators_bear(tmp_path: Path) -> None:
     attempt, said = Attempt(0, tmp_path, 0), []
     with (tmp_path / "events.jsonl").open("w") as events:
