@@ -91,8 +91,9 @@ def test_killed_and_resumed_is_never_interrupted(spark: SparkSession, store_uri:
     told = [event.epoch for event in seen.of(EpochEnded)]
     # It died while the end of epoch 1 was being written, or after that.
     assert told in ([0, 1, 2, 3], [0, 1, 1, 2, 3])
-    # Rank 0 ends with rank 1, maybe when the checkpoint is there and before it has said so.
-    assert {event.epoch for event in seen.of(CheckpointCommitted)} | {2} == {1, 2, 3, 4}
+    committed = {event.epoch for event in seen.of(CheckpointCommitted)}
+    # Rank 0 ends with rank 1, maybe before it has said that the checkpoint is there: then nothing is trained again.
+    assert committed == {1, 2, 3, 4} or (committed, told) == ({1, 3, 4}, [0, 1, 2, 3])
     assert len(resumed.summary.history) == 4
     for name, tensor in straight.module().state_dict().items():
         torch.testing.assert_close(resumed.module().state_dict()[name], tensor, rtol=0, atol=1e-6)

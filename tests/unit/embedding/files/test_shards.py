@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 import itertools
 import json
-import mmap
 import os
 import tracemalloc
 import uuid
@@ -116,33 +114,26 @@ def test_for_scoring_there_are_ids_counts_and_rows_alone(tmp_path: Path) -> None
         load(store, entries, 2)
 
 
-def cached_share(path: Path) -> float:
-    """Of a file's pages those that are in the system's cache."""
-    with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as mapped:
-        pages = -(-len(mapped) // mmap.PAGESIZE)
-        found, start = (ctypes.c_ubyte * pages)(), ctypes.c_char.from_buffer(mapped)
-        status = ctypes.CDLL(None).mincore(
-            ctypes.c_void_p(ctypes.addressof(start)), ctypes.c_size_t(len(mapped)), found
-        )
-        del start  # else it cannot be unmapped
-        assert status == 0
-        return sum(page & 1 for page in found) / pages
+def test_files_of_checkpoints_leave_the_cache_when_they_are_on_the_disk_and_those_of_models_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done, fsync, advise = list[str](), os.fsync, os.posix_fadvise
 
+    def synced(file: int) -> None:
+        fsync(file)
+        done.append("on the disk")
 
-@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="this system takes no advice on its cache")
-def test_checkpoints_take_no_cache_and_models_do(tmp_path: Path) -> None:
-    (tmp_path / "probe").write_bytes(bytes(1 << 16))
-    with (tmp_path / "probe").open("rb") as file:
-        os.fsync(file.fileno())
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    if cached_share(tmp_path / "probe"):
-        pytest.skip("this file system is its own cache")
-    shard = TableShard([TableConfig("t", 32, num_embeddings=20_000)])
-    shard.slots(torch.arange(20_000), insert=True)
-    for state, share in ((True, 0.0), (False, 1.0)):
-        entries = write_shards(Store(str(tmp_path)), f"{state}", [shard], state=state)
-        paths = [tmp_path / f"{state}" / entry["path"] for entry in entries if entry["path"]]
-        assert {cached_share(path) for path in paths} == {share}
+    def advised(file: int, start: int, size: int, advice: int) -> None:
+        advise(file, start, size, advice)
+        done.append(f"{start}, {size}: {advice}")
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "posix_fadvise", advised)
+    leaves = f"0, 0: {os.POSIX_FADV_DONTNEED}"
+    for state, of_a_file in ((True, ["on the disk", leaves]), (False, ["on the disk"])):
+        done.clear()
+        entries = save(Store(str(tmp_path)), trained(2), state=state, directory=f"{state}")
+        assert done == of_a_file * sum(entry["path"] is not None for entry in entries)
 
 
 def test_buckets_without_rows_have_an_entry_and_no_file(tmp_path: Path) -> None:
