@@ -67,7 +67,7 @@ def in_range(name: str, convert: Converter, limits: Range) -> Converter:
     def check(value: Any) -> Any:
         number = convert(value)
         if number not in limits:
-            raise ConfigurationError("out of range", value=value, where=name, hint=limits.demand(number))
+            raise ConfigurationError("out of range", value=value, where=name, hint=f"it {limits.demand(number)}")
         return number
 
     return check

@@ -22,5 +22,5 @@ class Range:
         return lowest if self.high == math.inf else f"{lowest} and at most {self.high:g}"
 
     def demand(self, number: float) -> str:
-        """What a number that is not among these should be."""
-        return f"it must be {self}{' and finite' if math.isinf(number) else ''}"
+        """What is asked of a number that is not among these."""
+        return f"must be {self}{' and finite' if math.isinf(number) else ''}"

@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 
 @contextlib.contextmanager
-def appearing(path: Path, *, cached: bool = True) -> Iterator[BinaryIO]:
+def appearing(path: Path, *, cached: bool) -> Iterator[BinaryIO]:
     """A file to write, of this user alone, that is on the disk and under its name when the block ends without an error.
 
     Args:

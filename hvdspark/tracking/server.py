@@ -13,7 +13,7 @@ from hvdspark.tracking.batches import Batch, Request
 from hvdspark.tracking.curve import drawn
 from hvdspark.tracking.entries import Curve, Rows, Status, Text, tag, without_passwords
 from hvdspark.tracking.present import AUTOLOGGED, Present
-from hvdspark.tracking.target import ActiveRun, Target
+from hvdspark.tracking.target import ActiveRun, Target, same_server
 
 if TYPE_CHECKING:
     from mlflow.entities import DatasetInput, Run
@@ -191,7 +191,7 @@ def _is_of_another_server(experiment: str, uri: str) -> bool:
     import mlflow.tracking.fluent
 
     chosen = getattr(mlflow.tracking.fluent, "_active_experiment_id", None)  # nothing public says so
-    return chosen == experiment and str(mlflow.get_tracking_uri()).rstrip("/") != uri.rstrip("/")
+    return chosen == experiment and not same_server(mlflow.get_tracking_uri(), uri)
 
 
 def _claim(run: ActiveRun) -> bool:

@@ -65,7 +65,7 @@ def target_of(tracking_uri: str | None, here: ActiveRun | None, caller: Caller, 
     active, nested = here, caller.candidate
     if here is None and caller.active is not None and caller.active.thread != thread:
         active, nested = caller.active, True
-    if tracking_uri is not None and active is not None and _plain(active.uri) != _plain(tracking_uri):
+    if tracking_uri is not None and active is not None and not same_server(active.uri, tracking_uri):
         active = None
     if active is not None:
         return Target(active.uri, active, nested)
@@ -77,5 +77,6 @@ def name_of(target: Target, caller: Caller, fit: str) -> str:
     return caller.tried[:_LONGEST_NAME] if caller.tried and (target.nested or caller.candidate) else fit
 
 
-def _plain(uri: str) -> str:
-    return uri.rstrip("/")
+def same_server(one: str, other: str) -> bool:
+    """Whether two tracking URIs are those of one server."""
+    return one.rstrip("/") == other.rstrip("/")

@@ -101,7 +101,7 @@ def check_spec(spec: TrainSpec) -> None:
             hint = f"one of {', '.join(choices)}"
             raise ConfigurationError(f"unknown {field.name}", value=value, where=field.name, hint=hint)
         if limits is not None and value is not None and value not in limits:
-            raise ConfigurationError(f"{field.name} must be {limits}", value=value, where=field.name)
+            raise ConfigurationError(f"{field.name} {limits.demand(value)}", value=value, where=field.name)
 
 
 def _check_callbacks(callbacks: Sequence[object]) -> None:

@@ -251,11 +251,9 @@ def _columns_of(tables: Sequence[TableConfig], part: Part, state: bool) -> list[
 def _in_memory(column: Column) -> Column:
     whole = torch.empty(column.shape, dtype=column.dtype)
     left = whole.reshape(-1).view(torch.uint8)
-    for block in column.blocks():  # one copy of each, into one new piece of memory: training waits for it
-        if block.numel():
-            data = block.contiguous().reshape(-1).view(torch.uint8)
-            left[: len(data)].copy_(data)
-            left = left[len(data) :]
+    for block in column.byte_blocks():  # one copy of each, into one new piece of memory: training waits for it
+        left[: len(block)].copy_(block)
+        left = left[len(block) :]
     if len(left):
         raise AssertionError(f"blocks of {column.name} end {len(left)} bytes too early")
     return replace(column, blocks=lambda: [whole])

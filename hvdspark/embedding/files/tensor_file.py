@@ -67,18 +67,16 @@ def write_columns(file: Writer, columns: Sequence[tuple[str, Column]]) -> dict[s
     text += b" " * (-len(text) % 8)
     digest = hashlib.sha256()
     written = 0
-    for block in (len(text).to_bytes(8, "little"), text):
-        file.write(block)
-        digest.update(block)
-        written += len(block)
+    for data in (len(text).to_bytes(8, "little"), text):
+        file.write(data)
+        digest.update(data)
+        written += len(data)
     for _, column in columns:
-        for tensor in column.blocks():
-            if not tensor.numel():
-                continue
-            data = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
-            file.write(data)
-            digest.update(data)
-            written += len(data)
+        for block in column.byte_blocks():
+            content = block.numpy().data
+            file.write(content)
+            digest.update(content)
+            written += len(content)
     if written != 8 + len(text) + end:
         raise AssertionError(f"blocks of {written - 8 - len(text)} bytes, announced were {end}")
     return {"sha256": digest.hexdigest(), "bytes": written}

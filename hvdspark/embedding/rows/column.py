@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -23,3 +23,9 @@ class Column:
     dtype: torch.dtype
     shape: tuple[int, ...]
     blocks: Callable[[], Iterable[Tensor]]
+
+    def byte_blocks(self) -> Iterator[Tensor]:
+        """The same block by block as uint8 [bytes], without empty ones."""
+        for block in self.blocks():
+            if block.numel():
+                yield block.contiguous().reshape(-1).view(torch.uint8)
