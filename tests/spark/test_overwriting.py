@@ -44,10 +44,11 @@ def test_saved_over_itself_it_keeps_its_tables(
 ) -> None:
     path = copied(name)
     model = LOADS[name].load(path)
+    before = predicted(model.transform(rows))
     for _ in range(2):  # the model goes on with what it has saved
         model.write().overwrite().save(path)
-        assert predicted(model.transform(rows)) == KNOWN["predictions"][name]
-    assert predicted(LOADS[name].load(path).transform(rows)) == KNOWN["predictions"][name]
+        assert predicted(model.transform(rows)) == before
+    assert predicted(LOADS[name].load(path).transform(rows)) == before
     assert os.listdir(tmp_path) == [name], "nothing is left beside it"
 
 
@@ -60,12 +61,13 @@ def test_a_save_that_fails_in_the_middle_leaves_what_was_there(
 
     path = copied(name)
     model = LOADS[name].load(path)
+    before = predicted(model.transform(rows))
     with monkeypatch.context() as broken:
         broken.setattr(persistence, "copy_tables", fails)
         with pytest.raises(RuntimeError, match="in the middle"):
             model.write().overwrite().save(path)
     assert os.listdir(tmp_path) == [name], "nothing half-written stays"
-    assert predicted(LOADS[name].load(path).transform(rows)) == KNOWN["predictions"][name]
+    assert predicted(LOADS[name].load(path).transform(rows)) == before
 
 
 def test_pipelines_of_others_are_saved_as_ever(spark: SparkSession, tmp_path: Path) -> None:
