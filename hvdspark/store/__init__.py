@@ -22,7 +22,7 @@ from typing import Any, BinaryIO, cast
 
 from hvdspark.errors import StoreError
 from hvdspark.store.local_file import appearing, temporary_name
-from hvdspark.store.patience import patient
+from hvdspark.store.patience import patient, patiently
 from hvdspark.store.sealed import sealed, unsealed
 from hvdspark.store.spellings import RENAMING, canonical, checked, fsspec_form, joined
 
@@ -30,7 +30,7 @@ __all__ = ["Store"]
 
 MANIFEST = "manifest.json"
 
-_COPIED_BYTES = 1 << 22
+PIECE_BYTES = 1 << 22
 _PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "abfs": "adlfs"}
 
 
@@ -172,6 +172,28 @@ class Store:
             opened = open(local, "rb") if local is not None else self.filesystem().open(self.path(path), "rb")  # noqa: SIM115
             return cast(BinaryIO, opened)
 
+    def pieces(self, path: str, most: int = PIECE_BYTES) -> Iterator[bytes]:
+        """The content of a file, so much at a time. One that fails for a while is opened again, at the same place."""
+        at = 0
+        with contextlib.ExitStack() as opened:
+            files: list[BinaryIO] = []
+
+            def piece() -> bytes:
+                with self._named("read", path):
+                    try:
+                        if not files:
+                            files.append(opened.enter_context(self.open_read(path)))
+                            files[0].seek(at)
+                        return files[0].read(most)
+                    except OSError:
+                        files.clear()
+                        opened.close()
+                        raise
+
+            while data := patiently(piece):
+                at += len(data)
+                yield data
+
     @patient
     def read_bytes(self, path: str) -> bytes:
         """All of a file. StoreError if it cannot be read."""
@@ -226,9 +248,9 @@ class Store:
 
     def copy_from(self, source: Store, source_path: str, path: str) -> None:
         """Write a file with the content of one of another store (or of this one), in memory that does not grow."""
-        with source.open_read(source_path) as file, self.open_write(path) as copy:
-            while chunk := source._read_chunk(file, source_path):
-                copy.write(chunk)
+        with self.open_write(path) as copy:
+            for piece in source.pieces(source_path):
+                copy.write(piece)
 
     def write_text(self, path: str, text: str) -> None:
         """Write a file, in UTF-8, in one step; see `write_bytes`."""
@@ -295,10 +317,6 @@ class Store:
                 self.filesystem().mv(temporary, self.path(path))
             else:
                 yield self.path(path)
-
-    def _read_chunk(self, file: BinaryIO, path: str) -> bytes:
-        with self._named("read", path):
-            return file.read(_COPIED_BYTES)
 
     @contextlib.contextmanager
     def _named(self, verb: str, path: str) -> Iterator[None]:

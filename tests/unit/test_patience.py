@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import errno
+import hashlib
+import itertools
 import os
+import uuid
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 import torch
 
 from hvdspark.artifact.tensors import read_tensors, write_tensors
-from hvdspark.errors import StoreError
+from hvdspark.embedding.files.checked import checked_chunks
+from hvdspark.errors import CheckpointError, StoreError
 from hvdspark.store import Store, patience
 from hvdspark.store.patience import may_pass, patiently
 
@@ -77,6 +82,101 @@ def no_pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     defaults = dict(patience.patiently.__kwdefaults__ or {})
     monkeypatch.setattr(patience.patiently, "__kwdefaults__", {**defaults, "sleep": pauses.append})
     return pauses
+
+
+class Flaky:
+    """A file system whose every call, and every read of its files, fails twice before it works."""
+
+    def __init__(self, of: Any, pauses: list[float]) -> None:
+        self._of, self._pauses = of, pauses
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._of, name)
+        if name.startswith("_") or not callable(found) or name in ("seek", "close", "invalidate_cache"):
+            return found
+
+        def called(*args: Any, **kwargs: Any) -> Any:
+            if len(self._pauses) < 2:
+                raise ConnectionResetError(errno.ECONNRESET, "Connection reset by peer")
+            answer = found(*args, **kwargs)
+            return Flaky(answer, self._pauses) if name == "open" else answer
+
+        return called
+
+    def __enter__(self) -> Flaky:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._of.close()
+
+
+ASKED: dict[str, Callable[[Store], Any]] = {
+    "exists": lambda store: store.exists("a/file"),
+    "list": lambda store: store.list("a"),
+    "read": lambda store: store.read_bytes("a/file"),
+    "pieces": lambda store: b"".join(store.pieces("a/file")),
+    "write": lambda store: store.write_bytes("a/file", b"content"),
+    "delete": lambda store: store.delete("a/file"),
+    "make a directory": lambda store: store.make_directory("b"),
+}
+
+
+@pytest.mark.parametrize("asked", ASKED)
+def test_whatever_is_asked_of_a_store_is_asked_again(
+    monkeypatch: pytest.MonkeyPatch, no_pauses: list[float], asked: str
+) -> None:
+    store = Store(f"memory://{uuid.uuid4().hex}")
+    store.write_bytes("a/file", b"content")
+    expected = {"exists": True, "list": ["file"], "read": b"content", "pieces": b"content"}.get(asked)
+    flaky = Flaky(store.filesystem(), no_pauses)
+    monkeypatch.setattr(Store, "filesystem", lambda self: flaky)
+    monkeypatch.setattr(Store, "path", lambda self, path="": f"{self.uri.removeprefix('memory:/')}/{path}")
+    assert ASKED[asked](store) == expected
+    assert len(no_pauses) == 2
+
+
+class BreaksOff:
+    """A file of which every second read fails, in its middle too."""
+
+    def __init__(self, file: BinaryIO, fails: Callable[[], bool]) -> None:
+        self._file, self._fails = file, fails
+        self.seek, self.close = file.seek, file.close
+
+    def __enter__(self) -> BreaksOff:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def read(self, size: int) -> bytes:
+        if self._fails():
+            raise OSError(errno.EIO, "Input/output error")
+        return self._file.read(size)
+
+
+def test_a_file_is_read_on_where_reading_broke_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_pauses: list[float]
+) -> None:
+    store, content, reads = Store(str(tmp_path)), os.urandom(9 << 20), itertools.count()
+    store.write_bytes("file", content)
+    open_read = Store.open_read
+    breaks_off = lambda self, path: BreaksOff(open_read(self, path), lambda: next(reads) % 2 == 1)  # noqa: E731
+    monkeypatch.setattr(Store, "open_read", breaks_off)
+    digest = hashlib.sha256(content).hexdigest()
+    assert b"".join(checked_chunks(store, "file", len(content), digest, "a file")) == content
+    assert len(no_pauses) == 3, "behind each of its three pieces"
+
+
+def test_a_file_that_can_not_be_read_for_a_minute_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_pauses: list[float]
+) -> None:
+    store = Store(str(tmp_path))
+    store.write_bytes("file", b"content")
+    open_read = Store.open_read
+    monkeypatch.setattr(Store, "open_read", lambda self, path: BreaksOff(open_read(self, path), lambda: True))
+    monkeypatch.setattr(patience.patiently, "__kwdefaults__", {**patience.patiently.__kwdefaults__, "limit_s": 0.3})
+    with pytest.raises(CheckpointError, match=r"cannot be read: .*Input/output error\), again and again: 3 attempts"):
+        list(checked_chunks(store, "file", 7, hashlib.sha256(b"content").hexdigest(), "a file"))
 
 
 def fail_fsync(monkeypatch: pytest.MonkeyPatch, times: float, number: int) -> None:

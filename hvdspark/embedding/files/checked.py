@@ -6,9 +6,7 @@ import hashlib
 from collections.abc import Iterator
 
 from hvdspark.errors import CheckpointError, StoreError
-from hvdspark.store import Store
-
-_CHUNK_BYTES = 1 << 22
+from hvdspark.store import PIECE_BYTES, Store
 
 
 def checked_chunks(store: Store, path: str, size: int, sha256: str, what: str) -> Iterator[bytes]:
@@ -23,20 +21,20 @@ def checked_chunks(store: Store, path: str, size: int, sha256: str, what: str) -
     """
     digest, found = hashlib.sha256(), 0
     try:
-        with store.open_read(path) as opened:
-            while found < size and (chunk := opened.read(min(_CHUNK_BYTES, size - found))):
-                digest.update(chunk)
-                found += len(chunk)
-                yield chunk
-            longer = bool(opened.read(1))
-    except (StoreError, OSError) as error:
+        for piece in store.pieces(path, min(PIECE_BYTES, size + 1)):
+            found += len(piece)
+            if found > size:
+                break
+            digest.update(piece)
+            yield piece
+    except StoreError as error:
         raise CheckpointError(
             f"{what} cannot be read",
             value=str(error),
             where=store.spark_uri(path),
             hint="the directory is incomplete: use another checkpoint or model",
         ) from error
-    if longer or (found, digest.hexdigest()) != (size, sha256):
+    if (found, digest.hexdigest()) != (size, sha256):
         raise damaged(what, store.spark_uri(path), f"{size} bytes with SHA-256 {sha256}")
 
 
