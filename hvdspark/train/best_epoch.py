@@ -44,6 +44,13 @@ class BestEpoch:
                 self.epoch = row["epoch"]
         return 0 < self.patience <= self.stale
 
+    def best_first(self, history: Sequence[dict[str, Any]]) -> list[int]:
+        """All epochs, the best first; those whose value is NaN are the last."""
+        at = {row["epoch"]: -row["epoch"] if self.monitor is None else row[self.monitor] for row in history}
+        sign = -1 if self.monitor is not None and self._better(1.0, 0.0) else 1
+        others = sorted(at, key=lambda epoch: (math.isnan(at[epoch]), sign * at[epoch]))
+        return [self.epoch, *(epoch for epoch in others if epoch != self.epoch)]
+
     def _better(self, value: float, best: float) -> bool:
         assert self.monitor is not None
         metric = self.monitor.removeprefix("val_").split("_")[0]  # val_auc, val_auc_click

@@ -39,7 +39,7 @@ from hvdspark.embedding.files.kept import KeptFiles
 from hvdspark.errors import CheckpointError, StoreError
 from hvdspark.store import Store
 from hvdspark.train.chain import Chain, following, next_delta
-from hvdspark.train.checkpoint_read import resume
+from hvdspark.train.checkpoint_read import all_damaged, complete, loaded, resume
 from hvdspark.train.checkpoint_write import (
     RANKS,
     ROWS,
@@ -104,31 +104,6 @@ class Checkpoints:
 
         on_rank_0(self._collective, delete, CheckpointError, "clearing")
 
-    def save(
-        self,
-        module: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        progress: TrainProgress,
-        of_rank: OfRank | None = None,
-    ) -> str:
-        """Collective. Write the newest place while training waits; nothing is copied. Arguments as of `begin`.
-
-        Returns:
-            The directory, relative to the store.
-
-        Raises:
-            CheckpointError: some rank could not write (there it is the store's own error); raised on every rank.
-        """
-        self._begin(module, optimizer, progress, of_rank, copied=False)
-        writing, self._writing = self._over(), None
-        failed = ranks_where(self._collective, writing.error is not None, "checkpoint/written")
-        self._kept.settle(not failed)
-        self._chain = self._next
-        if failed:
-            self._forget_save()
-        raise_together(self._collective, writing.error, CheckpointError, "checkpoint")
-        return self._directory(progress.place)
-
     def begin(
         self,
         module: nn.Module,
@@ -147,7 +122,43 @@ class Checkpoints:
         Returns:
             The directory, relative to the store, that will be there.
         """
-        self._begin(module, optimizer, progress, of_rank, copied=True)
+        if (progress.epoch is None) != (of_rank is None):
+            raise ValueError("what each rank knows of an epoch belongs to the middle of one")
+        if self._writing is not None:
+            raise ValueError("settle() comes before the next save")
+        fence, self._saves = self._begun(), self._saves + 1
+        of_ranks = gather(of_rank, self._collective) if of_rank is not None else {}
+        delta = next_delta(self._chain, module, self._collective)
+        place, is_first = name_of(progress.place), self._collective.rank == 0
+        attempt = f"{place}.{fence.token}-{self._saves}"
+        save = Save(self._root, place, attempt, self._collective.rank, self._collective.size, (), fence)
+        self._save, rows = save, list[RowsOf]()
+        # What there is no room to copy is written while training waits: dense weights as a whole, rows file by file.
+        room = spare_bytes()
+        try:
+            of_dense = dense_bytes(module, optimizer) if is_first else 0
+            copied = of_dense <= room
+            room = min(self._copied_bytes, room - of_dense) if copied else 0
+            self._kept.begin(save.save, whole=not delta)
+            at, kept = f"{self._root}/{ROWS}/{TABLES}", self._kept
+            rows = rows_of(module, self._store, at, delta=delta, save=save.save, copied_bytes=room, kept=kept)
+            watch_rows(module)
+            if is_first:
+                known = {"run_id": self._run_id, "epoch": progress.epochs - 1, "ranks": self._collective.size}
+                chained = self._chain.tables if delta and self._chain is not None else []
+                save = replace(
+                    save,
+                    earlier=[table["files"] for table in chained] or [[] for _ in rows],
+                    dense=dense_of(module, optimizer, copied=copied),
+                    of_ranks=of_ranks,
+                    entries={**known, "progress": progress.to_plain()},
+                )
+            best = (progress.best.epoch + 1, 0)
+            act = partial(self._write, replace(save, rows=rows), progress.place, best)
+        except Exception as caught:
+            act = partial(self._fail, save, caught)
+        self._next = following(self._chain, delta, sum(file.bytes for part in rows for file in part.files))
+        self._writing = Writing(act, at_once=not copied)
         return self._directory(progress.place)
 
     def wait(self) -> None:
@@ -229,15 +240,28 @@ class Checkpoints:
         raise_together(self._collective, error, CheckpointError, "restoring the middle of an epoch")
         return own
 
-    def restore_weights(self, epoch: int, module: nn.Module) -> None:
-        """Collective. Load the weights of a kept epoch into the module on every rank."""
-        error: Exception | None = None
-        directory = self._directory((epoch + 1, 0))
-        try:
-            read_tables(load_weights(self._store, directory, module), module)
-        except Exception as caught:  # raised on every rank below
-            error = caught
-        raise_together(self._collective, error, CheckpointError, "restoring the best epoch")
+    def restore_weights(self, best_first: Sequence[int], module: nn.Module) -> tuple[int, str | None]:
+        """Collective. Load the weights of the first of these epochs into the module; where they are missing or damaged,
+        those of the next one.
+
+        Returns:
+            The epoch that was loaded, and if it is not the first, what is wrong with that.
+
+        Raises:
+            CheckpointError: of none is the checkpoint there and whole.
+        """
+        first: str | None = None
+        kept: Sequence[Place] = ()  # when the first is damaged
+        for epoch in best_first:
+            if first is not None and (epoch + 1, 0) not in kept:
+                continue
+            _, damage = loaded(partial(self._load_weights, self._directory((epoch + 1, 0)), module), self._collective)
+            if damage is None:
+                return epoch, first
+            if first is None:
+                first = damage
+                kept = complete(self._store, self._root, self._collective, self._begun())
+        raise all_damaged(str(first), self._store, self._root)
 
     def write_model(self, module: nn.Module, manifest: dict[str, Any]) -> None:
         """Collective. Write the module's weights as the run's model; `manifest` is put beside the checksums."""
@@ -247,56 +271,12 @@ class Checkpoints:
         self._on_rank_0("model", lambda: write_weights(self._store, self.model_path, module, known, tables))
         self._kept.clear()
 
-    def _begin(
-        self,
-        module: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        progress: TrainProgress,
-        of_rank: OfRank | None,
-        *,
-        copied: bool,
-    ) -> None:
-        if (progress.epoch is None) != (of_rank is None):
-            raise ValueError("what each rank knows of an epoch belongs to the middle of one")
-        if self._writing is not None:
-            raise ValueError("settle() comes before the next save")
-        fence, self._saves = self._begun(), self._saves + 1
-        of_ranks = gather(of_rank, self._collective) if of_rank is not None else {}
-        delta = next_delta(self._chain, module, self._collective)
-        place, is_first = name_of(progress.place), self._collective.rank == 0
-        attempt = f"{place}.{fence.token}-{self._saves}"
-        save = Save(self._root, place, attempt, self._collective.rank, self._collective.size, (), fence)
-        self._save, rows = save, list[RowsOf]()
-        # What there is no room to copy is written while training waits: dense weights as a whole, rows file by file.
-        room = spare_bytes() if copied else 0
-        try:
-            of_dense = dense_bytes(module, optimizer) if is_first else 0
-            copied = copied and of_dense <= room
-            room = min(self._copied_bytes, room - of_dense) if copied else 0
-            self._kept.begin(save.save, whole=not delta)
-            at, kept = f"{self._root}/{ROWS}/{TABLES}", self._kept
-            rows = rows_of(module, self._store, at, delta=delta, save=save.save, copied_bytes=room, kept=kept)
-            watch_rows(module)
-            if is_first:
-                known = {"run_id": self._run_id, "epoch": progress.epochs - 1, "ranks": self._collective.size}
-                chained = self._chain.tables if delta and self._chain is not None else []
-                save = replace(
-                    save,
-                    earlier=[table["files"] for table in chained] or [[] for _ in rows],
-                    dense=dense_of(module, optimizer, copied=copied),
-                    of_ranks=of_ranks,
-                    entries={**known, "progress": progress.to_plain()},
-                )
-            best = (progress.best.epoch + 1, 0)
-            act = partial(self._write, replace(save, rows=rows), progress.place, best)
-        except Exception as caught:
-            act = partial(self._fail, save, caught)
-        self._next = following(self._chain, delta, sum(file.bytes for part in rows for file in part.files))
-        self._writing = Writing(act, at_once=not copied)
+    def _load_weights(self, directory: str, module: nn.Module) -> None:
+        read_tables(load_weights(self._store, directory, module), module)
 
     def _write(self, save: Save, place: Place, best: Place, given_up: threading.Event) -> Written:
         written = write(save, self._store, given_up, self._kept)
-        if save.rank == 0:
+        if save.rank == 0 and not given_up.is_set():
             with contextlib.suppress(StoreError):  # what is in nobody's way is deleted behind the next one
                 drop_others(self._store, self._root, place, best, save.fence)
         return written

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
+from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -19,8 +22,10 @@ from hvdspark.store import MANIFEST, Store
 from hvdspark.train.checkpoint_write import OPTIMIZER_TENSORS, OPTIMIZER_TREE
 from hvdspark.train.fence import Fence
 from hvdspark.train.optimizer_state import load_optimizer_state
-from hvdspark.train.places import name_of, place_of
+from hvdspark.train.places import Place, name_of, place_of
 from hvdspark.train.train_progress import TrainProgress
+
+T = TypeVar("T")
 
 
 def resume(
@@ -45,37 +50,61 @@ def resume(
     Raises:
         CheckpointError: there are checkpoints and all are damaged.
     """
-    complete: list[tuple[int, int]] = []
+    damaged: list[str] = []
+    for place in complete(store, root, collective, fence):
+        directory = f"{root}/{name_of(place)}"
+        size = _divide(module, collective, store, directory, kept)
+        progress, damage = loaded(partial(_load, store, directory, module, optimizer, kept), collective)
+        if damage is None:
+            return progress, size, tuple(f"passed over a damaged checkpoint: {words}" for words in damaged)
+        damaged.append(damage)
+    if damaged:
+        raise all_damaged(damaged[0], store, root)
+    return None, 0, ()
+
+
+def complete(store: Store, root: str, collective: Collective, fence: Fence) -> list[Place]:
+    """Collective. Places whose checkpoints have a manifest, newest first; they may be damaged."""
+    found: list[Place] = []
 
     def look() -> None:
         fence.check()
         newest_first = sorted(filter(None, map(place_of, store.list(root))), reverse=True)
-        complete.extend(place for place in newest_first if store.exists(f"{root}/{name_of(place)}/{MANIFEST}"))
+        found.extend(place for place in newest_first if store.exists(f"{root}/{name_of(place)}/{MANIFEST}"))
 
     on_rank_0(collective, look, CheckpointError, "choosing a checkpoint")
-    damaged: list[str] = []
-    for place in broadcast_json(collective, complete, 0, "checkpoint/complete"):
-        directory = f"{root}/{name_of(place)}"
-        size = _divide(module, collective, store, directory, kept)
-        progress, error = None, None
-        try:
-            progress = _load(store, directory, module, optimizer, kept)
-        except Exception as caught:  # on every rank below
-            error = caught
-        unexpected = None if isinstance(error, CheckpointError) else error
-        raise_together(collective, unexpected, CheckpointError, "loading a checkpoint")
-        failed = ranks_where(collective, error is not None, "checkpoint/damaged")
-        if not failed:
-            return progress, size, tuple(f"passed over a damaged checkpoint: {words}" for words in damaged)
-        damaged.append(broadcast_json(collective, str(error), failed[0], "checkpoint/damage"))
-    if damaged:
-        raise CheckpointError(
-            "every checkpoint of the run is damaged",
-            value=damaged[0],
-            where=store.spark_uri(root),
-            hint="start a new run",
-        )
-    return None, 0, ()
+    return [(epochs, step) for epochs, step in broadcast_json(collective, found, 0, "checkpoint/complete")]
+
+
+def loaded(load: Callable[[], T], collective: Collective) -> tuple[T | None, str | None]:
+    """Collective. Load something of a checkpoint on every rank.
+
+    Returns:
+        What was loaded, and where some rank could not, since it is damaged, the words of the first of these (the same
+        on every rank).
+
+    Raises:
+        CheckpointError: some rank met an error that tells nothing of damage, and raises that.
+    """
+    found, error = None, None
+    try:
+        found = load()
+    except Exception as caught:  # on every rank below
+        error = caught
+    unexpected = None if isinstance(error, CheckpointError) else error
+    raise_together(collective, unexpected, CheckpointError, "loading a checkpoint")
+    failed = ranks_where(collective, error is not None, "checkpoint/damaged")
+    return found, broadcast_json(collective, str(error), failed[0], "checkpoint/damage") if failed else None
+
+
+def all_damaged(damage: str, store: Store, root: str) -> CheckpointError:
+    """Of a run that has checkpoints, none of which can be read; `damage` is of one of them."""
+    return CheckpointError(
+        "every checkpoint of the run is damaged, or cannot be read",
+        value=damage,
+        where=store.spark_uri(root),
+        hint="start a new run; or, where it is the store that cannot be read, go on with this one by its runId later",
+    )
 
 
 def _divide(module: nn.Module, collective: Collective, store: Store, directory: str, kept: KeptFiles) -> int:

@@ -123,9 +123,9 @@ class Writing:
 
     def wait(self, limit_s: float) -> None:
         """Until it is over. What is not over in time is given up, and an error."""
-        if self._thread.is_alive():
+        if self._thread.is_alive() and not self._given_up.is_set():
             self._thread.join(limit_s)
-        if self._thread.is_alive():
+        if self._thread.is_alive() and not self._given_up.is_set():
             self._given_up.set()
             self.error = CheckpointError(
                 f"a checkpoint is not written after {limit_s:.0f} s of waiting", hint="the store does not answer"
@@ -152,6 +152,8 @@ def write(save: Save, store: Store, given_up: threading.Event, kept: KeptFiles =
         CheckpointError: on rank 0, another rank could not write its part, or did not in time; or a later generation of
             the run has begun.
     """
+    if save.rank and not save.rows:
+        return Written(0, 0.0, 0.0, [])  # rank 0 does not wait for it, and it must not undo what rank 0 commits
     started, busy = time.perf_counter(), time.thread_time()
     try:
         save.fence.check()
@@ -160,8 +162,7 @@ def write(save: Save, store: Store, given_up: threading.Event, kept: KeptFiles =
             size, tables = _complete(save, store, own, given_up)
         else:
             size, tables = own["bytes"], []
-            if save.rows:
-                store.write_text(save.part(save.rank), json.dumps(own))
+            store.write_text(save.part(save.rank), json.dumps(own))
     except Exception as error:
         say_failed(save, store, error)
         raise
@@ -225,6 +226,7 @@ def _complete(
         for number, (collection, earlier) in enumerate(zip(save.rows, save.earlier, strict=True))
     ]
     at = {TABLES_AT: {"directory": f"{save.root}/{ROWS}"}} if tables else {}
+    _go_on(given_up)
     save.fence.check()
     writer.commit({**save.entries, **at}, tables)
     store.delete(save.parts)

@@ -54,14 +54,21 @@ class Fence:
 
     def holds(self) -> bool:
         """Whether no other generation has begun. Raises StoreError."""
-        found = self._found()
-        return found is not None and found[1] == self.token
+        return self._mark()[1] == self.token
 
     def check(self) -> None:
         """Raises CheckpointError where `holds` is not true."""
+        number, token = self._mark()
+        if token != self.token:
+            raise self._over("nobody" if number is None else f"generation {number}")
+
+    def _mark(self) -> tuple[int | None, str | None]:
+        """The mark that holds. That of an earlier generation, whose store took it late, gives way to this one's."""
         found = self._found()
-        if found is None or found[1] != self.token:
-            raise self._over("nobody" if found is None else f"generation {found[0]}")
+        if found is not None and found[0] < self.generation:
+            self.begin()
+            found = self.generation, self.token
+        return found or (None, None)
 
     def _over(self, whose: str) -> CheckpointError:
         return CheckpointError(

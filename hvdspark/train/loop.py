@@ -78,5 +78,8 @@ def train(
 def _make_room(run: Run, trainer: Trainer) -> None:
     """Collective. Leave behind the checkpoint that was begun here, unless nothing is left to train."""
     if not run.progress.is_over(run.spec.epochs):
-        trainer.settle()
-        raise run.made_room()
+        is_there = trainer.settle()
+        if not is_there:
+            trainer.save()
+            is_there = trainer.settle()
+        raise run.made_room(is_there)

@@ -122,11 +122,16 @@ class Run:
         reporter = Reporter(send, collective.rank, reached)
         return cls(spec, program, collective, device, reporter, generation, preempted, scratch)
 
-    def made_room(self) -> PreemptedError:
-        """What is raised on every rank where all stop behind a checkpoint."""
+    def made_room(self, is_there: bool) -> PreemptedError:
+        """What is raised on every rank where all stop.
+
+        Args:
+            is_there: the checkpoint of this place; else it could not be written.
+        """
         epoch, step = self.progress.place
+        behind = "behind a checkpoint" if is_there else "without a checkpoint, which could not be written"
         return PreemptedError(
-            f"training has stopped behind a checkpoint, after {step} batches of epoch {epoch}",
+            f"training has stopped {behind}, after {step} batches of epoch {epoch}",
             value=self.preempted() or "another rank was asked to make room",
             run_id=self.spec.run_id,
         )

@@ -63,8 +63,11 @@ class RunCheckpoints:
         self.pace.begun()
         self._begun = run.progress.epochs, path, time.perf_counter() - started
 
-    def settle(self) -> None:
+    def settle(self) -> bool:
         """Collective. Wait for the checkpoint that is being written. One that could not be is a warning.
+
+        Returns:
+            Whether the newest is there.
 
         Raises:
             CheckpointError: several in a row could not be written (on a rank that could not, the store's own error).
@@ -80,6 +83,26 @@ class RunCheckpoints:
                 self._give_up_best(saving[0])
         elif saving is not None:
             self._kept = saving[1]
+        return warning is None
+
+    def restore_best(self) -> int:
+        """Collective. Bring the best epoch's weights back into the module; its number.
+
+        Where they can no longer be read, that is the best of the others that can, and a warning says so.
+
+        Raises:
+            CheckpointError: none can be read.
+        """
+        module, progress = self._run.module, self._run.progress
+        best = progress.best.epoch
+        if best == progress.epochs - 1:
+            return best
+        restored, damage = self.files.restore_weights(progress.best.best_first(progress.history), module)
+        if damage is not None:
+            progress.warnings_of_best = []
+            instead = f"the model is epoch {restored}'s"
+            self._warn(f"the weights of epoch {best}, the best, can no longer be read, and {instead}: {damage}")
+        return restored
 
     def tell(self) -> None:
         """Not collective: report the checkpoint that was begun last, once, when it is committed."""

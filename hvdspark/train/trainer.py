@@ -261,10 +261,10 @@ class Trainer:
         if of_rank is None:
             run.progress.history[-1]["checkpoint_seconds"] = run.clock.since(self._before)["checkpoint"]
 
-    def settle(self) -> None:
-        """Wait for the checkpoint that is being written; raises as `save` does."""
+    def settle(self) -> bool:
+        """Wait for the checkpoint that is being written, and say whether it is there; raises as `save` does."""
         with self._run.clock("checkpoint"):
-            self._checkpoints.settle()
+            return self._checkpoints.settle()
 
     def close(self) -> None:
         """Not collective: the rank leaves, by an error or when all is done."""
@@ -275,9 +275,7 @@ class Trainer:
         run, progress = self._run, self._run.progress
         self._points.close()
         self.settle()
-        best = progress.best.epoch
-        if best != progress.epochs - 1:
-            self._checkpoints.files.restore_weights(best, run.module)
+        best = self._checkpoints.restore_best()
         if run.program.output_bias is not None:
             rows = scored(run, "train", plan_of(run, 0))
             of_rows = ((as_prediction(outputs[0]), labels[0], weight) for _, outputs, labels, weight in rows)

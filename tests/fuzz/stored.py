@@ -116,7 +116,8 @@ class RunningCheckpoints(Files):
         for epochs in (1, 2):
             rows = [{"epoch": epoch, "train_loss": 1.0 + epoch} for epoch in range(epochs)]
             progress = TrainProgress(BestEpoch("train_loss", 2, 1.0, 0, epochs - 1), epochs, 5 * epochs, rows)
-            checkpoints.save(module, optimizer, progress)
+            checkpoints.begin(module, optimizer, progress)
+            assert checkpoints.settle() is None
             self._expected[epochs] = (progress.to_plain(), *_state(module, optimizer))
             module(torch.ones(11, 3), torch.arange(11)).sum().backward()
             optimizer.step()

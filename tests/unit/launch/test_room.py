@@ -40,6 +40,13 @@ def test_ranks_follow_from_slots_and_time(
     assert ranks_for(slots, wanted, waited_s) == ranks
 
 
+SAY_AFTER_S = room._SAY_AFTER_S
+
+
+def test_a_wait_is_said_within_5_seconds() -> None:
+    assert SAY_AFTER_S <= 5
+
+
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("_LOOK_EVERY_S", "_SAY_AFTER_S", "_WATCH_EVERY_S", "GROW_AFTER_S"):

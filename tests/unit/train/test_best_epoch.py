@@ -62,3 +62,20 @@ def test_a_monitor_nobody_computes_is_refused(monitor: str, patience: int, has_v
     available = ["train_loss", "val_loss"] if has_validation else ["train_loss"]
     with pytest.raises(ConfigurationError, match=words):
         resolve_monitor(monitor, patience, available, has_validation)
+
+
+@pytest.mark.parametrize(
+    ("monitor", "values", "expected"),
+    [
+        ("val_loss", [3.0, math.nan, 1.0, 2.0], [2, 3, 0, 1]),
+        ("val_auc_click", [0.7, 0.9, math.nan, 0.8], [1, 3, 0, 2]),
+        ("val_loss", [1.0, 1.0, 2.0], [0, 1, 2]),
+        (None, [0.0, 0.0, 0.0], [2, 1, 0]),
+    ],
+)
+def test_epochs_are_in_the_order_of_their_values(monitor: str | None, values: list[float], expected: list[int]) -> None:
+    best = BestEpoch(monitor)
+    history = [{"epoch": epoch, str(monitor): value} for epoch, value in enumerate(values)]
+    for row in history:
+        best.update(row)
+    assert best.best_first(history) == expected

@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +35,20 @@ def progress(epochs: int, best: int = 0) -> TrainProgress:
     return TrainProgress(BestEpoch("train_loss", 2, 0.5, best, 1), epochs, 7 * epochs, rows)
 
 
+def save(
+    checkpoints: Checkpoints, module: nn.Module, optimizer: torch.optim.Optimizer, at: TrainProgress
+) -> str | None:
+    """Collective. Begin it, and wait for it; what `settle` says."""
+    checkpoints.begin(module, optimizer, at)
+    return checkpoints.settle()
+
+
 def save_epochs(store: Store, count: int, best: int = 0) -> list[dict[str, torch.Tensor]]:
     """Save epochs 0 .. count - 1; their weights."""
     checkpoints, saved = Checkpoints(store, "run-1", LocalCollective()), []
     for epoch in range(count):
         module, optimizer = module_and_optimizer(float(epoch + 1))
-        checkpoints.save(module, optimizer, progress(epoch + 1, min(best, epoch)))
+        assert save(checkpoints, module, optimizer, progress(epoch + 1, min(best, epoch))) is None
         saved.append({name: tensor.clone() for name, tensor in module.state_dict().items()})
     return saved
 
@@ -54,7 +61,7 @@ def test_what_was_saved_is_resumed(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     module, optimizer = module_and_optimizer(1.0)
     optimizer.param_groups[0]["lr"] = 0.025
-    Checkpoints(store, "run-1", LocalCollective()).save(module, optimizer, progress(1))
+    assert save(Checkpoints(store, "run-1", LocalCollective()), module, optimizer, progress(1)) is None
     other, other_optimizer = module_and_optimizer(5.0)
     resumed, warnings = Checkpoints(store, "run-1", LocalCollective()).resume(other, other_optimizer)
     assert resumed == progress(1)
@@ -138,27 +145,51 @@ def test_another_optimizers_state_is_refused(tmp_path: Path) -> None:
         Checkpoints(store, "run-1", LocalCollective()).resume(module, torch.optim.Adam(groups))
 
 
-def test_a_failed_write_is_an_error_on_every_rank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_cannot_be_written_is_an_error_on_every_rank(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store = Store(str(tmp_path))
 
     def refuse(self: Store, path: str, data: bytes) -> None:
         raise StoreError("disk full", value=path)
 
     monkeypatch.setattr(Store, "write_bytes", refuse)
+    modules = [module_and_optimizer(1.0)[0] for _ in range(2)]
+
+    def body(collective: ThreadedCollective) -> str:
+        with pytest.raises((StoreError, CheckpointError)) as caught:
+            Checkpoints(store, "run-1", collective).write_model(modules[collective.rank], {})
+        return type(caught.value).__name__
+
+    assert run_threaded(2, body) == ["StoreError", "CheckpointError"]
+    assert not (tmp_path / RUN / "model" / "manifest.json").exists()
+
+
+def test_a_rank_that_has_nothing_to_write_needs_no_store(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    stores = [Store(str(tmp_path)), Store(str(tmp_path / "file" / "store"))]
     modules = [module_and_optimizer(1.0) for _ in range(2)]
 
-    def failing(act: Callable[[Checkpoints, Any, Any], None]) -> list[str]:
-        def body(collective: ThreadedCollective) -> str:
-            with pytest.raises((StoreError, CheckpointError)) as caught:
-                act(Checkpoints(store, "run-1", collective), *modules[collective.rank])
-            return type(caught.value).__name__
+    def body(collective: ThreadedCollective) -> str | None:
+        checkpoints = Checkpoints(stores[collective.rank], "run-1", collective)
+        return save(checkpoints, *modules[collective.rank], progress(1))
 
-        return run_threaded(2, body)
+    assert run_threaded(2, body) == [None, None]
+    assert (tmp_path / RUN / "checkpoints" / "epoch-00000" / "manifest.json").exists()
 
-    expected = ["StoreError", "CheckpointError"]
-    assert failing(lambda checkpoints, module, optimizer: checkpoints.save(module, optimizer, progress(1))) == expected
-    assert failing(lambda checkpoints, module, optimizer: checkpoints.write_model(module, {})) == expected
-    assert not (tmp_path / RUN / "model" / "manifest.json").exists()
+
+def test_of_several_epochs_the_first_that_is_whole_is_restored(tmp_path: Path) -> None:
+    store, (module, _) = Store(str(tmp_path)), module_and_optimizer(9.0)
+    saved, checkpoints = save_epochs(store, 4), Checkpoints(store, "run-1", LocalCollective())
+    assert checkpoints.restore_weights([0, 3, 2, 1], module) == (0, None)
+    assert equal(dict(module.state_dict()), saved[0])
+    (tmp_path / RUN / "checkpoints" / "epoch-00000" / "weights.safetensors").unlink()
+    epoch, damage = checkpoints.restore_weights([0, 1, 3, 2], module)  # 1 is not kept
+    assert epoch == 3
+    assert "epoch-00000" in str(damage)
+    assert equal(dict(module.state_dict()), saved[3])
+    with pytest.raises(CheckpointError, match="every checkpoint of the run is damaged.*epoch-00000"):
+        checkpoints.restore_weights([0, 1], module)
 
 
 def test_a_write_cut_short_leaves_the_last_epoch_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,8 +201,8 @@ def test_a_write_cut_short_leaves_the_last_epoch_as_it_was(tmp_path: Path, monke
 
     with monkeypatch.context() as patch:
         patch.setattr(Store, "commit", refuse)
-        with pytest.raises(StoreError):
-            Checkpoints(store, "run-1", LocalCollective()).save(*module_and_optimizer(3.0), progress(2))
+        warning = save(Checkpoints(store, "run-1", LocalCollective()), *module_and_optimizer(3.0), progress(2))
+        assert "connection lost" in str(warning)
     module, optimizer = module_and_optimizer(9.0)
     assert Checkpoints(store, "run-1", LocalCollective()).resume(module, optimizer)[0] == progress(1)
     assert equal(dict(module.state_dict()), saved[0])
@@ -219,7 +250,7 @@ def test_state_keeps_its_types_beside_parameters_of_others(name: str, tmp_path: 
     sum(parameter.square().sum().double() for parameter in module).backward()  # type: ignore[union-attr]
     optimizer.step()
     checkpoints = Checkpoints(Store(str(tmp_path)), "run-1", LocalCollective())
-    checkpoints.save(module, optimizer, progress(1))
+    assert save(checkpoints, module, optimizer, progress(1)) is None
     checkpoints.resume(other, other_optimizer)
     resumed = other_optimizer.state_dict()["state"]
     for index, state in optimizer.state_dict()["state"].items():
@@ -238,8 +269,8 @@ import resource, sys, torch
 from torch import nn
 from hvdspark.collectives import LocalCollective
 from hvdspark.store import Store
+from hvdspark.train import checkpoint
 from hvdspark.train.best_epoch import BestEpoch
-from hvdspark.train.checkpoint import Checkpoints
 from hvdspark.train.train_progress import TrainProgress
 
 def peak():
@@ -251,7 +282,10 @@ module(torch.ones(1, 1024)).sum().backward()
 optimizer.step()
 optimizer.zero_grad()
 before = peak()
-Checkpoints(Store(sys.argv[1]), "run-1", LocalCollective()).save(module, optimizer, TrainProgress(BestEpoch("l", 0), 1))
+checkpoint.spare_bytes = lambda: 0
+checkpoints = checkpoint.Checkpoints(Store(sys.argv[1]), "run-1", LocalCollective())
+checkpoints.begin(module, optimizer, TrainProgress(BestEpoch("l", 0), 1))
+assert checkpoints.settle() is None
 print(peak() - before)
 """
 
@@ -271,7 +305,7 @@ def test_tensors_that_an_optimizer_shares_are_written_once(tmp_path: Path) -> No
     shared = torch.arange(4.0)
     for parameter in module.parameters():
         optimizer.state[parameter]["shared"] = shared
-    Checkpoints(store, "run-1", LocalCollective()).save(module, optimizer, progress(1))
+    assert save(Checkpoints(store, "run-1", LocalCollective()), module, optimizer, progress(1)) is None
     other, other_optimizer = module_and_optimizer(5.0)
     Checkpoints(store, "run-1", LocalCollective()).resume(other, other_optimizer)
     for parameter in other.parameters():

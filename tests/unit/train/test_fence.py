@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,7 +21,7 @@ from hvdspark.errors import CheckpointError
 from hvdspark.store import Store
 from hvdspark.train.best_epoch import BestEpoch
 from hvdspark.train.checkpoint import Checkpoints
-from hvdspark.train.fence import FILE
+from hvdspark.train.fence import FILE, Fence
 from hvdspark.train.train_progress import TrainProgress
 
 RUN = "runs/run-1"
@@ -195,6 +196,23 @@ def test_one_that_begins_too_late_does_not_begin(tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match=f"generation {generation} of the run may write nothing more"):
             on_two(store, generation, saved(3))
     assert resumed(store) == (22, ())
+
+
+def test_a_mark_that_an_earlier_generation_leaves_late_gives_way(tmp_path: Path) -> None:
+    store, early = Store(str(tmp_path)), []
+    on_two(store, 0, saved(0))
+
+    def live(rank: Rank) -> None:
+        saved(1)(rank)
+        if rank.number == 0:
+            early.append(Fence(store, RUN, 0, "late"))
+            store.write_text(f"{RUN}/{FILE}", json.dumps({"generation": 0, "token": "late"}))
+        saved(2)(rank)
+
+    on_two(store, 1, live)
+    assert resumed(store) == (21, ())
+    with pytest.raises(CheckpointError, match="generation 0 of the run may write nothing more"):
+        early[0].check()
 
 
 def test_of_two_with_one_number_the_last_has_the_run(tmp_path: Path) -> None:

@@ -6,7 +6,8 @@ import contextlib
 import errno
 import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -140,6 +141,30 @@ def test_where_the_best_epoch_could_not_be_kept_the_model_is_the_best_that_was(
     said = " ".join(results[0].warnings)
     assert "could not be written, and training goes on without it" in said
     assert (f"the weights of epoch {lost}, the best so far, are lost" in said) == is_told
+
+
+@pytest.mark.parametrize("damage", [lambda file: file.unlink(), lambda file: file.write_bytes(b"")])
+def test_where_the_best_epoch_can_no_longer_be_read_the_model_is_the_best_that_can(
+    store: Store, damage: Callable[[Path], None]
+) -> None:
+    def harm(state: TrainState) -> None:
+        folder = store.local_path("runs")
+        assert folder is not None
+        (file,) = folder.rglob("epoch-00000/weights.safetensors")
+        damage(file)
+
+    rates = [0.02, 5.0, 5.0, 5.0]
+    columns, trace = click_columns(64), Trace()
+    spec = train_spec(store, write_dataset(store, columns, columns), epochs=len(rates))
+    callbacks = [[SetRate(rates), trace, At(3, 0, harm)], [SetRate(rates)]]
+    programs, results = train_on_threads(spec, lambda: click_program(callbacks=callbacks.pop(0)), 2)
+    losses = [row["val_loss"] for row in results[0].history]
+    assert min(losses) == losses[0], "of the epochs 0, 2 and 3 there are checkpoints"
+    best = min([2, 3], key=losses.__getitem__)
+    for program, result in zip(programs, results, strict=True):
+        assert result.best_epoch == best
+        assert largest_difference(weights_of(program), trace.weights[best]) == 0
+    assert "the weights of epoch 0, the best, can no longer be read" in " ".join(results[0].warnings)
 
 
 def test_without_validation_the_last_epoch_is_the_result(store: Store) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from hvdspark.collectives import ThreadedCollective, run_threaded
-from hvdspark.errors import PreemptedError
+from hvdspark.errors import PreemptedError, StoreError
 from hvdspark.specs import TrainSpec
 from hvdspark.store import Store
 from hvdspark.train.loop import train
@@ -60,6 +60,26 @@ def test_all_stop_after_the_same_step_and_go_on_from_it(store: Store, victim: in
     resumed, _ = train_on_threads(spec, program, 2, generation=1)
     assert largest_difference(weights_of(resumed[0]), weights_of(whole[0])) == 0.0
     assert largest_difference(rows_of(resumed), rows_of(whole)) == 0.0
+
+
+@pytest.mark.parametrize(("failures", "behind"), [(1, "behind a checkpoint"), (2, "without a checkpoint")])
+def test_a_checkpoint_that_cannot_be_written_is_tried_once_more_and_never_claimed(
+    store: Store, monkeypatch: pytest.MonkeyPatch, failures: int, behind: str
+) -> None:
+    commit, left = Store.commit, [failures]
+
+    def full(self: Store, path: str, manifest: dict[str, Any]) -> None:
+        if "/checkpoints/" in path and left[0]:
+            left[0] -= 1
+            raise StoreError("the store is full", value=path)
+        commit(self, path, manifest)
+
+    monkeypatch.setattr(Store, "commit", full)
+    spec = train_spec(store, write_dataset(store, click_columns(ROWS)), batch_size=13, epochs=2)
+    said, _ = asked(spec, {0: "its executor goes"})
+    assert all(f"training has stopped {behind}" in of_rank for of_rank in said)
+    there = store.exists(f"runs/{spec.run_id}/checkpoints/epoch-00000-step-00000002/manifest.json")
+    assert there == (failures == 1)
 
 
 def test_at_the_end_of_an_epoch_its_end_comes_first(store: Store) -> None:
