@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from hvdspark.store import Store
+from hvdspark.train.places import Place, place_of
 from tests.chaos.driver_fit import CTR, DIE, EPOCHS, FINISH, RUN_ID, TORCH
 from tests.footprint import Footprint, leaks_after_settling
 
@@ -36,6 +37,13 @@ def told(folder: Path, how: str, kind: str) -> list[dict[str, Any]]:
     return [event for event in events if event["event"] == kind]
 
 
+def place(committed: dict[str, Any]) -> Place:
+    """(complete epochs, global batches of the next) of a checkpoint that was told."""
+    found = place_of(Path(committed["path"]).name)
+    assert found is not None, committed
+    return found
+
+
 @pytest.mark.parametrize("which", [TORCH, CTR])
 def test_a_killed_driver_s_fit_is_gone_on_with_by_its_name(
     which: str, tmp_path: Path, spark_home: Path, nothing_left_behind: None
@@ -51,6 +59,10 @@ def test_a_killed_driver_s_fit_is_gone_on_with_by_its_name(
     (launched,) = told(tmp_path, FINISH, "GenerationStarted")
     assert launched["generation"] == 1, "counted on"
     assert [event["epoch"] for event in told(tmp_path, FINISH, "EpochEnded")] == [1, 2], "it did not begin anew"
+    died_behind = max(place(event) for event in told(tmp_path, DIE, "CheckpointCommitted"))
+    assert died_behind[0] == 1
+    assert died_behind[1] > 0, "in the middle of the second epoch"
+    assert place(told(tmp_path, FINISH, "CheckpointCommitted")[0]) > died_behind, "it went on from there"
     history = json.loads((tmp_path / "history.json").read_text())
     assert len(history) == EPOCHS
     assert history[0] == told(tmp_path, DIE, "EpochEnded")[0]["row"], "with its seconds: the first driver's"

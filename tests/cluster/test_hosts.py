@@ -94,11 +94,10 @@ def train(shared: Path, request: pytest.FixtureRequest, nothing_left_behind: Non
 
 
 def assert_named_in_time(fit: Running, since_s: float) -> None:
-    """Where a fit did not just go on: the first that was lost was named within the limit, and so was its host's other
-    end."""
-    for lost in fit.events("RankLost")[:1]:
-        assert lost["at"] - since_s <= _STALL_S + 5
-        assert RIGHT in f"{lost['host']} {lost['cause']}"
+    """The first that was lost was named within the limit, and so was its host's other end."""
+    lost = fit.events("RankLost")[0]
+    assert lost["at"] - since_s <= _STALL_S + 5
+    assert RIGHT in f"{lost['host']} {lost['cause']}"
 
 
 def test_fits_train_as_on_one_host(train: Callable[..., Apart], calm: dict[str, Tensor]) -> None:
@@ -122,7 +121,8 @@ def test_a_cable_that_is_pulled_for_a_while(
     print(made.fit.timeline(pulled_at_s))
     assert said == {"ok": True, "error": ""}, made.fit.output()[-5000:]
     assert differences(calm, made.fit.weights()) == []
-    assert_named_in_time(made.fit, pulled_at_s)
+    if pulled_s > _STALL_S + 5 or made.fit.events("RankLost"):
+        assert_named_in_time(made.fit, pulled_at_s)
 
 
 def test_a_cable_that_is_pulled_for_good(train: Callable[..., Apart], calm: dict[str, Tensor]) -> None:
@@ -144,6 +144,9 @@ def test_workers_that_reach_the_driver_but_not_each_other(train: Callable[..., A
     parted_s = time.monotonic()
     (lost,) = made.fit.wait_for_events("RankLost", 1, _STALL_S + 5)
     assert lost["at"] - parted_s <= _STALL_S + 5
+    named = f"{lost['host']} {lost['cause']}"
+    assert LEFT in named
+    assert RIGHT in named
     said = made.fit.result(500)
     print(made.fit.timeline(parted_s), said["error"], sep="\n")
     assert not said["ok"]
