@@ -32,6 +32,8 @@ SETTINGS = {
     "spark.scheduler.maxRegisteredResourcesWaitingTime": "60s",
 }
 
+_AS_OF_RANKS = {"GenerationStarted": "generation", "CheckpointCommitted": "checkpoint"}
+
 
 @dataclass(frozen=True)
 class SessionPlan:
@@ -87,7 +89,7 @@ def _fit(spark: Any, plan: SessionPlan, folder: Path) -> None:
 
     class Listener(FitListener):
         def on_event(self, event: FitEvent) -> None:
-            kind = {"GenerationStarted": "generation"}.get(type(event).__name__, type(event).__name__)
+            kind = _AS_OF_RANKS.get(type(event).__name__, type(event).__name__)
             plain = {name: value for name, value in vars(event).items() if isinstance(value, str | int | float)}
             os.write(told, json.dumps({"at": time.monotonic(), "event": kind, **plain}).encode() + b"\n")
 

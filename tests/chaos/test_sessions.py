@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,8 @@ import psutil
 import pytest
 from torch import Tensor
 
+from tests.chaos.drawn import ALL_TASKS, DRIVER, STEP, TASK, Fault
+from tests.chaos.strikes import Attempt, Striker
 from tests.chaos.verdict import differences
 from tests.cluster.fits import FIT, Running, begin
 
@@ -36,13 +39,38 @@ def calm(shared: Path, spark_home: Path) -> Iterator[dict[str, Tensor]]:
         running.end()
 
 
-def executors_of(running: Running) -> list[psutil.Process]:
+def executors_of(driver: int) -> list[psutil.Process]:
     found = []
-    for process in psutil.Process(running.process.pid).children(recursive=True):
-        with contextlib.suppress(psutil.NoSuchProcess):  # it is over
-            if "CoarseGrainedExecutorBackend" in " ".join(process.cmdline()):
-                found.append(process)
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for process in psutil.Process(driver).children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):  # it is over
+                if "CoarseGrainedExecutorBackend" in " ".join(process.cmdline()):
+                    found.append(process)
     return found
+
+
+class SessionAttempt(Attempt):
+    """A driver with a session, whose tasks are killed with their executors."""
+
+    def tasks(self) -> list[psutil.Process]:
+        return executors_of(self.pid)
+
+
+def drawn_faults(seed: int, count: int) -> list[Fault]:
+    """Deaths of executors, of all of them at once, and of drivers, at any moment of a step; the same for each seed."""
+    drawn = random.Random(f"hvdspark sessions {seed}")
+    return [
+        Fault(
+            when=STEP,
+            after=drawn.randint(1, 12),
+            delay_ms=drawn.uniform(0, 100),
+            victim=drawn.choices((TASK, ALL_TASKS, DRIVER), (3, 1, 1))[0],
+            index=drawn.randrange(2),
+            signal=drawn.choices(("KILL", "TERM"), (4, 1))[0],
+            damage=None,
+        )
+        for _ in range(count)
+    ]
 
 
 def test_executors_that_are_killed_one_and_all(
@@ -51,15 +79,39 @@ def test_executors_that_are_killed_one_and_all(
     struck = begin(shared / "executors", shared, _CLUSTER, spark_home, pause_s=0.1, maxRestarts=5)
     try:
         struck.wait_for_steps(0, FIT.steps + 3, wait_s=300)
-        os.kill(executors_of(struck)[0].pid, signal.SIGKILL)
+        os.kill(executors_of(struck.process.pid)[0].pid, signal.SIGKILL)
         struck.wait_for_steps(1, 2, wait_s=60)
-        for executor in executors_of(struck):
+        for executor in executors_of(struck.process.pid):
             os.kill(executor.pid, signal.SIGKILL)
         assert struck.result(400) == _OK
     finally:
         struck.end()
     assert len(struck.events("generation")) == 3
     assert differences(calm, struck.weights()) == []
+
+
+@pytest.mark.parametrize("seed", [0, 2, 3])
+def test_deaths_of_executors_and_drivers_that_a_seed_draws(
+    seed: int, shared: Path, calm: dict[str, Tensor], spark_home: Path, nothing_left_behind: None
+) -> None:
+    drivers: list[Running] = []
+
+    def begin_again(number: int) -> Attempt:
+        params = {"maxRestarts": 5, "runId": f"seed-{seed}", "checkpointIntervalSteps": 5}
+        drivers.append(begin(shared / f"seed-{seed}-{number}", shared, _CLUSTER, spark_home, pause_s=0.1, **params))
+        return SessionAttempt(drivers[-1].process.pid, drivers[-1].folder, number)
+
+    try:
+        striker = Striker(shared / f"store/runs/seed-{seed}", begin_again, still_s=120.0)
+        striker.strike(drawn_faults(seed, 4))
+        assert drivers[-1].result(60) == _OK
+    finally:
+        for driver in drivers:
+            driver.end()
+    for blow in striker.blows:
+        print(blow.plain())
+    assert sum(blow.generation >= 0 for blow in striker.blows) >= 3
+    assert differences(calm, drivers[-1].weights()) == []
 
 
 def test_a_driver_that_is_killed_goes_on_under_the_same_run_id(
