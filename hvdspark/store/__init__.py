@@ -257,19 +257,21 @@ class Store:
         self.write_bytes(path, text.encode("utf-8"))
 
     def check_writable(self) -> None:
-        """Write, read and delete a small file.
+        """Write, read and delete a small file: in the store's directory, or in the nearest above it that there is.
+
+        Nothing is left behind, and no directory is made, which another fit might find and lose again.
 
         Raises:
-            StoreError: that failed. Nothing is left behind, not even the store's directory if it was not there.
+            StoreError: that failed.
         """
-        name = f".hvdspark-{uuid.uuid4().hex}"
-        root = self.local_path()
-        created = [folder for folder in (root, *root.parents) if not folder.exists()] if root is not None else []
+        name, root = f".hvdspark-{uuid.uuid4().hex}", self.local_path()
+        there = root and next(folder for folder in (root, *root.parents) if folder.exists())
+        place = self if there == root else Store(str(there), self._where)
         try:
-            self.write_bytes(name, b"hvdspark")
-            if self.read_bytes(name) != b"hvdspark":
+            place.write_bytes(name, b"hvdspark")
+            if place.read_bytes(name) != b"hvdspark":
                 raise StoreError("the store does not give back what was written to it", value=self.uri)
-            self.delete(name)
+            place.delete(name)
         except Exception as error:
             if isinstance(error, StoreError) and not isinstance(error.__cause__, OSError):
                 raise
@@ -281,10 +283,6 @@ class Store:
                 where=self._where,
                 hint="give a directory that this user may write, on a file system that all executors share",
             ) from cause
-        finally:
-            for folder in created:
-                with contextlib.suppress(OSError):
-                    folder.rmdir()
 
     def commit(self, path: str, manifest: dict[str, Any]) -> None:
         """Declare the directory `path` complete by writing its manifest, last."""

@@ -282,6 +282,17 @@ def test_check_writable_leaves_nothing(store: Store) -> None:
     assert local is None or not local.exists(), "nor the directory it had to create"
 
 
+def test_check_writable_makes_no_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would have to go again, while another fit of the same store is about to write into it."""
+
+    def made(*_: object, **__: object) -> None:
+        raise AssertionError("a directory was made")
+
+    monkeypatch.setattr(Path, "mkdir", made)
+    Store(str(tmp_path / "new" / "store")).check_writable()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_readers_never_see_a_part(tmp_path: Path) -> None:
     store, texts = Store(str(tmp_path)), [c * 200_000 for c in "ab"]
     store.write_text("file", texts[0])
