@@ -37,6 +37,7 @@ PARTS = f"{ROWS}/parts"  # what ranks say of theirs, by save, until rank 0 has i
 
 # Ranks have tables of unlike sizes, and stores of unlike speed.
 _PARTS_S = 600.0
+_SAY_S = 3.0
 _FIRST_POLL_S, _POLL_S = 0.005, 0.25
 
 
@@ -170,10 +171,14 @@ def write(save: Save, store: Store, given_up: threading.Event, kept: KeptFiles =
 
 
 def say_failed(save: Save, store: Store, error: Exception) -> None:
-    """Let rank 0 not wait for this rank's part."""
-    with contextlib.suppress(StoreError):  # then it waits until its limit, or finds that it cannot write either
-        if save.rank:
+    """Let rank 0 not wait for this rank's part. A store that refuses that, too, is asked again for a few seconds."""
+    said, deadline, pause = not save.rank, time.monotonic() + _SAY_S, _FIRST_POLL_S
+    while not said and time.monotonic() < deadline:
+        with contextlib.suppress(StoreError):  # then it waits until its limit, or finds that it cannot write either
             store.write_text(save.part(save.rank), json.dumps({"error": f"{type(error).__name__}: {error}"}))
+            said = True
+        time.sleep(0.0 if said else pause)
+        pause = min(2 * pause, _POLL_S)
 
 
 def discard(save: Save, store: Store) -> None:

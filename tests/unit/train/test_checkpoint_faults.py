@@ -18,7 +18,7 @@ from hvdspark.artifact.tables import bind_tables
 from hvdspark.collectives import Collective, ThreadedCollective, run_threaded
 from hvdspark.embedding import ShardedEmbeddingCollection, TableConfig
 from hvdspark.embedding.config import Admission, Eviction, SparseOptimizer
-from hvdspark.errors import CheckpointError
+from hvdspark.errors import CheckpointError, StoreError
 from hvdspark.store import Store
 from hvdspark.train import checkpoint
 from hvdspark.train.best_epoch import BestEpoch
@@ -285,6 +285,33 @@ def test_a_checkpoint_that_one_rank_cannot_write_is_a_warning_and_three_in_a_row
     assert "No space left on device" in of_1
     place, _, _ = resumed(store, 2)
     assert place == 5
+
+
+def test_a_rank_that_cannot_say_at_once_that_it_could_not_write_says_it_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, write = Store(str(tmp_path / "store")), Store.open_write
+    left = {"buckets-2048": 1, "/parts/": 2}
+
+    @contextlib.contextmanager
+    def open_write(self: Store, path: str, **options: Any) -> Iterator[BinaryIO]:
+        for name in left:
+            if name in path and left[name]:
+                left[name] -= 1
+                raise StoreError("the store is full", value=path)
+        with write(self, path, **options) as file:
+            yield file
+
+    monkeypatch.setattr(Store, "open_write", open_write)
+
+    def body(collective: ThreadedCollective) -> str | None:
+        rank = Rank(store, collective)
+        rank.step(1)
+        rank.save(1)
+        return rank.checkpoints.settle()
+
+    assert all("the store is full" in str(said) for said in run_threaded(2, body, timeout_s=60))
+    assert left == {"buckets-2048": 0, "/parts/": 0}
 
 
 def test_ranks_that_died_at_different_saves_go_on_from_the_last_that_all_wrote(tmp_path: Path) -> None:
