@@ -250,18 +250,15 @@ class Checkpoints:
         Raises:
             CheckpointError: of none is the checkpoint there and whole.
         """
-        first: str | None = None
-        kept: Sequence[Place] = ()  # when the first is damaged
-        for epoch in best_first:
-            if first is not None and (epoch + 1, 0) not in kept:
-                continue
-            _, damage = loaded(partial(self._load_weights, self._directory((epoch + 1, 0)), module), self._collective)
-            if damage is None:
-                return epoch, first
-            if first is None:
-                first = damage
-                kept = complete(self._store, self._root, self._collective, self._begun())
-        raise all_damaged(str(first), self._store, self._root)
+        best, *others = best_first
+        damage = self._damage_of(best, module)
+        if damage is None:
+            return best, None
+        kept = complete(self._store, self._root, self._collective, self._begun())
+        for epoch in others:
+            if (epoch + 1, 0) in kept and self._damage_of(epoch, module) is None:
+                return epoch, damage
+        raise all_damaged(damage, self._store, self._root)
 
     def write_model(self, module: nn.Module, manifest: dict[str, Any]) -> None:
         """Collective. Write the module's weights as the run's model; `manifest` is put beside the checksums."""
@@ -271,8 +268,14 @@ class Checkpoints:
         self._on_rank_0("model", lambda: write_weights(self._store, self.model_path, module, known, tables))
         self._kept.clear()
 
-    def _load_weights(self, directory: str, module: nn.Module) -> None:
-        read_tables(load_weights(self._store, directory, module), module)
+    def _damage_of(self, epoch: int, module: nn.Module) -> str | None:
+        """Collective. Load the weights of the end of an epoch; where that cannot be, what is damaged."""
+        directory = self._directory((epoch + 1, 0))
+
+        def load() -> None:
+            read_tables(load_weights(self._store, directory, module), module)
+
+        return loaded(load, self._collective)[1]
 
     def _write(self, save: Save, place: Place, best: Place, given_up: threading.Event) -> Written:
         written = write(save, self._store, given_up, self._kept)

@@ -124,9 +124,11 @@ class Writing:
 
     def wait(self, limit_s: float) -> None:
         """Until it is over. What is not over in time is given up, and an error."""
-        if self._thread.is_alive() and not self._given_up.is_set():
+        if self._given_up.is_set():
+            return  # it was waited for
+        if self._thread.is_alive():
             self._thread.join(limit_s)
-        if self._thread.is_alive() and not self._given_up.is_set():
+        if self._thread.is_alive():
             self._given_up.set()
             self.error = CheckpointError(
                 f"a checkpoint is not written after {limit_s:.0f} s of waiting", hint="the store does not answer"
@@ -172,12 +174,14 @@ def write(save: Save, store: Store, given_up: threading.Event, kept: KeptFiles =
 
 def say_failed(save: Save, store: Store, error: Exception) -> None:
     """Let rank 0 not wait for this rank's part. A store that refuses that, too, is asked again for a few seconds."""
-    said, deadline, pause = not save.rank, time.monotonic() + _SAY_S, _FIRST_POLL_S
-    while not said and time.monotonic() < deadline:
+    if save.rank == 0:
+        return
+    deadline, pause = time.monotonic() + _SAY_S, _FIRST_POLL_S
+    while time.monotonic() < deadline:
         with contextlib.suppress(StoreError):  # then it waits until its limit, or finds that it cannot write either
             store.write_text(save.part(save.rank), json.dumps({"error": f"{type(error).__name__}: {error}"}))
-            said = True
-        time.sleep(0.0 if said else pause)
+            return
+        time.sleep(pause)
         pause = min(2 * pause, _POLL_S)
 
 
