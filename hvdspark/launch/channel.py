@@ -200,8 +200,8 @@ class ChannelSender:
             elif reached_s > 0 and time.monotonic() - reached_s > self._grace_s:
                 self._on_closed()
                 return
-            failures = 0 if time.monotonic() - tried_s > self._heartbeat_s else failures + 1
-            if self._closing.wait(_PAUSES_S[min(failures, len(_PAUSES_S)) - 1]):
+            failures = 0 if time.monotonic() - tried_s > self._heartbeat_s else min(failures + 1, len(_PAUSES_S) - 1)
+            if self._closing.wait(_PAUSES_S[failures]):
                 return
 
     def _talk(self, connection: socket.socket, again: bool) -> bool:

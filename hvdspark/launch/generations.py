@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -55,7 +55,11 @@ class Generations:
     def run(self) -> list[Any]:
         """What the program returned on each rank, in the first generation that ended well. See `supervisor.run`."""
         while True:
-            spec = self._next()
+            try:
+                spec = self._next()
+            except HvdSparkError as error:
+                _tell_of(error, self._endings)
+                raise
             try:
                 return self._attempt(spec)
             except HvdSparkError as error:
@@ -115,11 +119,9 @@ class Generations:
             ago_s = spec.stall_timeout_s if last.kind == "stalled" else 0.0  # that long nobody had heard of it
             self._report({"event": "rank_lost", "generation": last.generation, "ago_s": ago_s, **lost})
         if not follows.again:
-            earlier = [f"\n  {ending}" for ending in self._endings[:-1]]
             if follows.why:
                 error.tell(f"It is not started again: {follows.why}")
-            if earlier:
-                error.tell(f"What ended the generations before:{''.join(earlier)}")
+            _tell_of(error, self._endings[:-1])
             raise error
         self._pause_s = follows.pause_s
         if last.kind == "preempted":
@@ -144,3 +146,8 @@ def _ending(spec: LaunchSpec, error: HvdSparkError, advanced: bool) -> Ending:
         rank, host, step = found.rank, found.host, found.step
     cause = error.cause if isinstance(error, RankFailedError) else f"{type(error).__name__}: {error.what}"
     return Ending(spec.generation, spec.world_size, kind_of(error), rank, host, cause, step, advanced)
+
+
+def _tell_of(error: HvdSparkError, earlier: Sequence[Ending]) -> None:
+    if earlier:
+        error.tell("\n  ".join(("What ended the generations before:", *map(str, earlier))))

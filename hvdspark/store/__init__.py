@@ -265,9 +265,9 @@ class Store:
             StoreError: that failed.
         """
         name, root = f".hvdspark-{uuid.uuid4().hex}", self.local_path()
-        there = root and next(folder for folder in (root, *root.parents) if folder.exists())
-        place = self if there == root else Store(str(there), self._where)
         try:
+            there = root and next(folder for folder in (root, *root.parents) if folder.exists())
+            place = self if there == root else Store(str(there), self._where)
             place.write_bytes(name, b"hvdspark")
             if place.read_bytes(name) != b"hvdspark":
                 raise StoreError("the store does not give back what was written to it", value=self.uri)

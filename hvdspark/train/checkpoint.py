@@ -40,16 +40,15 @@ from hvdspark.errors import CheckpointError, StoreError
 from hvdspark.store import Store
 from hvdspark.train.chain import Chain, following, next_delta
 from hvdspark.train.checkpoint_read import all_damaged, complete, loaded, resume
+from hvdspark.train.checkpoint_thread import Part, Writing, Written
 from hvdspark.train.checkpoint_write import (
     RANKS,
     ROWS,
     Save,
-    Writing,
-    Written,
+    commit,
     discard,
     drop_others,
-    say_failed,
-    write,
+    write_part,
 )
 from hvdspark.train.fence import FILE, Fence, begun
 from hvdspark.train.of_rank import OfRank, gather, restored
@@ -87,8 +86,9 @@ class Checkpoints:
         self._root, self.model_path = f"{self._run}/checkpoints", f"{self._run}/model"
         self._fence: Fence | None = None
         self._saves = self._failures = 0
-        self._writing: Writing | None = None
+        self._writing: Writing | None = None  # of the save that was begun last
         self._save: Save | None = None  # that is written
+        self._is_settled = True
         self._chain: Chain | None = None  # None: the next save has all rows
         self._next: Chain | None = None  # what the save that is being written makes of it
         self._kept = KeptFiles(scratch, run_id, f"{self._root}/{ROWS}/{TABLES}")
@@ -124,7 +124,7 @@ class Checkpoints:
         """
         if (progress.epoch is None) != (of_rank is None):
             raise ValueError("what each rank knows of an epoch belongs to the middle of one")
-        if self._writing is not None:
+        if not self._is_settled:
             raise ValueError("settle() comes before the next save")
         fence, self._saves = self._begun(), self._saves + 1
         of_ranks = gather(of_rank, self._collective) if of_rank is not None else {}
@@ -134,7 +134,7 @@ class Checkpoints:
         save = Save(self._root, place, attempt, self._collective.rank, self._collective.size, (), fence)
         self._save, rows = save, list[RowsOf]()
         # What there is no room to copy is written while training waits: dense weights as a whole, rows file by file.
-        room = spare_bytes()
+        room, copied = spare_bytes(), True
         try:
             of_dense = dense_bytes(module, optimizer) if is_first else 0
             copied = of_dense <= room
@@ -153,28 +153,25 @@ class Checkpoints:
                     of_ranks=of_ranks,
                     entries={**known, "progress": progress.to_plain()},
                 )
-            best = (progress.best.epoch + 1, 0)
-            act = partial(self._write, replace(save, rows=rows), progress.place, best)
+            save = replace(save, rows=rows)
+            write = partial(write_part, save, self._store, kept=self._kept)
         except Exception as caught:
-            act = partial(self._fail, save, caught)
+            write = partial(_fail, caught)
+        best = (progress.best.epoch + 1, 0)
         self._next = following(self._chain, delta, sum(file.bytes for part in rows for file in part.files))
-        self._writing = Writing(act, at_once=not copied)
+        self._writing = Writing(write, partial(self._commit, save, progress.place, best), at_once=not copied)
+        self._is_settled = False
         return self._directory(progress.place)
-
-    def wait(self) -> None:
-        """Not collective: until this rank has written the save that was begun last."""
-        if self._writing is not None:
-            self._writing.wait(_LIMIT_S)
 
     @property
     def is_writing(self) -> bool:
-        """Whether this rank still writes the save that was begun last."""
-        return self._writing is not None and not self._writing.is_over()
+        """Whether this rank still writes its part of the save that was begun last."""
+        return self._writing is not None and not self._writing.is_part_over
 
     @property
     def written(self) -> Written | None:
         """What this rank has written of the save that was begun last; on rank 0 it is committed then."""
-        return self._writing.written if self._writing is not None and self._writing.is_over() else None
+        return self._writing.written if self._writing is not None and self._writing.is_over else None
 
     def settle(self) -> str | None:
         """Collective. Wait for the save that was begun last.
@@ -186,21 +183,33 @@ class Checkpoints:
         Raises:
             CheckpointError: several in a row could not be written (on a rank that could not, the store's own error).
         """
-        if self._writing is None:
+        writing = self._writing
+        if writing is None or self._is_settled:
             return None
-        writing, self._writing = self._over(), None
-        failed = ranks_where(self._collective, writing.error is not None, "checkpoint/written")
+        self._is_settled = True
+        writing.wait_for_part(_LIMIT_S)
+        error = writing.error
+        failed = ranks_where(self._collective, error is not None, "checkpoint/part")
+        if failed:
+            writing.give_up()  # rank 0 waits for parts that will never come
+        else:
+            writing.wait(_LIMIT_S)
+            error = writing.error
+            failed = ranks_where(self._collective, error is not None, "checkpoint/written")
         self._kept.settle(not failed)
         if not failed:
             self._failures, self._chain = 0, self._next
+            if self._chain is not None and writing.written is not None:
+                self._chain.tables = writing.written.tables
             return None
         self._failures += 1
-        self._forget_save()
+        self._chain = None  # the next save has all rows
+        if self._save is not None and self._save.rank == 0 and writing.is_over:
+            discard(self._save, self._store)  # else the store does not answer: what is left goes behind the next one
         if self._failures >= _FAILURES:
-            raise_together(self._collective, writing.error, CheckpointError, f"checkpoint, {_FAILURES} times in a row,")
-        # The first rank whose own it is: rank 0 cannot commit what another has not written.
-        error = broadcast_json(self._collective, str(writing.error), failed[-1], "checkpoint/error")
-        return f"a checkpoint could not be written, and training goes on without it: {error}"
+            raise_together(self._collective, error, CheckpointError, f"checkpoint, {_FAILURES} times in a row,")
+        words = broadcast_json(self._collective, str(error), failed[0], "checkpoint/error")
+        return f"a checkpoint could not be written, and training goes on without it: {words}"
 
     def close(self, limit_s: float = 1.0) -> None:
         """Not collective: training ends by an error. What is all but written may be finished, the rest is given up."""
@@ -277,32 +286,12 @@ class Checkpoints:
 
         return loaded(load, self._collective)[1]
 
-    def _write(self, save: Save, place: Place, best: Place, given_up: threading.Event) -> Written:
-        written = write(save, self._store, given_up, self._kept)
+    def _commit(self, save: Save, place: Place, best: Place, part: Part, given_up: threading.Event) -> Written:
+        written = commit(save, self._store, part, given_up)
         if save.rank == 0 and not given_up.is_set():
             with contextlib.suppress(StoreError):  # what is in nobody's way is deleted behind the next one
                 drop_others(self._store, self._root, place, best, save.fence)
         return written
-
-    def _fail(self, save: Save, error: Exception, given_up: threading.Event) -> Written:
-        """What could not be copied cannot be written."""
-        say_failed(save, self._store, error)
-        raise error
-
-    def _forget_save(self) -> None:
-        """Of the save that failed nothing stays, and the next one has all rows."""
-        self._chain = None
-        if self._save is not None and self._save.rank == 0:
-            discard(self._save, self._store)
-
-    def _over(self) -> Writing:
-        """The save that was begun last, which is over."""
-        writing = self._writing
-        assert writing is not None, "begin() comes first"
-        writing.wait(_LIMIT_S)
-        if self._next is not None and writing.written is not None:
-            self._next.tables = writing.written.tables
-        return writing
 
     def _begun(self) -> Fence:
         """Collective. From the first call on, earlier generations write nothing more."""
@@ -320,3 +309,8 @@ class Checkpoints:
             act()
 
         on_rank_0(self._collective, act_unless_over, CheckpointError, doing)
+
+
+def _fail(error: Exception, given_up: threading.Event) -> Part:
+    """What could not be copied cannot be written."""
+    raise error

@@ -1,15 +1,15 @@
 """One checkpoint on its way into the store, written by each rank for itself.
 
 No rank calls a collective here, because training goes on. Each writes its files and then, in one small file, what a
-manifest has to say of them; rank 0 waits for those of this save, and commits. Files of rows have the save in their
-path: what a lost attempt at the same place left, or still writes, is never mistaken for them.
+manifest has to say of them; rank 0 waits for those of this save, and commits. That a rank could not write its part is
+told by its trainer, in a collective: the store that refused the part would refuse the word, too. Files of rows have the
+save in their path: what a lost attempt at the same place left, or still writes, is never mistaken for them.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import os
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -25,6 +25,7 @@ from hvdspark.embedding.files.kept import KEEPS_NOTHING, KeptFiles
 from hvdspark.embedding.files.shards import ShardFile
 from hvdspark.errors import CheckpointError, StoreError
 from hvdspark.store import MANIFEST, Store
+from hvdspark.train.checkpoint_thread import Part, Written
 from hvdspark.train.fence import Fence
 from hvdspark.train.places import Place, kept, place_of
 from hvdspark.train.snapshot import Dense, RowsOf
@@ -37,7 +38,6 @@ PARTS = f"{ROWS}/parts"  # what ranks say of theirs, by save, until rank 0 has i
 
 # Ranks have tables of unlike sizes, and stores of unlike speed.
 _PARTS_S = 600.0
-_SAY_S = 3.0
 _FIRST_POLL_S, _POLL_S = 0.005, 0.25
 
 
@@ -83,106 +83,56 @@ class Save:
         return f"{self.root}/{PARTS}/{self.save}"
 
 
-@dataclass(frozen=True)
-class Written:
-    """What a rank has written; on rank 0 what all have, and that it is committed.
-
-    Attributes:
-        bytes: of files.
-        seconds: that it took.
-        busy_s: seconds of a processor.
-        tables: the manifest's.
-    """
-
-    bytes: int
-    seconds: float
-    busy_s: float
-    tables: list[dict[str, Any]]
-
-
-class Writing:
-    """A save that is written: by a thread of its own, at a lower priority than training has, or at once.
-
-    Args:
-        act: writes; is given what says that it should give up.
-    """
-
-    def __init__(self, act: Callable[[threading.Event], Written], *, at_once: bool = False) -> None:
-        self._act: Callable[[threading.Event], Written] | None = act
-        self._given_up = threading.Event()
-        self.written: Written | None = None
-        self.error: Exception | None = None
-        self._thread = threading.Thread(target=self._in_background, name="hvdspark-checkpoint", daemon=True)
-        if at_once:
-            self._run()
-        else:
-            self._thread.start()
-
-    def is_over(self) -> bool:
-        """Whether it is written, or has failed."""
-        return not self._thread.is_alive()
-
-    def wait(self, limit_s: float) -> None:
-        """Until it is over. What is not over in time is given up, and an error."""
-        if self._given_up.is_set():
-            return  # it was waited for
-        if self._thread.is_alive():
-            self._thread.join(limit_s)
-        if self._thread.is_alive():
-            self._given_up.set()
-            self.error = CheckpointError(
-                f"a checkpoint is not written after {limit_s:.0f} s of waiting", hint="the store does not answer"
-            )
-
-    def _in_background(self) -> None:
-        _yield_to_training()
-        self._run()
-
-    def _run(self) -> None:
-        act, self._act = self._act, None  # what was copied goes when it is written
-        assert act is not None, "it runs once"
-        try:
-            self.written = act(self._given_up)
-        except Exception as error:  # the trainer's thread asks for it
-            self.error = self.error or error
-
-
-def write(save: Save, store: Store, given_up: threading.Event, kept: KeptFiles = KEEPS_NOTHING) -> Written:
-    """Write this rank's part of a save and, on rank 0, commit it when all parts are there.
+def write_part(save: Save, store: Store, given_up: threading.Event, kept: KeptFiles = KEEPS_NOTHING) -> Part:
+    """Write what is this rank's of a save: its rows; on rank 0 all that is not rows; on the others, then, what rank 0
+    has to know of the rows.
 
     Raises:
-        StoreError: something could not be written; the other ranks are told, where that can be written.
-        CheckpointError: on rank 0, another rank could not write its part, or did not in time; or a later generation of
-            the run has begun.
+        StoreError: something could not be written.
+        CheckpointError: a later generation of the run has begun, or the save was given up.
     """
     if save.rank and not save.rows:
-        return Written(0, 0.0, 0.0, [])  # rank 0 does not wait for it, and it must not undo what rank 0 commits
+        return Part([], 0, 0.0, 0.0)  # rank 0 does not wait for it, and it must not undo what rank 0 commits
     started, busy = time.perf_counter(), time.thread_time()
-    try:
-        save.fence.check()
-        own = _write_rows(save, store, given_up, kept)
-        if save.rank == 0:
-            size, tables = _complete(save, store, own, given_up)
-        else:
-            size, tables = own["bytes"], []
-            store.write_text(save.part(save.rank), json.dumps(own))
-    except Exception as error:
-        say_failed(save, store, error)
-        raise
-    return Written(size, time.perf_counter() - started, time.thread_time() - busy, tables)
-
-
-def say_failed(save: Save, store: Store, error: Exception) -> None:
-    """Let rank 0 not wait for this rank's part. A store that refuses that, too, is asked again for a few seconds."""
+    save.fence.check()
+    rows = _write_rows(save, store, given_up, kept)
+    size = sum(entry["bytes"] for entries in rows for entry in entries)
+    writer = None
     if save.rank == 0:
-        return
-    deadline, pause = time.monotonic() + _SAY_S, _FIRST_POLL_S
-    while time.monotonic() < deadline:
-        with contextlib.suppress(StoreError):  # then it waits until its limit, or finds that it cannot write either
-            store.write_text(save.part(save.rank), json.dumps({"error": f"{type(error).__name__}: {error}"}))
-            return
-        time.sleep(pause)
-        pause = min(2 * pause, _POLL_S)
+        writer = _write_dense(save, store, given_up)
+    else:
+        store.write_text(save.part(save.rank), json.dumps({"rows": rows, "bytes": size}))
+    return Part(rows, size, time.perf_counter() - started, time.thread_time() - busy, writer)
+
+
+def commit(save: Save, store: Store, part: Part, given_up: threading.Event) -> Written:
+    """On rank 0: wait for the other ranks' parts, and write the manifest. On the others that is nothing.
+
+    Raises:
+        StoreError: it could not be written.
+        CheckpointError: another rank has not written its part in time; a later generation of the run has begun, or the
+            save was given up.
+    """
+    if part.writer is None:
+        return Written(part.bytes, part.seconds, part.busy_s, [])
+    started, busy = time.perf_counter(), time.thread_time()
+    others = range(1, save.size if save.rows else 1)
+    parts = [{"rows": part.rows, "bytes": part.bytes}, *(_part(save, store, rank, given_up) for rank in others)]
+    tables = [
+        _table(collection, earlier, [entry for part in parts for entry in part["rows"][number]])
+        for number, (collection, earlier) in enumerate(zip(save.rows, save.earlier, strict=True))
+    ]
+    at = {TABLES_AT: {"directory": f"{save.root}/{ROWS}"}} if tables else {}
+    _go_on(given_up)
+    save.fence.check()
+    part.writer.commit({**save.entries, **at}, tables)
+    store.delete(save.parts)
+    return Written(
+        part.writer.written + sum(part["bytes"] for part in parts),
+        part.seconds + time.perf_counter() - started,
+        part.busy_s + time.thread_time() - busy,
+        tables,
+    )
 
 
 def discard(save: Save, store: Store) -> None:
@@ -196,8 +146,8 @@ def discard(save: Save, store: Store) -> None:
         store.delete(save.parts)
 
 
-def _write_rows(save: Save, store: Store, given_up: threading.Event, kept: KeptFiles) -> dict[str, Any]:
-    """What this rank has to say of its rows: {"rows": of each collection the entries, "bytes": of all files}."""
+def _write_rows(save: Save, store: Store, given_up: threading.Event, kept: KeptFiles) -> list[list[dict[str, Any]]]:
+    """Of each collection what a manifest has to say of this rank's files."""
     rows = []
     for number, collection in enumerate(save.rows):
         entries = []
@@ -205,15 +155,12 @@ def _write_rows(save: Save, store: Store, given_up: threading.Event, kept: KeptF
             _go_on(given_up)
             place = f"{save.root}/{ROWS}/{TABLES}/{number}"
             entries.append(file.write(store, place, kept) if isinstance(file, ShardFile) else file)
-        rows.append(entries)
-    size = sum(entry.bytes for entries in rows for entry in entries)
-    return {"rows": [[entry.plain() for entry in entries] for entries in rows], "bytes": size}
+        rows.append([entry.plain() for entry in entries])
+    return rows
 
 
-def _complete(
-    save: Save, store: Store, own: dict[str, Any], given_up: threading.Event
-) -> tuple[int, list[dict[str, Any]]]:
-    """Write what rank 0 alone writes, wait for the other ranks' parts, and commit. Bytes of all, and the tables."""
+def _write_dense(save: Save, store: Store, given_up: threading.Event) -> ArtifactWriter:
+    """What rank 0 alone writes, all but the manifest."""
     assert save.dense is not None, "rank 0 has it"
     dense, writer = save.dense, ArtifactWriter(store, save.directory)
     steps: list[Callable[[], None]] = [
@@ -228,18 +175,7 @@ def _complete(
         _go_on(given_up)
         save.fence.check()  # each time: this directory is the same for all generations
         step()
-    others = range(1, save.size if save.rows else 1)
-    parts = [own, *(_part(save, store, rank, given_up) for rank in others)]
-    tables = [
-        _table(collection, earlier, [entry for part in parts for entry in part["rows"][number]])
-        for number, (collection, earlier) in enumerate(zip(save.rows, save.earlier, strict=True))
-    ]
-    at = {TABLES_AT: {"directory": f"{save.root}/{ROWS}"}} if tables else {}
-    _go_on(given_up)
-    save.fence.check()
-    writer.commit({**save.entries, **at}, tables)
-    store.delete(save.parts)
-    return writer.written + sum(part["bytes"] for part in parts), tables
+    return writer
 
 
 def _table(collection: RowsOf, earlier: Sequence[dict[str, Any]], entries: list[dict[str, Any]]) -> dict[str, Any]:
@@ -264,20 +200,12 @@ def _part(save: Save, store: Store, rank: int, given_up: threading.Event) -> dic
         given_up.wait(pause)
         pause = min(2 * pause, _POLL_S)
     part: dict[str, Any] = json.loads(store.read_text(save.part(rank)))
-    if "error" in part:
-        raise CheckpointError(f"rank {rank} could not write its part of a checkpoint", value=part["error"])
     return part
 
 
 def _go_on(given_up: threading.Event) -> None:
     if given_up.is_set():
-        raise CheckpointError("a checkpoint was given up, because training ends")
-
-
-def _yield_to_training() -> None:
-    """Let this thread have what time is left on the processors."""
-    with contextlib.suppress(OSError, AttributeError):  # not everywhere, and not for everybody
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 5)
+        raise CheckpointError("a checkpoint was given up: training ends, or another rank could not write its part")
 
 
 def drop_others(store: Store, root: str, newest: Place, best: Place, fence: Fence) -> None:

@@ -47,6 +47,10 @@ class Claim:
             token = leases.read(self._store, self._folder)["token"]
         except (ValueError, KeyError, TypeError):  # a damaged one is written again by the next beat
             return
+        except StoreError as error:
+            if isinstance(error.__cause__, FileNotFoundError):
+                return  # as is one that somebody has deleted
+            raise
         if token != self._token:
             raise _taken(self._run_id, "another driver has claimed it at the same time")
 

@@ -82,6 +82,8 @@ def train_on_ranks(
                 preemption=preemption,
                 first_generation=keeping.generation,
             )
+            result = from_json(TrainResult, results[0])
+            keeping.finished(result)
     except PreemptedError as error:
         if preemption.for_good:
             keeping.failed(error)
@@ -91,8 +93,6 @@ def train_on_ranks(
     except BaseException as error:
         keeping.failed(error)
         raise
-    result = from_json(TrainResult, results[0])
-    keeping.finished(result)
     return result
 
 

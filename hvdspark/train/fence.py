@@ -15,10 +15,11 @@ from dataclasses import dataclass
 
 from hvdspark.collectives import Collective
 from hvdspark.collectives.agreement import broadcast_json, on_rank_0
+from hvdspark.data.dataset import leases
 from hvdspark.errors import CheckpointError, StoreError
 from hvdspark.store import Store
 
-FILE = "generation.json"  # in the run's directory
+FILE = leases.MARK  # in the run's directory
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,6 @@ from hvdspark.data.dataset import cache, leases
 from hvdspark.errors import CheckpointError, ConfigurationError, StoreError
 from hvdspark.specs import from_json, to_json
 from hvdspark.store import MANIFEST, Store
-from hvdspark.train import fence
 from hvdspark.train.claim import claimed
 from hvdspark.train.places import name_of, place_of
 from hvdspark.train.program import TrainResult
@@ -121,6 +120,7 @@ class NamedRun:
             if self.result is not None:
                 check_finished(self._run_id, self.before, record)
                 logger.warning("run %s is finished already: its model is returned, and nothing trained", self._run_id)
+                self._clear(self.before)  # whoever finished it may have been killed before that
                 return
         self._check_claim()
         self._record = replace(record, generation=self.generation)
@@ -142,10 +142,13 @@ class NamedRun:
 
     def finished(self, result: TrainResult) -> None:
         self._store.write_text(f"{self._folder}/{_RESULT}", to_json(result))
-        _delete_what_is_of_no_use(self._store, self._folder)
         if self._record is not None:
-            with _said("the rows of a run"):
-                cache.no_longer_for(self._store, self._record.dataset.path, self._run_id)
+            self._clear(self._record)
+
+    def _clear(self, record: RunRecord) -> None:
+        _delete_what_is_of_no_use(self._store, self._folder)
+        with _said("the rows of a run"):
+            cache.no_longer_for(self._store, record.dataset.path, self._run_id)
 
     def _result(self) -> TrainResult | None:
         if not self._store.exists(f"{self._folder}/{_RESULT}") or not self._store.exists(
@@ -218,10 +221,8 @@ def _how_to_go_on(run_id: str) -> str:
 
 
 def _delete_what_is_of_no_use(store: Store, path: str) -> None:
-    # The mark of its last generation first: ranks that the driver has lost then write nothing more.
-    for finished in (fence.FILE, "checkpoints", "initial"):
-        with _said("what a fit wrote"):
-            store.delete(f"{path}/{finished}")
+    with _said("what a fit wrote"):
+        cache.delete_all_but_the_model(store, path)
 
 
 @contextlib.contextmanager

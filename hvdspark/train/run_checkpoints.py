@@ -72,9 +72,9 @@ class RunCheckpoints:
         Raises:
             CheckpointError: several in a row could not be written (on a rank that could not, the store's own error).
         """
-        self.files.wait()
-        self.tell()
         warning = self.files.settle()
+        if warning is None:
+            self.tell()
         self._begun = None
         saving, self._saving = self._saving, None
         if warning is not None:

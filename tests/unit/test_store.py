@@ -10,6 +10,7 @@ import threading
 import tracemalloc
 import uuid
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -358,6 +359,20 @@ def test_an_unwritable_store_is_named(tmp_path: Path) -> None:
     assert refused.value.what == "the store cannot be written (NotADirectoryError: Not a directory)"
     assert str(refused.value).count("Hint") == 1
     assert isinstance(refused.value.__cause__, NotADirectoryError)
+
+
+def test_a_store_that_may_not_be_looked_for_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Path.exists raises there, up to Python 3.13; root may search everywhere."""
+    exists = Path.exists
+
+    def refuse(self: Path, **options: Any) -> bool:
+        if self.name == "store":
+            raise PermissionError(13, "Permission denied", str(self))
+        return exists(self, **options)
+
+    monkeypatch.setattr(Path, "exists", refuse)
+    with pytest.raises(StoreError, match="cannot be written .PermissionError: Permission denied.*Hint"):
+        Store(str(tmp_path / "theirs" / "store")).check_writable()
 
 
 def test_a_filesystem_that_refuses_in_its_own_way_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -198,11 +198,22 @@ def collect_leftovers(store: Store) -> None:
         with contextlib.suppress(*leases.NONE_OF_OURS):
             if not leases.is_abandoned(leases.read(store, path)):
                 continue
-            if store.exists(f"{path}/{_MODEL}"):  # all it lacks is that the lease was deleted
+            if store.exists(f"{path}/{_MODEL}"):
                 logger.info("%s is a model although its fit did not return; delete it if it is not wanted", path)
+                if not leases.has_record(store, path.partition("/")[2]):  # else a fit of its name finishes it
+                    delete_all_but_the_model(store, path)
                 store.delete(leases.file_of(path))
             elif _delete_unless_kept(store, path):
                 logger.info("deleted %s, left behind by a process that is gone", store.spark_uri(path))
+
+
+def delete_all_but_the_model(store: Store, path: str) -> None:
+    """What a run that has its model needed while it was trained.
+
+    The mark of its last generation goes first: ranks that the driver has lost then write nothing more.
+    """
+    for of_training in (leases.MARK, "checkpoints", "initial"):
+        store.delete(f"{path}/{of_training}")
 
 
 def _write(entry: Entry, write: Callable[[str], DatasetSpec]) -> None:

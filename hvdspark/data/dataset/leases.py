@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 FILE = "lease.json"
 RUNS = "runs"
 OF_RUNS = "leases"
+MARK = "generation.json"  # in a run's directory: which of its generations may write
 # What reading and understanding a file that is no lease raises.
 NONE_OF_OURS = (StoreError, ValueError, KeyError, TypeError, OverflowError, RecursionError)
 _RECORD = "run.json"

@@ -11,6 +11,7 @@ run finds them after half a day.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import shutil
 import time
@@ -20,7 +21,6 @@ from typing import Any
 
 from hvdspark.embedding.files.checked import checked_chunks
 from hvdspark.embedding.files.tensor_file import Writer
-from hvdspark.errors import CheckpointError
 from hvdspark.store import Store
 
 _PREFIX = "hvdspark-rows-"
@@ -70,13 +70,12 @@ class KeptFiles:
         """
         copy = self._copy_of(path)
         if copy is not None and self.has(path, size):
-            try:
-                data = _joined(checked_chunks(Store(str(copy.parent)), copy.name, size, sha256, what))
-                self.found += len(data)
-                return data
-            except CheckpointError:
-                with contextlib.suppress(OSError):
-                    copy.unlink()
+            found = _as_written(copy, size, sha256)
+            if found is not None:
+                self.found += len(found)
+                return found
+            with contextlib.suppress(OSError):
+                copy.unlink()
         data = _joined(checked_chunks(store, path, size, sha256, what))
         self.fetched += len(data)
         return data
@@ -189,6 +188,16 @@ def _remove_forgotten(own: Path) -> None:
         with contextlib.suppress(OSError):
             if folder != own and time.time() - folder.stat().st_mtime > _FORGOTTEN_S:
                 shutil.rmtree(folder, ignore_errors=True)
+
+
+def _as_written(copy: Path, size: int, sha256: str) -> bytearray | None:
+    """The content of a copy; None where it is another, or cannot be read: nobody waits for a disk that fails while the
+    store has the same."""
+    data = bytearray(size)
+    with contextlib.suppress(OSError), open(copy, "rb") as file:
+        if file.readinto(data) == size and not file.read(1) and hashlib.sha256(data).hexdigest() == sha256:
+            return data
+    return None
 
 
 def _joined(chunks: Iterable[bytes]) -> bytearray:

@@ -176,6 +176,18 @@ def test_a_cut_connection_is_made_again_and_is_no_end(driver: Driver) -> None:
     relay.close()
 
 
+def test_a_connection_that_was_good_for_long_is_made_again_at_once(driver: Driver) -> None:
+    relay, heartbeat_s = Relay(driver.listener.port), 0.05
+    sender = ChannelSender(("127.0.0.1", relay.port), SECRET, on_closed=lambda: None, heartbeat_s=heartbeat_s)
+    sender.send({"event": "started"})
+    driver.events.get(timeout=5)
+    threading.Event().wait(2 * heartbeat_s)  # that long it lasts, which is what is tested
+    relay.cut()
+    assert driver.events.get(timeout=5) == {"event": "started"}  # the longest pause is 10 s
+    sender.close()
+    relay.close()
+
+
 def test_a_driver_that_stays_away_is_believed_gone_after_the_grace(driver: Driver) -> None:
     relay, gone = Relay(driver.listener.port), threading.Event()
     sender = ChannelSender(("127.0.0.1", relay.port), SECRET, on_closed=gone.set, grace_s=1.0)

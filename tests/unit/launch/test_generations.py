@@ -140,8 +140,9 @@ def test_a_fixed_number_of_ranks_waits_visibly_and_not_for_ever(
         raise killed()
 
     play = Play(monkeypatch, lose_one)
-    with pytest.raises(NotEnoughSlotsError, match="2 ranks need as many task slots"):
+    with pytest.raises(NotEnoughSlotsError, match="2 ranks need as many task slots") as caught:
         supervise(cluster, time.time, num_workers=2, max_restarts=1, start_timeout_s=0.3, on_event=play.told.append)
+    assert "generation 0 (2 ranks): rank 1 on host h: killed by SIGKILL" in str(caught.value), "what began it"
     waits = [event for event in play.events() if isinstance(event, SlotsAwaited)]
     assert [(event.slots, event.free, event.total) for event in waits] == [(2, 0, 0)]
     assert "waiting for 2 slots, 0 free" in caplog.text

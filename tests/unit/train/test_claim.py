@@ -94,6 +94,17 @@ def test_it_is_renewed_and_who_loses_it_is_told(store: Store) -> None:
     assert lease(store)["token"] == "theirs", "what is another's is not deleted"
 
 
+def test_a_lease_that_somebody_deleted_is_written_again(store: Store) -> None:
+    with claimed(store, "mine", pytest.fail, beat_s=BEAT_S) as claim:
+        first = lease(store)
+        store.delete(LEASE)
+        claim.check()
+        while not store.exists(LEASE):
+            threading.Event().wait(BEAT_S)  # the store has no events
+        assert lease(store)["token"] == first["token"]
+    assert not store.exists(LEASE)
+
+
 def test_a_damaged_lease_is_nobodys(store: Store) -> None:
     for damage in ("", "{", "{}", '{"host": 3}', "[]"):
         store.write_text(LEASE, damage)

@@ -7,13 +7,16 @@ import dataclasses
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from hvdspark import launch
 from hvdspark.data.dataset import cache
 from hvdspark.errors import CheckpointError, ConfigurationError
-from hvdspark.specs import DatasetSpec, RowGroups
+from hvdspark.specs import DatasetSpec, RowGroups, TrainSpec, to_json
 from hvdspark.store import Store
+from hvdspark.train import driver
 from hvdspark.train.keeping import NamedRun, PassingRun, named
 from hvdspark.train.program import TrainResult
 from hvdspark.train.run_record import RunRecord
@@ -101,6 +104,37 @@ def test_of_a_finished_run_the_model_is_there_and_nothing_else(store: Store, cap
     others = dataclasses.replace(DATA, fingerprint="of others")
     with pytest.raises(ConfigurationError, match="finished, with other rows"):
         again.begin(dataclasses.replace(RECORD, dataset=others))
+
+
+def test_who_finds_a_finished_run_deletes_what_its_driver_could_not(store: Store) -> None:
+    one = run(store)
+    one.begin(RECORD)
+    trained(store)
+    store.write_text("runs/mine/result.json", to_json(RESULT))  # and there it was killed
+    run(store).begin(RECORD)
+    assert store.list("runs/mine") == ["model", "result.json", "run.json"]
+    assert store.list("datasets") == []
+
+
+def test_what_training_needed_is_deleted_while_the_run_is_still_this_drivers(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Were the driver killed in between, nobody would look for it any more."""
+    leased = []
+
+    def finished(self: PassingRun, result: TrainResult) -> None:
+        leased.append((store.list("leases"), result))
+
+    monkeypatch.setattr(PassingRun, "finished", finished)
+    monkeypatch.setattr(driver.launch, "run", lambda *_, **__: [to_json(RESULT)])
+    monkeypatch.setattr(driver, "send", lambda *_, **__: b"")
+    spec = TrainSpec("mine", store.uri, DATA, ("x",), ("y",))
+    nothing: Any = None
+    gang = driver.Gang(1, None, None, "cpu", {}, 1.0, 1.0, 0)
+    keeping = PassingRun(store, "mine")
+    assert driver.train_on_ranks(nothing, spec, nothing, gang, print, launch.Preemption(), keeping) == RESULT
+    assert leased == [(["mine.json"], RESULT)]
+    assert store.list("leases") == []
 
 
 def test_one_that_was_killed_before_it_said_so_is_not_finished(store: Store) -> None:

@@ -268,6 +268,22 @@ def test_runs_of_killed_processes_are_collected_and_finished_ones_are_not(store:
     assert store.list("leases") == []
 
 
+@pytest.mark.parametrize("named", [False, True])
+def test_of_a_run_whose_driver_was_killed_behind_the_model_the_model_stays(store: Store, named: bool) -> None:
+    for file in ("model/manifest.json", "checkpoints/epoch-00000/manifest.json", "initial/weights", leases.MARK):
+        store.write_text(f"runs/r/{file}", "{}")
+    if named:
+        store.write_text("runs/r/run.json", "{}")
+    store.write_text("leases/r.json", json.dumps(leases.own() | {"pid": 2**22 + 1}))
+    cache.collect_leftovers(store)
+    assert store.list("leases") == []
+    there = store.list("runs/r")
+    if named:  # a fit of its name finishes it
+        assert there == ["checkpoints", leases.MARK, "initial", "model", "run.json"]
+    else:
+        assert there == ["model"]
+
+
 def test_a_lease_that_cannot_be_deleted_does_not_cost_the_model(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(self: Store, path: str) -> None:
         raise StoreError("no", value=path)

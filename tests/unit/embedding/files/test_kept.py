@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -83,6 +85,23 @@ def test_a_copy_with_another_bit_is_not_used(files: KeptFiles, store: Store, tmp
     write(files, store, path_of("s1"), CONTENT[:-1] + b"?")  # nor where the store has it
     with pytest.raises(CheckpointError, match="damaged"):
         read(files, store, path_of("s1"))
+
+
+def test_a_disk_that_cannot_be_read_is_asked_once(
+    files: KeptFiles, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(files, store, path_of("s1"))
+    asked, really = [], open
+
+    def refuse(file: Any, *arguments: Any, **options: Any) -> Any:
+        if str(tmp_path / "scratch") in str(file):
+            asked.append(file)
+            raise OSError(errno.EIO, "Input/output error")
+        return really(file, *arguments, **options)
+
+    monkeypatch.setattr("builtins.open", refuse)
+    assert read(files, store, path_of("s1")) == CONTENT
+    assert (files.found, files.fetched, len(asked)) == (0, len(CONTENT), 1)
 
 
 def test_a_disk_that_cannot_be_written_costs_the_copy_alone(files: KeptFiles, store: Store, tmp_path: Path) -> None:

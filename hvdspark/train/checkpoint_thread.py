@@ -1,0 +1,145 @@
+"""The thread that writes one rank's part of a checkpoint, and on rank 0 commits it, while training goes on."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from hvdspark.artifact.directory import ArtifactWriter
+from hvdspark.errors import CheckpointError
+
+_GIVEN_UP_S = 10.0  # for what is in the middle of a file
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one rank has written of a save.
+
+    Attributes:
+        rows: of each collection the entries of a manifest.
+        bytes: of files of rows.
+        seconds: that it took.
+        busy_s: seconds of a processor.
+        writer: on rank 0, of all but the rows.
+    """
+
+    rows: list[list[dict[str, Any]]]
+    bytes: int
+    seconds: float
+    busy_s: float
+    writer: ArtifactWriter | None = None
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a rank has written; on rank 0 what all have, and that it is committed.
+
+    Attributes:
+        bytes: of files.
+        seconds: that it took.
+        busy_s: seconds of a processor.
+        tables: the manifest's.
+    """
+
+    bytes: int
+    seconds: float
+    busy_s: float
+    tables: list[dict[str, Any]]
+
+
+class Writing:
+    """A save that is written, by a thread of its own, at a lower priority than training has.
+
+    Args:
+        part: writes this rank's; is given what says that it should give up.
+        commit: what comes behind that on rank 0; given what was written, and what says that it should give up.
+        at_once: the part is written before training goes on.
+
+    Attributes:
+        error: why there is no part, or no commit.
+    """
+
+    def __init__(
+        self,
+        part: Callable[[threading.Event], Part],
+        commit: Callable[[Part, threading.Event], Written],
+        *,
+        at_once: bool = False,
+    ) -> None:
+        self._write_part: Callable[[threading.Event], Part] | None = part
+        self._write_manifest: Callable[[Part, threading.Event], Written] | None = commit
+        self._part: Part | None = None
+        self._part_over, self._given_up = threading.Event(), threading.Event()
+        self.written: Written | None = None
+        self.error: Exception | None = None
+        if at_once:
+            self._write()
+        self._thread = threading.Thread(target=self._in_background, name="hvdspark-checkpoint", daemon=True)
+        self._thread.start()
+
+    @property
+    def is_part_over(self) -> bool:
+        """Whether this rank's part is written, or has failed."""
+        return self._part_over.is_set()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it is written, or has failed."""
+        return not self._thread.is_alive()
+
+    def wait_for_part(self, limit_s: float) -> None:
+        """Until this rank's part is over. What is not over in time is given up, and an error."""
+        if not self._part_over.wait(limit_s):
+            self._too_late(limit_s)
+
+    def wait(self, limit_s: float) -> None:
+        """Until all is over. What is not over in time is given up, and an error."""
+        if self._given_up.is_set():
+            return  # it was waited for
+        self._thread.join(limit_s)
+        if self._thread.is_alive():
+            self._too_late(limit_s)
+
+    def give_up(self) -> None:
+        """Another rank could not write its part: wait for nobody's any more."""
+        if not self._given_up.is_set():
+            self._given_up.set()
+            self._thread.join(_GIVEN_UP_S)
+
+    def _too_late(self, limit_s: float) -> None:
+        self._given_up.set()
+        self.error = CheckpointError(
+            f"a checkpoint is not written after {limit_s:.0f} s of waiting", hint="the store does not answer"
+        )
+
+    def _in_background(self) -> None:
+        _yield_to_training()
+        if not self.is_part_over:
+            self._write()
+        commit, self._write_manifest = self._write_manifest, None  # what was copied goes when it is written
+        if self._part is None or commit is None:
+            return
+        try:
+            self.written = commit(self._part, self._given_up)
+        except Exception as error:  # the trainer's thread asks for it
+            self.error = self.error or error
+
+    def _write(self) -> None:
+        part, self._write_part = self._write_part, None
+        assert part is not None, "it is written once"
+        try:
+            self._part = part(self._given_up)
+        except Exception as error:  # the trainer's thread asks for it
+            self.error = self.error or error
+        finally:
+            self._part_over.set()
+
+
+def _yield_to_training() -> None:
+    """Let this thread have what time is left on the processors."""
+    with contextlib.suppress(OSError, AttributeError):  # not everywhere, and not for everybody
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 5)
