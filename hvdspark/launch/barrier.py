@@ -24,7 +24,7 @@ from hvdspark.launch.job_errors import explain
 from hvdspark.launch.line import Held, Line, Waiting
 from hvdspark.launch.memory import check_address_space, memory_terms
 from hvdspark.launch.outcomes import Outcome
-from hvdspark.launch.protocol import DriverAddress, LaunchSpec, Located, Program, Seat, Slots
+from hvdspark.launch.protocol import DriverAddress, Heard, LaunchSpec, Program, Seat, Slots
 from hvdspark.launch.task import Place, run_task
 from hvdspark.launch.workers import check_workers
 from hvdspark.launch.world_sizes import WorldSizes
@@ -152,8 +152,8 @@ class BarrierJob:
     def cancel(self) -> None:
         cancel_jobs(self._spark, self._tag)
 
-    def explain(self, error: Exception, lost: Located | None) -> Exception:
-        return explain(error, lost)
+    def explain(self, error: Exception, heard: Heard) -> Exception:
+        return explain(error, heard)
 
 
 def run_barrier_task(spec: LaunchSpec, broadcasts: Mapping[int, Any], local_mode: bool) -> Iterator[pa.RecordBatch]:

@@ -61,7 +61,7 @@ def run_generation(
                 raise stalled from error
             if isinstance(error, HvdSparkError):
                 raise
-            raise watch.timed_out() or watch.without_slots() or job.explain(error, watch.lost()) from error
+            raise watch.timed_out() or watch.without_slots() or job.explain(error, watch.heard()) from error
         finally:
             watch.end()
             gang.end()

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from hvdspark.errors import ClusterError, RankFailedError
-from hvdspark.launch.protocol import Located
+from hvdspark.launch.protocol import Heard, Located
 from hvdspark.launch.start_watch import SLOW, start_timeout
 
 # What Spark says of a job that was cancelled by its group, tag or id; and a server of Spark Connect of an operation.
 _CANCELLED = ("SPARK_JOB_CANCELLED", "OPERATION_CANCELED")
+
+# Spark may have heard of the end of an executor before the connection of its task is cut.
+_TASK = re.compile(r"barrier task ResultTask\(\d+, (\d+)\) finished unsuccessfully")
 
 # What `run_task` raises, in a traceback.
 _STALLED = re.compile(r"RankFailedError: rank (\d+) on host (\S+) failed: (.*)")
@@ -21,12 +25,8 @@ def stalled_in(trace: str) -> RankFailedError | None:
     return None if found is None else RankFailedError(int(found[1]), found[2], found[3], kind="stalled")
 
 
-def explain(error: Exception, lost: Located | None) -> Exception:
-    """What the error of a barrier job means for the gang.
-
-    Args:
-        lost: a rank whose channel ended without a goodbye, if there is one.
-    """
+def explain(error: Exception, heard: Heard) -> Exception:
+    """What the error of a barrier job means for the gang."""
     text = str(error)
     if "PythonException" in text:
         if (stalled := stalled_in(text)) is not None:
@@ -41,6 +41,7 @@ def explain(error: Exception, lost: Located | None) -> Exception:
         )
     if any(word in text for word in _CANCELLED):  # its tasks end as those of a lost executor do
         return ClusterError("the Spark job of the ranks was cancelled", value=(text.splitlines() or [""])[0][:500])
+    lost = _failed_task(text, heard.tasks) or heard.lost
     if "ExecutorLostFailure" in text or "failed barrier ResultStage" in text or lost is not None:
         lines = text.splitlines() or [type(error).__name__]
         reason = next((line for line in lines if "reason:" in line), lines[0])
@@ -52,3 +53,9 @@ def explain(error: Exception, lost: Located | None) -> Exception:
             hint="look for the executor's exit reason (often memory: spark.executor.memoryOverhead)",
         )
     return ClusterError("the barrier job failed", value=text[:4000])
+
+
+def _failed_task(text: str, tasks: Sequence[Located]) -> Located | None:
+    """The task with which the stage failed, by what Spark says; None where it says nothing."""
+    found = _TASK.search(text)
+    return None if found is None else next((task for task in tasks if task.partition == int(found[1])), None)

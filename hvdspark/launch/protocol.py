@@ -68,10 +68,28 @@ class DriverAddress:
 
 @dataclass(frozen=True)
 class Located:
-    """A rank and the name of its host, as its task said over the channel."""
+    """A rank and the name of its host, as its task said over the channel.
+
+    Attributes:
+        partition: of the task, where that says it.
+    """
 
     rank: int
     host: str
+    partition: int | None = None
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What tasks have said over the channel.
+
+    Attributes:
+        tasks: that have started.
+        lost: the first of which the connection was cut, and not made again.
+    """
+
+    tasks: Sequence[Located] = ()
+    lost: Located | None = None
 
 
 @dataclass(frozen=True)
@@ -152,9 +170,5 @@ class Job(Protocol):
     def cancel(self) -> None:
         """End the tasks and their ranks. Never fails."""
 
-    def explain(self, error: Exception, lost: Located | None) -> Exception:
-        """What an exception of `run` means for the ranks.
-
-        Args:
-            lost: a rank whose channel ended without a goodbye, if there is one.
-        """
+    def explain(self, error: Exception, heard: Heard) -> Exception:
+        """What an exception of `run` means for the ranks."""

@@ -28,7 +28,7 @@ from hvdspark.launch.job_errors import stalled_in
 from hvdspark.launch.keeper import outcome_of, task_frame
 from hvdspark.launch.line import Waiting
 from hvdspark.launch.outcomes import Outcome
-from hvdspark.launch.protocol import DriverAddress, LaunchSpec, Located, Program, Seat
+from hvdspark.launch.protocol import DriverAddress, Heard, LaunchSpec, Program, Seat
 from hvdspark.launch.start_watch import SLOW, start_timeout
 from hvdspark.launch.world_sizes import WorldSizes, check_world_size
 
@@ -117,7 +117,7 @@ class SameHostJob:
         for keeper in list(self._keepers):
             keeper.terminate()
 
-    def explain(self, error: Exception, lost: Located | None) -> Exception:
+    def explain(self, error: Exception, heard: Heard) -> Exception:
         return ClusterError("the ranks could not be started on this host", value=str(error))
 
     @contextlib.contextmanager

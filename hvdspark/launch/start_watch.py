@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from hvdspark.errors import RankFailedError, StartTimeoutError
-from hvdspark.launch.protocol import Located, Slots
+from hvdspark.launch.protocol import Heard, Located, Slots
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ class StartWatch:
 
     def __init__(self, size: int, on_event: Callable[[Event], None]) -> None:
         self._size, self._forward = size, on_event
-        self._connected: dict[int, str] = {}
+        self._connected: dict[int, Located] = {}
         self._lost: dict[int, Located] = {}
         self._timed_out_after_s: float | None = None
         self._too_few: str | None = None
@@ -46,7 +46,7 @@ class StartWatch:
         """Called by the channel."""
         if event.get("event") == "started":
             with self._lock:
-                self._connected[event["rank"]] = event["host"]
+                self._connected[event["rank"]] = _located(event)
                 self._lost.pop(event["rank"], None)  # it was only cut off for a moment
         elif event.get("event") != "bye":
             self._forward(event)
@@ -55,7 +55,7 @@ class StartWatch:
         """Called by the channel."""
         if hello.get("event") == "started":
             with self._lock:
-                self._lost[hello["rank"]] = Located(hello["rank"], hello["host"])
+                self._lost[hello["rank"]] = _located(hello)
 
     def begin(
         self,
@@ -109,10 +109,10 @@ class StartWatch:
         """Why the gang was cancelled, if it was because its slots had gone."""
         return None if self._too_few is None else RankFailedError(None, "unknown", self._too_few, kind="executor_lost")
 
-    def lost(self) -> Located | None:
-        """The first rank whose connection was cut and not made again."""
+    def heard(self) -> Heard:
+        """What tasks have said so far."""
         with self._lock:
-            return next(iter(self._lost.values()), None)
+            return Heard(tuple(self._connected.values()), next(iter(self._lost.values()), None))
 
     def _started(self) -> bool:
         with self._lock:
@@ -124,6 +124,10 @@ class StartWatch:
         except Exception:  # the session ends; the job ends with it, and says why
             logger.debug("it cannot be told which tasks run", exc_info=True)
             return False
+
+
+def _located(hello: Event) -> Located:
+    return Located(hello["rank"], hello["host"], hello.get("partition"))
 
 
 class _WaitForSlots:

@@ -98,7 +98,8 @@ def run_task(spec: LaunchSpec, place: Place) -> tuple[World, Outcome]:
         if server is not None:
             server.outcomes.met(watch.hosts)
         # The task's own record of itself, for the driver to name an executor that is lost later.
-        channel.send({"event": "started", "rank": world.rank, "host": world.hostname})
+        located = {"rank": world.rank, "host": world.hostname, "partition": place.partition}
+        channel.send({"event": "started", **located})
         host = _rendezvous_host([peer.peer for peer in peers])
         gang = RendezvousClient(host, peers[0].port, spec.secret)
         store = HostStore(gang, world)

@@ -42,7 +42,7 @@ def check_workers(spark: SparkSession, num_workers: int, start_timeout_s: float)
         with session.described("hvdspark looks at the executors' Python"):
             rows = interruptible(spark, asked.collect, tag)
     except Exception as error:
-        raise _explained(error) or watch.timed_out() or explain(error, watch.lost()) from error
+        raise _explained(error) or watch.timed_out() or explain(error, watch.heard()) from error
     finally:
         watch.end()
     for row in rows:

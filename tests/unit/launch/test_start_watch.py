@@ -12,7 +12,7 @@ import pytest
 from hvdspark.errors import ClusterError, RankFailedError, StartTimeoutError
 from hvdspark.launch import start_watch
 from hvdspark.launch.job_errors import explain
-from hvdspark.launch.protocol import Located, Slots
+from hvdspark.launch.protocol import Heard, Located, Slots
 from hvdspark.launch.start_watch import StartWatch
 
 STARTED = {"event": "started", "rank": 0, "host": "h"}
@@ -43,7 +43,7 @@ def test_tasks_that_run_are_not_cancelled(
     assert cancel.wait(timeout=5 if cancelled else 0.6) == cancelled
     watch.end()
     cancelled_job = RuntimeError("Job 3 cancelled")
-    error = watch.timed_out() or explain(cancelled_job, watch.lost())
+    error = watch.timed_out() or explain(cancelled_job, watch.heard())
     assert isinstance(error, StartTimeoutError if cancelled else ClusterError)
     assert ("0 of 2 ranks started within 0.2 s" in str(error)) == cancelled
 
@@ -52,17 +52,37 @@ def test_a_connection_that_was_cut_for_a_moment_loses_no_executor() -> None:
     watch = StartWatch(2, lambda event: None)
     watch.on_event(STARTED)
     watch.on_lost(STARTED)
-    lost = explain(RuntimeError("Job aborted"), watch.lost())
+    lost = explain(RuntimeError("Job aborted"), watch.heard())
     assert isinstance(lost, RankFailedError)
     assert (lost.rank, lost.kind) == (0, "executor_lost")
     watch.on_event(STARTED)
-    assert not isinstance(explain(RuntimeError("Job aborted"), watch.lost()), RankFailedError)
+    assert not isinstance(explain(RuntimeError("Job aborted"), watch.heard()), RankFailedError)
 
 
 def test_an_error_without_words_of_a_job_whose_rank_is_lost() -> None:
-    lost = explain(RuntimeError(), Located(1, "h"))
+    lost = explain(RuntimeError(), Heard(lost=Located(1, "h")))
     assert isinstance(lost, RankFailedError)
     assert (lost.rank, lost.cause) == (1, "its executor was lost: RuntimeError")
+
+
+@pytest.mark.parametrize("cut", [None, 2], ids=["before its connection is cut", "when the others are cut, too"])
+def test_the_task_of_an_executor_whose_end_spark_hears_of_first_is_named(cut: int | None) -> None:
+    watch = StartWatch(3, lambda event: None)
+    hellos = [
+        {"event": "started", "rank": 2 - number, "host": f"h-{number}", "partition": number} for number in range(3)
+    ]
+    for hello in hellos:
+        watch.on_event(hello)
+    if cut is not None:
+        watch.on_lost(hellos[cut])
+    text = (
+        "Job aborted due to stage failure: Could not recover from a failed barrier ResultStage. Most recent failure "
+        "reason: Stage failed because barrier task ResultTask(264, 1) finished unsuccessfully.\n"
+        "ExecutorLostFailure (executor 2 exited caused by one of the running tasks) Reason: Command exited with 137"
+    )
+    error = explain(RuntimeError(text), watch.heard())
+    assert isinstance(error, RankFailedError)
+    assert (error.rank, error.host, error.kind) == (1, "h-1", "executor_lost")
 
 
 def test_a_task_that_does_not_answer_is_named_by_the_others() -> None:
@@ -70,7 +90,7 @@ def test_a_task_that_does_not_answer_is_named_by_the_others() -> None:
         "PythonException: Traceback (most recent call last):\n  ...\nhvdspark.errors.RankFailedError: rank 1 on host "
         "b-2.example failed: not heard of for 20 s\n\n\tat org.apache.spark"
     )
-    error = explain(RuntimeError(trace), None)
+    error = explain(RuntimeError(trace), Heard())
     assert isinstance(error, RankFailedError)
     assert (error.rank, error.host, error.kind) == (1, "b-2.example", "stalled")
     assert error.cause == "not heard of for 20 s"
