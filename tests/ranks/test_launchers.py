@@ -231,6 +231,7 @@ def test_what_a_rank_started_goes_with_it(on_host: Callable[..., list[Any]], tmp
     assert seconds_since(tmp_path / "died") < ERROR_WITHIN_S
 
 
+@pytest.mark.slow  # those of the barrier stage are in tests/spark/test_launch.py
 def test_errors_of_the_function(on_host: Callable[..., list[Any]], tmp_path: Path) -> None:
     """One rank each, started side by side."""
     calls = tmp_path / "calls"

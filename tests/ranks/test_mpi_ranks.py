@@ -13,7 +13,8 @@ from tests.ranks.mpi_gang import needs_mpirun, run_mpi_ranks
 pytestmark = needs_mpirun
 
 
-@pytest.mark.parametrize("size", [2, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.slow  # the other tests launch ranks of MPI, too
+@pytest.mark.parametrize("size", [2, 3])
 def test_mpi_ranks_are_threads_bit_for_bit(size: int, tmp_path: Path) -> None:
     expected = run_threaded(size, on_rank)
     outcomes, status = run_mpi_ranks(on_rank, size, tmp_path)

@@ -103,6 +103,7 @@ def test_a_gang_of_one(base: TrainSpec) -> None:
     assert largest_difference(model(base, "alone"), model(base, "adam alone")) < 1e-6
 
 
+@pytest.mark.slow  # tests/chaos/test_runner.py has several deaths of one run
 def test_a_relaunched_gang_ends_where_an_uninterrupted_run_does(base: TrainSpec) -> None:
     spec = replace(base, run_id="lost", epochs=4, shuffle=True)
     with pytest.raises(RankFailedError, match="ConnectionError: executor lost") as caught:

@@ -58,6 +58,7 @@ def test_a_fit_begins_with_a_trained_model(any_session: AnySession, tmp_path: Pa
     any_session.call(fits.a_fit_begins_with_a_trained_model, str(tmp_path))
 
 
+@pytest.mark.slow  # test_wrong_usage.py reads what is said in a local one
 def test_newcomers_are_told_what_to_do(any_session: AnySession, tmp_path: Path) -> None:
     any_session.call(fits.newcomers_are_told_what_to_do, str(tmp_path))
 

@@ -151,6 +151,7 @@ def test_embeddings_of_a_model_that_mlflow_has(
     assert model.vectors("user", [7, 3]).tolist() == fitted.vectors("user", [7, 3]).tolist()
 
 
+@pytest.mark.slow  # tests/unit/artifact has what is taken over
 def test_a_fit_goes_on_from_a_model(spark: SparkSession, fitted: CTRClassificationModel, store_uri: str) -> None:
     data = games(spark)
     same = classifier(store_uri, warmStartFrom=fitted, learningRate=NOTHING, embeddingLearningRate=NOTHING, seed=9).fit(

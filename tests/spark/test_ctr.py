@@ -161,6 +161,7 @@ def test_one_worker_or_two_give_the_same_model(spark: SparkSession, store_uri: s
     assert max(abs(scores[0][key] - scores[1][key]) for key in scores[0]) < 1e-4
 
 
+@pytest.mark.slow  # in a session of Spark Connect it is in test_any_session.py
 def test_in_a_pipeline_saved_and_loaded(spark: SparkSession, store_uri: str, tmp_path: Path) -> None:
     data = clicks(spark, 600)
     pipeline = Pipeline(stages=[classifier(storeUri=store_uri, architecture="dlrm", epochs=1)])

@@ -70,6 +70,7 @@ def test_adult_census_from_raw_columns(
     assert auc >= 0.905
 
 
+@pytest.mark.slow  # test_readme.py fits and scores the same way
 def test_demo(
     spark: SparkSession, example: Callable[[str], ModuleType], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -147,6 +147,7 @@ def test_ranks_make_room_when_spark_decommissions_their_executor_and_that_counts
     assert "has stopped behind a checkpoint" in generations[1].cause
 
 
+@pytest.mark.slow  # a cancelled handle does the same
 def test_a_cancelled_job_group_ends_the_ranks_within_seconds(
     spark: SparkSession, store: Store, nothing_left_behind: None
 ) -> None:

@@ -61,6 +61,7 @@ def look_around(file: str, variable: Any) -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow  # with a channel it is in tests/ranks/test_stalls.py
 def test_a_slow_rank_is_waited_for_without_a_channel(
     spark: SparkSession, nothing_left_behind: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

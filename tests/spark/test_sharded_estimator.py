@@ -76,6 +76,7 @@ def estimator(**changes: Any) -> TorchEstimator:
     return TorchEstimator(**{**settings, **changes})
 
 
+@pytest.mark.slow  # test_ctr.py scores, test_any_session.py saves and loads
 def test_transform_is_the_module_also_when_saved_and_loaded(
     spark: SparkSession, store_uri: str, tmp_path: Path, nothing_left_behind: None
 ) -> None:

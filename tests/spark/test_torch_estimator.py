@@ -182,8 +182,8 @@ def test_several_outputs(spark: SparkSession, store_uri: str) -> None:
         model.copy().setOutputCols(["click"]).transform(data)
 
 
-# Without weights: tests/ranks has it, too.
-@pytest.mark.parametrize("weight", [pytest.param(None, marks=pytest.mark.slow), "w"])
+@pytest.mark.slow  # tests/ranks has it, and test_ctr.py for the other estimator
+@pytest.mark.parametrize("weight", [None, "w"])
 def test_any_number_of_ranks_gives_the_same_weights(spark: SparkSession, store_uri: str, weight: str | None) -> None:
     # 600 rows in batches of 64: the last one is ragged. Without shuffling, global batches do not depend on the ranks.
     weights = []
@@ -194,6 +194,7 @@ def test_any_number_of_ranks_gives_the_same_weights(spark: SparkSession, store_u
         torch.testing.assert_close(weights[1][name], tensor, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow  # tests/unit/train/test_loop.py has it for ranks
 def test_the_seed_decides(spark: SparkSession, store_uri: str) -> None:
     first, again, other = (
         linear(seed=seed, numWorkers=1, storeUri=store_uri).fit(separable(spark)).module().state_dict()["0.weight"]

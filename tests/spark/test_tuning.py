@@ -172,7 +172,7 @@ def _points(grid: list[dict[Any, Any]]) -> list[dict[tuple[str, str], Any]]:
         pytest.param(TrainValidationSplit, clicks, marks=pytest.mark.slow),
         pytest.param(CrossValidator, clicks, marks=pytest.mark.slow),
         pytest.param(TrainValidationSplit, candidate, marks=pytest.mark.slow),
-        (TrainValidationSplit, classifier),
+        pytest.param(TrainValidationSplit, classifier, marks=pytest.mark.slow),
     ],
 )
 def test_a_search_is_saved_before_it_is_fitted(
@@ -206,6 +206,7 @@ def test_a_grid_of_classifiers_is_saved(spark: SparkSession, store_uri: str, tmp
         same_params(value, one)
 
 
+@pytest.mark.slow  # test_unchanged.py has what can be proved
 def test_rows_that_nobody_can_prove_are_written_once_for_all_maps(spark: SparkSession, store_uri: str) -> None:
     watch = Watch(store_uri)
     estimator = candidate(store_uri, weightCol="w", listeners=[watch])

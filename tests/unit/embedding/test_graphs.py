@@ -101,8 +101,9 @@ def run(make: Callable[[], nn.Module], how: str, backend: str = "eager") -> list
     [
         *((model, "module") for model in ("pooled", "deepfm")),
         *(pytest.param(model, "module", marks=pytest.mark.slow) for model in ("wide_deep", "lr")),  # parts of deepfm
-        *(("dlrm", "in place"), ("dlrm", "step")),
-        *(pytest.param(*pair, marks=pytest.mark.slow) for pair in (("dlrm", "module"), ("pooled", "step"))),
+        ("dlrm", "in place"),
+        *(pytest.param(model, "step", marks=pytest.mark.slow) for model in ("dlrm", "pooled")),
+        pytest.param("dlrm", "module", marks=pytest.mark.slow),
     ],
 )
 def test_compiled_is_uncompiled_bit_for_bit(model: str, how: str) -> None:
@@ -110,6 +111,7 @@ def test_compiled_is_uncompiled_bit_for_bit(model: str, how: str) -> None:
     assert all(torch.equal(one, other) for one, other in zip(compiled, plain, strict=True))
 
 
+@pytest.mark.slow  # with other graphs it is above
 def test_compiled_with_an_ahead_of_time_graph_is_uncompiled() -> None:
     compiled, plain = run(MODELS["dlrm"], "module", "aot_eager"), run(MODELS["dlrm"], "plain")
     assert all(torch.equal(one, other) for one, other in zip(compiled, plain, strict=True))
@@ -127,6 +129,7 @@ def test_the_dense_layers_are_in_graphs_and_nothing_of_the_exchange() -> None:
     assert not any("embedding_bag" in operation or "alltoall" in operation for operation in operations)
 
 
+@pytest.mark.slow  # one that does not is above
 def test_a_loop_that_prefetches_may_be_compiled() -> None:
     def losses(compiled: bool) -> list[float]:
         torch.manual_seed(0)
