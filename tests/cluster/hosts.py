@@ -78,8 +78,12 @@ class Hosts:
 
     def host(self, name: str) -> Host:
         """For command lines: in its namespace, under its name, with a /tmp of its own."""
+        tmp = f"{self._own(name)}/tmp"
+        brought = "".join(
+            f'mkdir -p "{tmp}/{path}" && mount --bind "/tmp/{path}" "{tmp}/{path}" && ' for path in _needed_of_tmp()
+        )
         setting_up = (
-            f"hostname {name} && mount --bind {self._own(name)}/tmp /tmp && "
+            f"hostname {name} && {brought}mount --rbind {tmp} /tmp && "
             f'mount --bind {self.shared}/hosts /etc/hosts && exec "$@"'
         )
         inside = ("unshare", "--uts", "--mount", "sh", "-c", setting_up, name)
@@ -155,6 +159,13 @@ class Hosts:
 
     def _own(self, name: str) -> Path:
         return self.shared / f"of-{name}"
+
+
+def _needed_of_tmp() -> list[Path]:
+    """Below /tmp, what hosts need although they have one of their own: this checkout and its Python, if there."""
+    needed = {ROOT, Path(sys.prefix), Path(sys.base_prefix)}
+    outermost = [path for path in needed if not needed & set(path.parents)]
+    return [path.relative_to("/tmp") for path in outermost if path.is_relative_to("/tmp")]
 
 
 @contextlib.contextmanager

@@ -83,12 +83,14 @@ class Standalone:
         return -1
 
     def wait_for_workers(self, count: int, wait_s: float = _START_S) -> None:
-        """Raises TimeoutError with the end of the logs."""
-        deadline_s = time.monotonic() + wait_s
+        """Raises TimeoutError with the end of the logs: at once, where too few are left that could be alive."""
+        started_s = time.monotonic()
         while (alive := self.alive()) != count:
-            if time.monotonic() > deadline_s:
+            are_gone = sum(worker.poll() is None for worker in self.workers) < count
+            waited_s = time.monotonic() - started_s
+            if are_gone or waited_s > wait_s:
                 logs = "\n".join(f"== {path.name}\n{path.read_text()[-1500:]}" for path in self.scratch.glob("*.log"))
-                raise TimeoutError(f"{alive} workers of {count} after {wait_s:g} s\n{logs}")
+                raise TimeoutError(f"{alive} workers of {count} after {waited_s:.0f} s\n{logs}")
             time.sleep(0.2)
 
     def stop(self) -> None:
