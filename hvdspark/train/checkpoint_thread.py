@@ -71,7 +71,7 @@ class Writing:
         at_once: bool = False,
     ) -> None:
         self._write_part: Callable[[threading.Event], Part] | None = part
-        self._write_manifest: Callable[[Part, threading.Event], Written] | None = commit
+        self._commit: Callable[[Part, threading.Event], Written] | None = commit
         self._part: Part | None = None
         self._part_over, self._given_up = threading.Event(), threading.Event()
         self.written: Written | None = None
@@ -120,7 +120,7 @@ class Writing:
         _yield_to_training()
         if not self.is_part_over:
             self._write()
-        commit, self._write_manifest = self._write_manifest, None  # what was copied goes when it is written
+        commit, self._commit = self._commit, None  # what was copied goes when it is written
         if self._part is None or commit is None:
             return
         try:

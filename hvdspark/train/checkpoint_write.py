@@ -119,7 +119,7 @@ def commit(save: Save, store: Store, part: Part, given_up: threading.Event) -> W
     others = range(1, save.size if save.rows else 1)
     parts = [{"rows": part.rows, "bytes": part.bytes}, *(_part(save, store, rank, given_up) for rank in others)]
     tables = [
-        _table(collection, earlier, [entry for part in parts for entry in part["rows"][number]])
+        _table(collection, earlier, [entry for said in parts for entry in said["rows"][number]])
         for number, (collection, earlier) in enumerate(zip(save.rows, save.earlier, strict=True))
     ]
     at = {TABLES_AT: {"directory": f"{save.root}/{ROWS}"}} if tables else {}
@@ -128,7 +128,7 @@ def commit(save: Save, store: Store, part: Part, given_up: threading.Event) -> W
     part.writer.commit({**save.entries, **at}, tables)
     store.delete(save.parts)
     return Written(
-        part.writer.written + sum(part["bytes"] for part in parts),
+        part.writer.written + sum(said["bytes"] for said in parts),
         part.seconds + time.perf_counter() - started,
         part.busy_s + time.thread_time() - busy,
         tables,

@@ -221,8 +221,9 @@ def _how_to_go_on(run_id: str) -> str:
 
 
 def _delete_what_is_of_no_use(store: Store, path: str) -> None:
-    with _said("what a fit wrote"):
-        cache.delete_all_but_the_model(store, path)
+    for of_training in cache.OF_TRAINING:
+        with _said("what a fit wrote"):
+            store.delete(f"{path}/{of_training}")
 
 
 @contextlib.contextmanager

@@ -34,6 +34,9 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 DATASETS = "datasets"
+# What a run needs no more that has its model. The mark of its last generation goes first: ranks that the driver has
+# lost then write nothing more.
+OF_TRAINING = (leases.MARK, "checkpoints", "initial")
 _MODEL = "model/manifest.json"
 _KEPT_FOR = "kept_for"
 
@@ -201,19 +204,11 @@ def collect_leftovers(store: Store) -> None:
             if store.exists(f"{path}/{_MODEL}"):
                 logger.info("%s is a model although its fit did not return; delete it if it is not wanted", path)
                 if not leases.has_record(store, path.partition("/")[2]):  # else a fit of its name finishes it
-                    delete_all_but_the_model(store, path)
+                    for of_training in OF_TRAINING:
+                        store.delete(f"{path}/{of_training}")
                 store.delete(leases.file_of(path))
             elif _delete_unless_kept(store, path):
                 logger.info("deleted %s, left behind by a process that is gone", store.spark_uri(path))
-
-
-def delete_all_but_the_model(store: Store, path: str) -> None:
-    """What a run that has its model needed while it was trained.
-
-    The mark of its last generation goes first: ranks that the driver has lost then write nothing more.
-    """
-    for of_training in (leases.MARK, "checkpoints", "initial"):
-        store.delete(f"{path}/{of_training}")
 
 
 def _write(entry: Entry, write: Callable[[str], DatasetSpec]) -> None:

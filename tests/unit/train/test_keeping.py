@@ -13,7 +13,7 @@ import pytest
 
 from hvdspark import launch
 from hvdspark.data.dataset import cache
-from hvdspark.errors import CheckpointError, ConfigurationError
+from hvdspark.errors import CheckpointError, ConfigurationError, StoreError
 from hvdspark.specs import DatasetSpec, RowGroups, TrainSpec, to_json
 from hvdspark.store import Store
 from hvdspark.train import driver
@@ -181,3 +181,17 @@ def test_two_fits_of_one_name(store: Store) -> None:
         store.write_text("leases/mine.json", json.dumps(lease | {"token": "theirs"}))
         with pytest.raises(ConfigurationError, match="claimed it at the same time"):
             one.begin(RECORD)
+
+
+def test_what_cannot_be_deleted_keeps_nothing_else_there(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, delete = PassingRun(store, "mine"), Store.delete
+
+    def refuse(self: Store, path: str) -> None:
+        if path.endswith("generation.json"):
+            raise StoreError("no", value=path)
+        delete(self, path)
+
+    trained(store)
+    monkeypatch.setattr(Store, "delete", refuse)
+    one.finished(RESULT)
+    assert store.list("runs/mine") == ["model"]
