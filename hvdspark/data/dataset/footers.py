@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from hvdspark.errors import DataError, HvdSparkError, StoreError
 from hvdspark.specs import ColumnSpec, RowGroup, RowGroups, from_json, to_json
 from hvdspark.store import Store
+from hvdspark.store.patience import patient
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -195,6 +196,7 @@ def _read_in_tasks(
         yield from_json(Evidence, text) if text else read_files(store, dataset, blocks[number])
 
 
+@patient
 def read_footer(store: Store, path: str) -> Any:
     """The pyarrow FileMetaData of one Parquet file. StoreError if it cannot be read."""
     import pyarrow as pa

@@ -17,6 +17,7 @@ from hvdspark.data.readers.protocol import Columns, RaggedRows, pack_entries
 from hvdspark.errors import DataError, HvdSparkError, StoreError
 from hvdspark.specs import ColumnSpec, RowGroup
 from hvdspark.store import Store
+from hvdspark.store.patience import patiently
 
 MAX_CHUNK_ROWS = 1 << 16
 # What a thread decodes at a time. A row group of 4 MB may hold any number of rows that are nearly the same.
@@ -30,24 +31,49 @@ def read_slices(
 ) -> Iterator[pa.RecordBatch]:
     """The rows of a row group in order, in slices of at most MAX_CHUNK_ROWS. The file is open until the last one.
 
+    A store that fails for a while is asked again (see `patience`): what was decoded before is decoded once more.
+
     Args:
         path: of the file, in the store.
         footer: of the file, as `footers.read_footer` gives it.
         names: columns that are read.
 
     Raises:
-        DataError: the row group is not the one that the dataset's spec tells of.
+        StoreError: the file cannot be read.
+        DataError: the row group is not the one that the dataset's spec tells of, or cannot be decoded.
     """
     metadata = footer.row_group(group.index)
     if metadata.num_rows != group.rows:
         raise DataError("a row group has changed since it was written", value=group.path)
-    local = store.local_path(path)
-    # On a remote store the columns of a row group are fetched together, in few large requests.
-    with pa.memory_map(str(local)) if local is not None else store.open_read(path) as source:
-        file = pq.ParquetFile(source, metadata=footer, pre_buffer=local is None)
-        rows = slice_rows(metadata, names)
-        # Who reads is parallel enough: threads of a pool on all ranks of a host, or tasks of a job.
-        yield from file.iter_batches(rows, row_groups=[group.index], columns=list(names), use_threads=False)
+    local, rows, given = store.local_path(path), slice_rows(metadata, names), 0
+    with contextlib.ExitStack() as opened:
+        slices: Iterator[pa.RecordBatch] | None = None
+
+        def decoded() -> pa.RecordBatch | None:
+            """The slice behind those that were given."""
+            nonlocal slices
+            with errors_named(store, path):
+                try:
+                    if slices is None:
+                        source = pa.memory_map(str(local)) if local is not None else store.open_read(path)
+                        opened.enter_context(source)
+                        # On a remote store the columns of a row group are fetched together, in few large requests.
+                        file = pq.ParquetFile(source, metadata=footer, pre_buffer=local is None)
+                        # Who reads is parallel enough: threads of a pool on all ranks of a host, or tasks of a job.
+                        slices = file.iter_batches(
+                            rows, row_groups=[group.index], columns=list(names), use_threads=False
+                        )
+                        for _ in range(given):
+                            next(slices)
+                    return next(slices, None)
+                except (OSError, pa.ArrowException):
+                    slices = None
+                    opened.close()
+                    raise
+
+        while (batch := patiently(decoded)) is not None:
+            given += 1
+            yield batch
 
 
 def slice_rows(group: Any, names: Collection[str]) -> int:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import collections
+import errno
+import io
 import itertools
 import threading
 import time
+import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +29,7 @@ from hvdspark.data.readers.protocol import Columns, OpenReader, Piece, RowGroupR
 from hvdspark.data.readers.slices import columns_of, errors_named, read_slices
 from hvdspark.errors import DataError, StoreError
 from hvdspark.specs import ColumnSpec, DatasetSpec, RowGroup, RowGroups
-from hvdspark.store import Store
+from hvdspark.store import Store, patience
 
 COLUMNS = (
     ColumnSpec("id", "int64", "scalar"),
@@ -187,6 +190,55 @@ def test_pieces_are_cut_where_slices_end(store: Store, reader: OpenReader, monke
         (2 * rows, 75, 2 * rows - 10),
         (75, 80, 65),
     ]
+
+
+def test_a_row_group_is_read_on_where_reading_broke_off(
+    store: Store, reader: OpenReader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slices, "MAX_CHUNK_ROWS", 40)
+    monkeypatch.setattr(patience, "_FIRST_PAUSE_S", 0.001)
+    decoded, attempts = pq.ParquetFile.iter_batches, itertools.count()
+
+    def breaks_off(file: Any, *args: Any, **kwargs: Any) -> Iterator[pa.RecordBatch]:
+        """After no slice, after one, after two; then no more."""
+        given = next(attempts)
+        batches = decoded(file, *args, **kwargs)
+        yield from batches if given > 2 else itertools.islice(batches, given)
+        if given <= 2:
+            raise OSError(errno.ESTALE, "Stale file handle")
+
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", breaks_off)
+    groups, sink = write(store), Collected()
+    read_all(reader(store, "d", COLUMNS, sink), [(groups[2], [Piece(0, 100, 0, 0)])])
+    assert sink.ids(0) == list(range(200, 300))
+    assert next(attempts) == 4
+
+
+def test_rows_of_a_store_that_fails_for_a_while(
+    store: Store, reader: OpenReader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    groups, sink, remote = write(store), Collected(), Store(f"memory://{uuid.uuid4().hex}")
+    for path in {group.path for group in groups}:
+        remote.copy_from(store, f"d/{path}", f"d/{path}")
+    monkeypatch.setattr(patience, "_FIRST_PAUSE_S", 0.001)
+    open_read, reads, failed = Store.open_read, itertools.count(1), []
+
+    class BreaksOff(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            if next(reads) % 3 == 0:
+                failed.append(size)
+                raise ConnectionResetError(errno.ECONNRESET, "Connection reset by peer")
+            return super().read(size)
+
+    def opened(store: Store, path: str) -> Any:
+        with open_read(store, path) as file:
+            return BreaksOff(file.read())
+
+    monkeypatch.setattr(Store, "open_read", opened)
+    asked = [(group, [Piece(0, GROUP, 0, number * GROUP)]) for number, group in enumerate(groups)]
+    read_all(reader(remote, "d", COLUMNS, sink), asked)
+    assert sink.ids(0) == list(range(len(groups) * GROUP))
+    assert failed
 
 
 def test_a_missing_file_is_named(store: Store, reader: OpenReader) -> None:
