@@ -285,8 +285,11 @@ def to_json(value: Any) -> str:
 
 
 def from_json(cls: type[T], text: str) -> T:
-    """The spec that `to_json` wrote. Raises KeyError or TypeError when the text is not of that class."""
-    return typing.cast(T, _build(cls, json.loads(text)))
+    """The spec that `to_json` wrote. Raises KeyError, TypeError or ValueError when the text is not of that class."""
+    try:
+        return typing.cast(T, _build(cls, json.loads(text)))
+    except (AttributeError, IndexError, RecursionError, zlib.error) as error:
+        raise ValueError(f"no {cls.__name__}: {error}") from error
 
 
 def _plain(value: Any) -> Any:

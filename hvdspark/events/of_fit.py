@@ -93,7 +93,8 @@ class GoodputMeasured(FitEvent):
     Attributes:
         goodput: `useful_s` / `wall_s`, from 0 to 1.
         useful_s: seconds in which rank 0 computed and exchanged for steps that are in the final weights. Steps that
-            trained again after a restart count once.
+            trained again after a restart count once; those of a driver before this one, with whose run it goes on,
+            do not.
         wall_s: seconds from the first launch of ranks to the end, restarts included.
         restarts: how often the ranks were started again after a failure.
         recoveries_s: seconds from each failure to the next step, as far as steps are heard of. That of a rank that was

@@ -130,7 +130,7 @@ def read_record(store: Store, run_id: str) -> RunRecord | None:
         # Paths of the store are checked where they are used; this one is deleted in the end.
         if re.fullmatch(r"datasets/[0-9a-f]+", record.dataset.path) is None:
             raise ValueError(f"no path of a dataset: {record.dataset.path!r}")
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             "the record of a run cannot be read",
             value=str(error),

@@ -57,6 +57,30 @@ def test_only_steps_in_the_final_weights_are_useful(fit: Fit) -> None:
     assert (found.restarts, found.recoveries_s) == (1, (4.0,))
 
 
+def test_what_an_earlier_driver_has_trained_is_not_of_this_fit(fit: Fit) -> None:
+    # Epoch 0 and six seconds of epoch 1 were trained before that driver was killed; this one had 9 s of the 15.
+    fit.after(0, PhaseStarted("launch"), GenerationStarted(3, 2))
+    fit.after(2, StepsDone(1, 3, 41, 100, 8, 1.0, 0.5, {"forward_backward": 4.0, "exchange_step": 2.0, "loading": 0.5}))
+    fit.after(1, LOST, GenerationStarted(4, 2, "failed"))
+    fit.after(1, StepsDone(1, 3, 31, 100, 8, 1.0, 0.5, {"forward_backward": 3.0, "exchange_step": 1.5}))
+    fit.after(14)
+    history = [
+        row(0, forward_backward=50, exchange_step=9, loading=7, checkpoint=2),
+        row(1, forward_backward=7, exchange_step=3, loading=2, checkpoint=1),
+        row(2, forward_backward=4, exchange_step=1, loading=1),
+    ]
+    found = fit.listener.measured(history)
+    assert (found.useful_s, found.wall_s, found.goodput) == (9.0, 18.0, 0.5)
+    assert (found.input_stall_s, found.checkpoint_s) == (2.5, 1.0)
+
+
+def test_a_run_that_was_finished_already_has_trained_nothing(fit: Fit) -> None:
+    fit.after(0, PhaseStarted("launch"))
+    fit.after(1)
+    found = fit.listener.measured([row(0, forward_backward=50)])
+    assert (found.useful_s, found.goodput) == (0.0, 0.0)
+
+
 def test_a_frozen_rank_was_lost_before_it_was_noticed(fit: Fit) -> None:
     fit.after(0, PhaseStarted("launch"), GenerationStarted(0, 2))
     fit.after(1, STEP)

@@ -125,6 +125,8 @@ def test_written_and_read(tmp_path: Path) -> None:
         lambda text: text.replace("datasets/00ff", "datasets/../runs"),
         lambda text: text.replace("datasets/00ff", "/etc"),
         lambda text: text.replace('"settings"', '"settinks"'),
+        lambda text: text.replace('"paths": "', '"paths": "A'),
+        lambda text: "[" * 100_000,
     ],
 )
 def test_a_damaged_record_is_named(tmp_path: Path, damage: Any) -> None:
