@@ -4,7 +4,7 @@ Ranks that are cut off from their driver go on for up to two minutes, with a sto
 driver, or another one, has a later generation train the same run. Both would write the same places, and each delete
 what the other needs. So a generation leaves its mark in the store before it looks for a checkpoint (the first, which
 looks for none, before it writes one), and looks for that mark before it commits or deletes anything. Where there is
-another one, or none any more, it is over.
+a later one, or none any more, it is over. One that is damaged is written again.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from hvdspark.errors import CheckpointError, StoreError
 from hvdspark.store import Store
 
 FILE = leases.MARK  # in the run's directory
+_SAYS_NOTHING = -1, ""  # as of a generation before all others
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Fence:
 
     def check_not_too_late(self) -> None:
         """Raises CheckpointError where a later generation has begun already."""
-        found = self._found()
+        found = _found(self.store, self.run)
         if found is not None and found[0] > self.generation:
             raise self._over(f"generation {found[0]}")
 
@@ -64,8 +65,9 @@ class Fence:
             raise self._over("nobody" if number is None else f"generation {number}")
 
     def _mark(self) -> tuple[int | None, str | None]:
-        """The mark that holds. That of an earlier generation, whose store took it late, gives way to this one's."""
-        found = self._found()
+        """The mark that holds. That of an earlier generation, whose store took it late, or one that says nothing, gives
+        way to this one's: of two that live, the later one's is there in the end."""
+        found = _found(self.store, self.run)
         if found is not None and found[0] < self.generation:
             self.begin()
             found = self.generation, self.token
@@ -79,19 +81,14 @@ class Fence:
             hint="the driver has lost these ranks, or has ended; a later generation goes on with the run",
         )
 
-    def _found(self) -> tuple[int, str] | None:
-        """Number and token of the mark that is there; None where there is none, or one that says nothing."""
-        if FILE not in self.store.list(self.run):  # which believes nothing that it was told before
-            return None
-        try:
-            said = self.store.read_json(f"{self.run}/{FILE}")
-            return int(said["generation"]), str(said["token"])
-        except (KeyError, TypeError, ValueError, OverflowError):
-            return None
-        except StoreError as error:
-            if isinstance(error.__cause__, OSError) and not isinstance(error.__cause__, FileNotFoundError):
-                raise  # what cannot be read now may be there
-            return None
+
+def newest(store: Store, run: str) -> int:
+    """The number of the last generation of a run that has begun; -1 where there is none, or none that is known.
+
+    Raises:
+        StoreError: the store cannot be read.
+    """
+    return (_found(store, run) or _SAYS_NOTHING)[0]
 
 
 def begun(store: Store, run: str, generation: int, collective: Collective) -> Fence:
@@ -107,3 +104,20 @@ def begun(store: Store, run: str, generation: int, collective: Collective) -> Fe
     fence = Fence(store, run, generation, token)
     on_rank_0(collective, fence.begin, CheckpointError, "beginning a generation")
     return fence
+
+
+def _found(store: Store, run: str) -> tuple[int, str] | None:
+    """Number and token of the mark that is there; None where there is none, `_SAYS_NOTHING` of a damaged one."""
+    if FILE not in store.list(run):  # which believes nothing that it was told before
+        return None
+    try:
+        said = store.read_json(f"{run}/{FILE}")
+        return int(said["generation"]), str(said["token"])
+    except (KeyError, TypeError, ValueError, OverflowError):
+        return _SAYS_NOTHING
+    except StoreError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            return None
+        if isinstance(error.__cause__, OSError):
+            raise  # what cannot be read now may be there
+        return _SAYS_NOTHING

@@ -18,6 +18,7 @@ from hvdspark.errors import CheckpointError, ConfigurationError, StoreError
 from hvdspark.specs import from_json, to_json
 from hvdspark.store import MANIFEST, Store
 from hvdspark.train.claim import claimed
+from hvdspark.train.fence import newest
 from hvdspark.train.places import name_of, place_of
 from hvdspark.train.program import TrainResult
 from hvdspark.train.run_record import RunRecord, check_same, read_record, write_record
@@ -111,7 +112,9 @@ class NamedRun:
         self._store, self._run_id, self._folder = store, run_id, f"{leases.RUNS}/{run_id}"
         self._check_claim = check_claim
         self._record = self.before = read_record(store, run_id)
-        self.generation = 0 if self.before is None else self.before.generation + 1
+        # Its last launch may be newer than what is recorded of it.
+        last = -1 if self.before is None else max(self.before.generation, newest(store, self._folder))
+        self.generation = last + 1
         self.result = None if self.before is None else self._result()
 
     def begin(self, record: RunRecord) -> None:

@@ -231,17 +231,29 @@ def test_of_two_with_one_number_the_last_has_the_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"generation": null, "token": 1}', '{"token": "x"}', "nonsense"])
-def test_a_damaged_mark_ends_its_own_generation_and_no_later_one(tmp_path: Path, text: str) -> None:
+def test_a_damaged_mark_is_written_again_and_ends_no_generation(tmp_path: Path, text: str) -> None:
     store = Store(str(tmp_path))
 
     def damaged(rank: Rank) -> None:
         saved(0)(rank)
         if rank.number == 0:
             store.write_text(f"{RUN}/{FILE}", text)
-        rank.train(1)
-        rank.checkpoints.begin(rank.module, rank.optimizer, progress(1))
-        assert rank.checkpoints.settle() is not None
+        saved(1)(rank)
 
     on_two(store, 0, damaged)
-    on_two(store, 1, saved(1))
-    assert resumed(store) == (11, ())
+    assert store.read_json(f"{RUN}/{FILE}")["generation"] == 0
+    store.write_text(f"{RUN}/{FILE}", text)
+    on_two(store, 1, saved(2))
+    assert resumed(store) == (21, ())
+
+
+def test_where_the_mark_is_damaged_the_later_of_two_generations_has_the_run(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    earlier, later = Fence(store, RUN, 0, "earlier"), Fence(store, RUN, 1, "later")
+    earlier.begin()
+    later.begin()
+    store.write_text(f"{RUN}/{FILE}", "nonsense")
+    earlier.check()  # nobody can know yet
+    later.check()
+    with pytest.raises(CheckpointError, match="generation 1"):
+        earlier.check()

@@ -60,6 +60,15 @@ def test_a_named_run_is_found_again_with_its_rows(store: Store) -> None:
     assert run(store).before == dataclasses.replace(RECORD, epochs=5, generation=2)
 
 
+def test_a_launch_that_could_not_be_recorded_counts_nevertheless(store: Store) -> None:
+    first = run(store)
+    first.begin(RECORD)
+    store.write_text("runs/mine/generation.json", json.dumps({"generation": 7, "token": "a"}))
+    assert run(store).generation == 8, "ranks of generation 7 may still live"
+    store.write_text("runs/mine/generation.json", "nonsense")
+    assert run(store).generation == 1
+
+
 def test_its_lease_is_no_reason_to_delete_it(store: Store) -> None:
     run(store).begin(RECORD)
     store.write_text("leases/mine.json", json.dumps({"host": "elsewhere", "used": 0.0}))
