@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from pyspark.sql import SparkSession
 
 import hvdspark.estimators
@@ -11,8 +13,11 @@ from hvdspark.estimators.paths import spark_store
 from hvdspark.estimators.persistence import read_metadata
 
 
-def load_fitted(spark: SparkSession, path: str) -> FittedModel:
+def load_fitted(spark: SparkSession, path: str, trusted_packages: Sequence[str] = ()) -> FittedModel:
     """The fitted model that lies at a path or URI, of whichever class of `hvdspark.estimators` it is.
+
+    Args:
+        trusted_packages: beside those that the session trusts.
 
     Raises:
         PersistenceError: something else was saved there, or as the class's `load`.
@@ -23,5 +28,5 @@ def load_fitted(spark: SparkSession, path: str) -> FittedModel:
     found = getattr(hvdspark.estimators, name, None) if f"{package}.".startswith("hvdspark.estimators.") else None
     if not (isinstance(found, type) and issubclass(found, FittedModel)):
         raise PersistenceError("no fitted model of hvdspark was saved here", value=named, where=path)
-    model: FittedModel = found.load(path)
+    model: FittedModel = found.read().trusting(trusted_packages).load(path)
     return model

@@ -9,8 +9,8 @@ a file names it, except of packages in the session's `spark.hvdspark.trustedPack
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any, Protocol
 
@@ -113,6 +113,12 @@ class HvdSparkReader(MLReader[Any]):
     def __init__(self, cls: type[Any]) -> None:
         super().__init__()
         self._cls = cls
+        self._trusted: tuple[str, ...] = ()
+
+    def trusting(self, packages: Sequence[str]) -> HvdSparkReader:
+        """This reader, which trusts these packages beside those of the session."""
+        self._trusted = tuple(packages)
+        return self
 
     def load(self, path: str) -> Any:
         with session_of(self.sparkSession).described(f"hvdspark load {path}"):
@@ -136,7 +142,8 @@ class HvdSparkReader(MLReader[Any]):
             set_params(instance, metadata, str(manifest.get("written_by", "hvdspark 0.1.0")))
             place, directory = artifact.tables_at
             saved = Saved(manifest["state"], files, manifest["aliases"], artifact.tables, (place.uri, directory))
-            instance._restore(saved, store, trust_of(self.sparkSession))
+            trust = trust_of(self.sparkSession)
+            instance._restore(saved, store, replace(trust, packages=(*trust.packages, *self._trusted)))
         return instance
 
 

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
+import tempfile
+import threading
 import uuid
+import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlflow.artifacts import download_artifacts
 
+import hvdspark
 from hvdspark.errors import ConfigurationError
 from hvdspark.mlflow_flavor.entry import Entry
 from hvdspark.mlflow_flavor.names import CODE, DATA
+from hvdspark.session import session_of
 from hvdspark.store import Store
+
+# By application and content; Spark reads the files for as long as it lives.
+_sent: dict[bytes, tempfile.TemporaryDirectory[str]] = {}
+_sending = threading.Lock()
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -28,11 +38,35 @@ def load(model_uri: str, dst_path: str | None, dfs_tmpdir: str | None) -> Fitted
     from hvdspark.estimators.loading import load_fitted
 
     directory = Path(download_artifacts(artifact_uri=model_uri, dst_path=dst_path))
-    Entry.read(directory)
-    if (directory / CODE).is_dir() and str(directory / CODE) not in sys.path:
-        sys.path.append(str(directory / CODE))  # after all others: what is installed here is what Spark's workers have
+    entry = Entry.read(directory)
     session = SparkSession.getActiveSession() or SparkSession.builder.getOrCreate()
-    return load_fitted(session, _reachable(session, directory / DATA, dfs_tmpdir))
+    if (directory / CODE).is_dir():
+        if str(directory / CODE) not in sys.path:
+            sys.path.append(str(directory / CODE))  # after all others: what is installed here is what workers have
+        _send(session, directory / CODE)
+    return load_fitted(session, _reachable(session, directory / DATA, dfs_tmpdir), entry.trusted_packages)
+
+
+def _send(session: SparkSession, code: Path) -> None:
+    """Let Spark's workers import the user's code, which the model has taken along. Hvdspark itself they have."""
+    files = [path for path in sorted(code.rglob("*")) if path.is_file() and "__pycache__" not in path.parts]
+    names = {path: path.relative_to(code) for path in files}
+    names = {path: name for path, name in names.items() if name.parts[0] != hvdspark.__name__}
+    if not names:
+        return
+    digest = hashlib.sha256(session_of(session).application().encode())
+    for path, name in names.items():
+        digest.update(f"{name}\0{path.stat().st_size}\0".encode() + path.read_bytes())
+    with _sending:
+        if digest.digest() in _sent:
+            return
+        folder = tempfile.TemporaryDirectory(prefix="hvdspark-code-")
+        packed = Path(folder.name) / f"code-{digest.hexdigest()[:16]}.zip"
+        with zipfile.ZipFile(packed, "w") as written:
+            for path, name in names.items():
+                written.write(path, name)
+        session_of(session).add_python(str(packed))
+        _sent[digest.digest()] = folder
 
 
 def _reachable(session: SparkSession, data: Path, dfs_tmpdir: str | None) -> str:

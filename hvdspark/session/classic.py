@@ -135,6 +135,9 @@ class ClassicSession:
                     found |= {str(tasks.apply(number).executorId()) for number in range(tasks.size())}
         return sorted(name for name in found if scheduler.isExecutorDecommissioned(name))
 
+    def add_python(self, path: str) -> None:
+        self._spark.sparkContext.addPyFile(path)
+
     def qualified(self, path: str) -> str:
         hadoop_path, filesystem = self._hadoop(path)
         return str(filesystem.makeQualified(hadoop_path).toString())

@@ -118,6 +118,9 @@ class ConnectSession:
     def executors_that_leave(self, tag: str) -> list[str]:
         return []
 
+    def add_python(self, path: str) -> None:
+        self._spark.addArtifact(path, pyfile=True)
+
     def qualified(self, path: str) -> str:
         # Nothing asks for it, so it is read off what Spark says about a path that is not there.
         missing = f".hvdspark-{uuid.uuid4().hex}"

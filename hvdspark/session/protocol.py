@@ -81,6 +81,9 @@ class Session(Protocol):
         Empty where nobody can say. May raise what py4j does.
         """
 
+    def add_python(self, path: str) -> None:
+        """From now on Python workers find what is in a zip file, which has to stay where it is; so may this process."""
+
     def qualified(self, path: str) -> str:
         """A path with the scheme and authority that Spark adds where it has none.
 

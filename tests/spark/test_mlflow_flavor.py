@@ -5,7 +5,9 @@ What is in a saved model, and what is refused, is in tests/unit/mlflow_flavor.
 
 from __future__ import annotations
 
+import importlib
 import logging
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ import mlflow.spark
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from pyspark.ml import Pipeline, PipelineModel
 from pyspark.ml.feature import VectorAssembler
 from pyspark.sql import DataFrame, SparkSession
@@ -113,6 +116,41 @@ def test_logged_and_registered_it_is_loaded_as_both(
     scores = mlflow.pyfunc.load_model("models:/clicks@champion").predict(given(frame))
     assert list(scores) == ["rawPrediction", "probability", "prediction"]
     assert_same_scores(scores, expected)
+
+
+def test_the_code_of_an_own_module_comes_with_the_model(
+    spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A class of this name is in no process but where it was saved.
+    folder = tmp_path / "nets_that_came_along"
+    folder.mkdir()
+    (folder / "__init__.py").write_text("")
+    (folder / "towers.py").write_text(
+        "from torch import nn\n"
+        "class Doubled(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.out = nn.Linear(3, 1)\n"
+        "    def forward(self, x):\n"
+        "        return 2 * self.out(x)\n"
+    )
+    frame = spark.createDataFrame([([float(n), 1.0, -2.0],) for n in range(5)], "x array<double>")
+    with monkeypatch.context() as here:
+        here.syspath_prepend(str(tmp_path))
+        module = importlib.import_module("nets_that_came_along.towers").Doubled()
+        store = (tmp_path / "store").as_uri()
+        model = TorchModel.fromModule(module, inputCols=["x"], example=frame, storeUri=store)
+        mlflow_flavor.save_model(model, str(tmp_path / "m"), code_paths=[str(folder)], signature=False)
+    for name in [name for name in sys.modules if name.startswith("nets_that_came_along")]:
+        monkeypatch.delitem(sys.modules, name)
+    folder.rename(tmp_path / "elsewhere")
+    monkeypatch.setattr(sys, "path", [*sys.path])
+
+    for _ in range(2):  # what is there already is sent once
+        scored = mlflow_flavor.load_model(str(tmp_path / "m")).transform(frame).collect()
+    rows = torch.tensor([row["x"] for row in scored], dtype=torch.float32)
+    expected = module(rows).squeeze(1).tolist()
+    assert [row["prediction"] for row in scored] == pytest.approx(expected, abs=1e-6)
 
 
 def test_rows_without_a_value_are_skipped_or_refused_alike(
