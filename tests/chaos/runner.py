@@ -6,7 +6,7 @@
 Each run is one line of JSON: seed, fit, what was done to it, what came of it, seconds from each death to the next step.
 What a seed draws is the same everywhere; at which instruction a signal arrives is not, so a failure may need the seed
 more than once. `--keep` leaves the run's folder (events, output, store) for reading. Exit status 1: a run was not as it
-must be.
+must be, or they took too long to go on.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -36,12 +37,15 @@ from tests.chaos import attempt, warm
 from tests.chaos.counted import spec_of, write_rows
 from tests.chaos.drawn import DRIVER, STORE, Drawn, draw
 from tests.chaos.strikes import MOST_IN_A_ROW, Attempt, Blow, Striker
-from tests.chaos.tally import report
+from tests.chaos.tally import percentile, report
 from tests.chaos.verdict import differences, weights_in
 
 _PAUSE_S = 0.004
 _STILL_S = 120.0  # on a machine that is busy
 _SETTLE_S = 5.0
+_STAYS = ("model", "run.json", "result.json")
+# Of the seconds from a death to the next step the 95th percentile, where there are so many that it says something.
+MOST_RECOVERY_S, _ENOUGH = 15.0, 50
 
 
 def run_seed(seed: int, kills: int, folder: Path) -> dict[str, Any]:
@@ -56,7 +60,9 @@ def run_seed(seed: int, kills: int, folder: Path) -> dict[str, Any]:
     strikers: list[Striker] = []
     try:
         why = _run(drawn, store, folder, strikers)
-        outcome = "ok" if not why else "stopped" if _as_promised(why, strikers[-1].blows) else "wrong"
+        last = strikers[-1]
+        promised = ended_twice_in_one_step(why, last.attempts[-1].events(), last.blows)
+        outcome = "ok" if not why else "stopped" if promised else "wrong"
     except HvdSparkError as error:
         outcome, why = "wrong", [f"{type(error).__name__}: {error}"]
     except TimeoutError:
@@ -110,12 +116,19 @@ def _where_they_hang(striker: Striker) -> list[str]:
     return (striker.attempts[-1].folder / "output").read_text(errors="replace").splitlines()[-200:]
 
 
-def _as_promised(why: list[str], blows: list[Blow]) -> bool:
-    """Whether the run ended as one whose step itself ends it: a rank was lost twice at one place, without a checkpoint
-    in between. Chance may do that, too."""
+def ended_twice_in_one_step(why: Sequence[str], events: Sequence[dict[str, Any]], blows: Sequence[Blow]) -> bool:
+    """Whether the run ended as one whose step itself ends it, and chance did that: the rank that it names was the one
+    that was lost in its last two generations, and both were struck.
+
+    Args:
+        events: of the last driver.
+        blows: of the run.
+    """
     said = re.search(r"rank (\d+) has ended in step \d+ twice", why[0]) if len(why) == 1 else None
-    struck = [blow for blow in blows if blow.generation >= 0 and blow.fault.victim not in (DRIVER, STORE)]
-    return said is not None and len(struck) >= 2
+    lost = [event for event in events if event["event"] == "rank_lost"][-2:]
+    struck = {blow.generation for blow in blows if blow.fault.victim not in (DRIVER, STORE)}
+    named = said is not None and [event["lost"] for event in lost] == [int(said[1])] * 2
+    return named and {event["generation"] for event in lost} <= struck
 
 
 def _driver(place: Path) -> None:
@@ -134,9 +147,10 @@ def _ended(striker: Striker) -> list[str]:
 
 
 def _files_left(folder: Path) -> list[str]:
-    """Temporary files, and what was written by halves."""
+    """Temporary files, what was written by halves, and what a run whose model is there needs no more."""
     left = [path for path in folder.glob("*/attempt-*/tmp/**/*") if path.is_file()]
     left += (folder / "store").rglob("*.tmp")
+    left += [path for path in folder.glob("store/runs/*/*") if path.name not in _STAYS]
     return [str(path.relative_to(folder)) for path in left]
 
 
@@ -195,8 +209,12 @@ def main() -> int:
             with asked.log.open("a") as log:
                 log.write(json.dumps(lines[-1]) + "\n")
     failed = [line["seed"] for line in lines if line["outcome"] not in ("ok", "stopped")]
+    recovered = [seconds for line in lines for seconds in line["recovery_s"]]
+    slow = len(recovered) >= _ENOUGH and percentile(recovered, 95) > MOST_RECOVERY_S
     print(report(lines), file=sys.stderr)
-    return int(bool(failed))
+    if slow:
+        print(f"recovery takes longer than {MOST_RECOVERY_S:.0f} s", file=sys.stderr)
+    return int(bool(failed) or slow)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,13 +17,13 @@ from hvdspark.errors import StoreError
 from hvdspark.store import Store
 from hvdspark.train.callbacks import TrainState
 from tests.chaos.drawn import draw
-from tests.chaos.strikes import Attempt, damage_newest
+from tests.chaos.runner import MOST_RECOVERY_S, ended_twice_in_one_step
+from tests.chaos.strikes import Attempt, Blow, damage_newest
 from tests.chaos.tally import percentile
 from tests.chaos.verdict import differences
 from tests.chaos.weak_store import WeakStore, has_failed, let_fail
 
 ROOT = Path(__file__).resolve().parents[2]
-MOST_RECOVERY_S = 15.0
 
 
 def run(*arguments: str, limit_s: float) -> list[dict[str, Any]]:
@@ -61,6 +62,27 @@ def test_rows_that_were_lost_or_trained_twice_are_seen() -> None:
         "disturbed: row 4 of epoch 1 was trained 2 times",
     ]
     assert differences(calm, {**calm, "weight": torch.tensor([1.0, float("nan")])}) == ["weight differs by nan"]
+
+
+@pytest.mark.parametrize(
+    ("lost", "struck", "promised"),
+    [
+        ([(3, 1), (4, 1)], [("rank", 3), ("task", 4)], True),
+        ([(2, 0), (3, 1), (4, 1)], [("rank", 2), ("rank", 3), ("all tasks", 4)], True),
+        ([(3, 1), (4, 1)], [("rank", 2), ("rank", 3)], False),  # nobody ended generation 4
+        ([(3, 1), (4, 1)], [("rank", 3), ("driver", 4)], False),
+        ([(3, 0), (4, 1)], [("rank", 3), ("rank", 4)], False),
+        ([(4, 1)], [("rank", 3), ("rank", 4)], False),
+    ],
+)
+def test_a_run_that_stops_must_have_been_struck_in_that_step(
+    lost: list[tuple[int, int]], struck: list[tuple[str, int]], promised: bool
+) -> None:
+    events = [{"event": "generation"}, *({"event": "rank_lost", "generation": g, "lost": rank} for g, rank in lost)]
+    blows = [Blow(replace(draw(7, 1).faults[0], victim=victim), 0, generation) for victim, generation in struck]
+    why = ["struck: RankFailedError: killed; not started again: rank 1 has ended in step 7 twice, as the step ends it"]
+    assert ended_twice_in_one_step(why, events, blows) is promised
+    assert not ended_twice_in_one_step(["struck: RankFailedError: killed"], events, blows)
 
 
 def test_only_a_checkpoint_with_an_older_one_behind_it_is_damaged(tmp_path: Path) -> None:
