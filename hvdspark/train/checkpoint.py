@@ -58,7 +58,8 @@ from hvdspark.train.spare_memory import spare_bytes
 from hvdspark.train.train_progress import TrainProgress
 
 _FAILURES = 3  # in a row; then training ends
-_LIMIT_S = 1200.0  # of writing one; ten minutes of it may be waiting for other ranks
+_LIMIT_S = 1200.0  # for which training waits for one; ten minutes of it may be waiting for other ranks
+_BEHIND_S = 3600.0  # that a rank writes its part of one while training goes on, and no other is begun
 
 
 class Checkpoints:
@@ -159,13 +160,18 @@ class Checkpoints:
             write = partial(_fail, caught)
         best = (progress.best.epoch + 1, 0)
         self._next = following(self._chain, delta, sum(file.bytes for part in rows for file in part.files))
-        self._writing = Writing(write, partial(self._commit, save, progress.place, best), at_once=not copied)
+        self._writing = Writing(
+            write,
+            partial(self._commit, save, progress.place, best),
+            limit_s=_BEHIND_S,
+            at_once_s=None if copied else _LIMIT_S,
+        )
         self._is_settled = False
         return self._directory(progress.place)
 
     @property
     def is_writing(self) -> bool:
-        """Whether this rank still writes its part of the save that was begun last."""
+        """Whether this rank still writes its part of the save that was begun last, and is not late with it."""
         return self._writing is not None and not self._writing.is_part_over
 
     @property

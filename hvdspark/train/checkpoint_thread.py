@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -57,7 +58,8 @@ class Writing:
     Args:
         part: writes this rank's; is given what says that it should give up.
         commit: what comes behind that on rank 0; given what was written, and what says that it should give up.
-        at_once: the part is written before training goes on.
+        limit_s: of the part, from now on: a store that does not answer must not keep others from being begun for ever.
+        at_once_s: the part is written before training goes on, which waits for so long; None: it goes on at once.
 
     Attributes:
         error: why there is no part, or no commit.
@@ -68,7 +70,8 @@ class Writing:
         part: Callable[[threading.Event], Part],
         commit: Callable[[Part, threading.Event], Written],
         *,
-        at_once: bool = False,
+        limit_s: float,
+        at_once_s: float | None = None,
     ) -> None:
         self._write_part: Callable[[threading.Event], Part] | None = part
         self._commit: Callable[[Part, threading.Event], Written] | None = commit
@@ -76,15 +79,18 @@ class Writing:
         self._part_over, self._given_up = threading.Event(), threading.Event()
         self.written: Written | None = None
         self.error: Exception | None = None
-        if at_once:
-            self._write()
-        self._thread = threading.Thread(target=self._in_background, name="hvdspark-checkpoint", daemon=True)
+        self._began = time.monotonic()
+        self._until = self._began + limit_s
+        at_once = at_once_s is not None
+        self._thread = threading.Thread(target=self._work, args=(at_once,), name="hvdspark-checkpoint", daemon=True)
         self._thread.start()
+        if at_once_s is not None:
+            self.wait_for_part(at_once_s)
 
     @property
     def is_part_over(self) -> bool:
-        """Whether this rank's part is written, or has failed."""
-        return self._part_over.is_set()
+        """Whether this rank's part is written, has failed, or is late."""
+        return self._part_over.is_set() or time.monotonic() > self._until
 
     @property
     def is_over(self) -> bool:
@@ -93,8 +99,10 @@ class Writing:
 
     def wait_for_part(self, limit_s: float) -> None:
         """Until this rank's part is over. What is not over in time is given up, and an error."""
-        if not self._part_over.wait(limit_s):
-            self._too_late(limit_s)
+        if self._given_up.is_set():
+            return  # it was waited for
+        if not self._part_over.wait(min(limit_s, max(0.0, self._until - time.monotonic()))):
+            self._too_late()
 
     def wait(self, limit_s: float) -> None:
         """Until all is over. What is not over in time is given up, and an error."""
@@ -102,7 +110,7 @@ class Writing:
             return  # it was waited for
         self._thread.join(limit_s)
         if self._thread.is_alive():
-            self._too_late(limit_s)
+            self._too_late()
 
     def give_up(self) -> None:
         """Another rank could not write its part: wait for nobody's any more."""
@@ -110,15 +118,18 @@ class Writing:
             self._given_up.set()
             self._thread.join(_GIVEN_UP_S)
 
-    def _too_late(self, limit_s: float) -> None:
+    def _too_late(self) -> None:
         self._given_up.set()
+        seconds = time.monotonic() - self._began
         self.error = CheckpointError(
-            f"a checkpoint is not written after {limit_s:.0f} s of waiting", hint="the store does not answer"
+            f"a checkpoint is not written after {seconds:.0f} s", hint="the store does not answer"
         )
 
-    def _in_background(self) -> None:
+    def _work(self, at_once: bool) -> None:
+        if at_once:
+            self._write()
         _yield_to_training()
-        if not self.is_part_over:
+        if not at_once:
             self._write()
         commit, self._commit = self._commit, None  # what was copied goes when it is written
         if self._part is None or commit is None:

@@ -1,5 +1,8 @@
-"""A program that fits, scores, fails and looks around with rows that hold planted values. `test_canary.py` runs it and
-reads everything that it leaves and says. Arguments: a folder, and the address of an MLflow server."""
+"""A program that fits, scores, fails and looks around with rows, and settings, that hold planted values.
+
+`test_canary.py` runs it and reads everything that it leaves and says. Arguments: a folder, and the address of an MLflow
+server.
+"""
 
 from __future__ import annotations
 
@@ -27,6 +30,8 @@ from tests.spark.mlflow_runs import written
 # As they are searched for. None is likely to come about by chance.
 TEXT, NUMBER, ID, LABEL, WEIGHT = "canaryzq81", 8675309.125, 918273645546372819, 71717171.5, 5353535.25
 PLANTED = (TEXT, "8675309", "918273645546372819", "71717171", "5353535")
+# What an environment variable of ranks is set to.
+VALUE = "canaryenvq73"
 SECRET = "5ec2e7" * 5
 
 
@@ -101,11 +106,13 @@ def main(folder: Path, tracking: str) -> None:
         "batchSize": 100,
         "epochs": 1,
         "listeners": [Remembering()],
+        "env": {"TOKEN_OF_MINE": VALUE},
     }
     columns: dict[str, Any] = {"continuousCols": ["number"], "categoricalCols": ["user", "page"], "labelCol": "clicked"}
     tracked: dict[str, Any] = {"trackingUri": tracking}
     model = CTRClassifier(architecture="lr", **columns, **common, **tracked).fit(data)
-    print(model.summary, repr(model), model.explainParams(), flush=True)
+    explained = model.explainParams().replace(VALUE, "")  # it says what Params are set to, to who asks
+    print(model.summary, repr(model), explained, flush=True)
     print("scored", model.transform(data).agg(F.sum("prediction")).first(), flush=True)
 
     module: dict[str, Any] = {"featureCols": ["number"], **common}

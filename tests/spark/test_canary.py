@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.mlflow_server import mlflow_server
-from tests.spark.canary_fit import PLANTED, SECRET
+from tests.spark.canary_fit import PLANTED, SECRET, VALUE
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -40,13 +40,13 @@ def test_it_failed_where_it_should(left: tuple[Path, str]) -> None:
     assert "run [10, 10]" in printed
 
 
-@pytest.mark.parametrize("planted", [*PLANTED, SECRET])
+@pytest.mark.parametrize("planted", [*PLANTED, SECRET, VALUE])
 def test_nothing_of_it_was_said(left: tuple[Path, str], planted: str) -> None:
     _, printed = left
     assert not [line[:1000] for line in printed.splitlines() if planted in line]
 
 
-@pytest.mark.parametrize("planted", [*PLANTED, SECRET])
+@pytest.mark.parametrize("planted", [*PLANTED, SECRET, VALUE])
 @pytest.mark.parametrize("place", ["mlflow", "events", "tmp"])
 def test_nothing_of_it_is_kept(left: tuple[Path, str], planted: str, place: str) -> None:
     folder, _ = left

@@ -46,6 +46,7 @@ class Play:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *acts: Any) -> None:
         self.sizes: list[int] = []
+        self.secrets: list[str] = []
         self.told: list[Event] = []
         self._acts = iter(acts)
         monkeypatch.setattr(generations, "run_generation", self._run)
@@ -60,6 +61,7 @@ class Play:
     ) -> list[Any]:
         assert spec.generation == len(self.sizes)
         self.sizes.append(spec.world_size)
+        self.secrets.append(spec.secret)
         act = next(self._acts)
         if isinstance(act, Exception):
             raise act
@@ -111,6 +113,16 @@ def test_lost_slots_shrink_the_gang_and_those_that_come_back_let_it_grow(monkeyp
     assert started[1].cause == "generation 0 (2 ranks): rank 1 on host h: killed by SIGKILL"
     assert "the ranks have made room" in started[2].cause
     assert [event.kind for event in play.events() if isinstance(event, RankLost)] == ["signal"], "no failure"
+
+
+def test_each_generation_has_a_secret_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    plays = [Play(monkeypatch, killed(), well) for _ in range(2)]
+    for play in plays:
+        monkeypatch.setattr(generations, "run_generation", play._run)
+        supervise(Cluster(2), time.time, num_workers=2, max_restarts=1)
+    secrets = [secret for play in plays for secret in play.secrets]
+    assert len(set(secrets)) == 4
+    assert all(len(secret) == 32 for secret in secrets), "128 bits"
 
 
 def test_a_replaced_executor_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:

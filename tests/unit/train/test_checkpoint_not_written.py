@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -15,6 +16,7 @@ from hvdspark.collectives import ThreadedCollective, run_threaded
 from hvdspark.errors import StoreError
 from hvdspark.store import Store
 from hvdspark.train import checkpoint
+from hvdspark.train.checkpoint_thread import Part, Writing, Written
 from tests.unit.train.saving_ranks import ROOT, Rank, resumed
 
 
@@ -147,3 +149,40 @@ def test_a_store_that_does_not_answer_is_given_up(tmp_path: Path, monkeypatch: p
             assert "a checkpoint is not written after" in str(said)
     finally:
         answers.set()
+
+
+@pytest.fixture
+def silent_part() -> Iterator[Callable[[threading.Event], Part]]:
+    """Writes to a store that does not answer."""
+    answers = threading.Event()
+
+    def part(given_up: threading.Event) -> Part:
+        answers.wait(60)
+        raise OSError("too late")
+
+    yield part
+    answers.set()
+
+
+def never(part: Part, given_up: threading.Event) -> Written:
+    pytest.fail("committed")
+
+
+def test_a_part_that_is_late_keeps_no_other_from_being_begun(silent_part: Callable[[threading.Event], Part]) -> None:
+    writing = Writing(silent_part, never, limit_s=0.2)
+    assert not writing.is_part_over
+    while not writing.is_part_over:  # the test's own limit ends it
+        time.sleep(0.01)
+    began = time.monotonic()
+    writing.wait_for_part(60)
+    assert time.monotonic() - began < 10, "its time was over already"
+    assert "a checkpoint is not written after 0 s" in str(writing.error)
+
+
+def test_a_part_that_training_waits_for_is_given_up(silent_part: Callable[[threading.Event], Part]) -> None:
+    writing = Writing(silent_part, never, limit_s=60, at_once_s=0.2)
+    assert "a checkpoint is not written after 0 s" in str(writing.error)
+    began = time.monotonic()
+    writing.wait_for_part(60)
+    writing.wait(60)
+    assert time.monotonic() - began < 10, "it was waited for already"
