@@ -10,7 +10,7 @@ import hvdspark.estimators
 from hvdspark.errors import PersistenceError
 from hvdspark.estimators.model import FittedModel
 from hvdspark.estimators.paths import spark_store
-from hvdspark.estimators.persistence import read_metadata
+from hvdspark.estimators.persistence import HvdSparkReader, read_metadata
 
 
 def load_fitted(spark: SparkSession, path: str, trusted_packages: Sequence[str] = ()) -> FittedModel:
@@ -28,5 +28,5 @@ def load_fitted(spark: SparkSession, path: str, trusted_packages: Sequence[str] 
     found = getattr(hvdspark.estimators, name, None) if f"{package}.".startswith("hvdspark.estimators.") else None
     if not (isinstance(found, type) and issubclass(found, FittedModel)):
         raise PersistenceError("no fitted model of hvdspark was saved here", value=named, where=path)
-    model: FittedModel = found.read().trusting(trusted_packages).load(path)
+    model: FittedModel = HvdSparkReader(found).trusting(trusted_packages).load(path)
     return model
