@@ -217,6 +217,8 @@ def drop_others(store: Store, root: str, newest: Place, best: Place, fence: Fenc
     complete = {
         place: saves for place, name in places.items() if (saves := _saves_of(store, f"{root}/{name}")) is not None
     }
+    if newest not in complete:
+        return  # somebody has damaged it already: the others are needed
     stay = kept(complete, newest, best)
     named = frozenset[str]().union(*(complete[place] for place in stay))
     rows = [f"{root}/{ROWS}/{TABLES}/{number}" for number in store.list(f"{root}/{ROWS}/{TABLES}")]

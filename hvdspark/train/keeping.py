@@ -204,14 +204,18 @@ def check_finished(run_id: str, before: RunRecord, now: RunRecord) -> None:
 
 
 def say_what_is_lost(store: Store, run_id: str, error: BaseException) -> None:
-    """Warn of the newest checkpoint of a run that is about to be deleted because somebody interrupted it."""
-    if isinstance(error, Exception):
-        return
+    """Warn of the newest checkpoint of a run without a name that is about to be deleted because the run has ended early.
+
+    Never fails.
+    """
     with contextlib.suppress(StoreError):
         names = store.list(f"runs/{run_id}/checkpoints")
         if places := sorted(place for name in names if (place := place_of(name)) is not None):
-            newest = name_of(places[-1])
-            logger.warning("the fit was interrupted: %s, its newest checkpoint, is deleted with it", newest)
+            logger.warning(
+                "the fit %s: %s, its newest checkpoint, is deleted with it; that of a fit with a runId stays",
+                "has failed" if isinstance(error, Exception) else "was interrupted",
+                name_of(places[-1]),
+            )
 
 
 def _record(store: Store, run_id: str, record: RunRecord) -> None:

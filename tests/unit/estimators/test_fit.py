@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hvdspark.errors import ConfigurationError
+from hvdspark.errors import ConfigurationError, StoreError
 from hvdspark.specs import DatasetSpec, RowGroups, TrainSpec
 from hvdspark.store import Store
 from hvdspark.train.keeping import say_what_is_lost
@@ -17,9 +17,14 @@ from hvdspark.train.rehearsal import without_metrics
 
 @pytest.mark.parametrize(
     ("epochs", "error", "said"),
-    [(2, KeyboardInterrupt(), "epoch-00001"), (0, KeyboardInterrupt(), ""), (2, ValueError("its own words"), "")],
+    [
+        (2, KeyboardInterrupt(), "the fit was interrupted: epoch-00001"),
+        (0, KeyboardInterrupt(), ""),
+        (2, StoreError("gone"), "the fit has failed: epoch-00001"),
+        (0, StoreError("gone"), ""),
+    ],
 )
-def test_an_interrupt_names_the_checkpoint_that_goes_with_it(
+def test_a_fit_that_ends_early_names_the_checkpoint_that_goes_with_it(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, epochs: int, error: BaseException, said: str
 ) -> None:
     store = Store(tmp_path.as_uri())

@@ -17,6 +17,7 @@ from hvdspark.collectives import ThreadedCollective, run_threaded
 from hvdspark.errors import CheckpointError
 from hvdspark.store import Store
 from hvdspark.train import checkpoint
+from hvdspark.train.places import Place, name_of
 from tests.unit.train.saving_ranks import PLACES, ROOT, Rank, State, resumed, same
 
 
@@ -182,3 +183,28 @@ def test_without_memory_to_spare_training_waits(tmp_path: Path, monkeypatch: pyt
     place, warnings, states = resumed(store, 3)
     assert (place, warnings) == (8, ())
     assert same(states, expected[8])
+
+
+def test_where_the_newest_is_damaged_at_once_nothing_is_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(str(tmp_path))
+    drop_others = checkpoint.drop_others
+
+    def damaged_before(store: Store, root: str, newest: Place, *known: Any) -> None:
+        if newest[1] == 4:
+            store.write_text(f"{root}/{name_of(newest)}/manifest.json", "{")
+        drop_others(store, root, newest, *known)
+
+    monkeypatch.setattr(checkpoint, "drop_others", damaged_before)
+
+    def body(collective: ThreadedCollective) -> None:
+        rank = Rank(store, collective)
+        for step in (1, 2, 3, 4):
+            rank.step(step)
+            rank.save(step)
+            assert rank.checkpoints.settle() is None
+
+    run_threaded(2, body, timeout_s=60)
+    place, warnings, _ = resumed(store, 1)
+    assert (place, len(warnings)) == (3, 1)
