@@ -21,14 +21,14 @@ from hvdspark.mlflow_flavor.names import CODE, DATA
 from hvdspark.session import session_of
 from hvdspark.store import Store
 
-# By application and content; Spark reads the files for as long as it lives.
-_sent: dict[bytes, tempfile.TemporaryDirectory[str]] = {}
-_sending = threading.Lock()
-
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
     from hvdspark.estimators.model import FittedModel
+
+# Code that workers have, by application and content; Spark reads the files for as long as it lives.
+_sent: dict[bytes, tempfile.TemporaryDirectory[str]] = {}
+_sending = threading.Lock()
 
 
 def load(model_uri: str, dst_path: str | None, dfs_tmpdir: str | None) -> FittedModel:
@@ -50,8 +50,7 @@ def load(model_uri: str, dst_path: str | None, dfs_tmpdir: str | None) -> Fitted
 def _send(session: SparkSession, code: Path) -> None:
     """Let Spark's workers import the user's code, which the model has taken along. Hvdspark itself they have."""
     files = [path for path in sorted(code.rglob("*")) if path.is_file() and "__pycache__" not in path.parts]
-    names = {path: path.relative_to(code) for path in files}
-    names = {path: name for path, name in names.items() if name.parts[0] != hvdspark.__name__}
+    names = {path: name for path in files if (name := path.relative_to(code)).parts[0] != hvdspark.__name__}
     if not names:
         return
     digest = hashlib.sha256(session_of(session).application().encode())

@@ -42,7 +42,7 @@ class Goodput(FitListener):
         # The first epoch that is heard of, and by phase the seconds in it that an earlier driver's ranks had had.
         self._began: tuple[int, Mapping[str, float]] | None = None
         self._lost_s: float | None = None  # when a rank was lost, until the next step
-        self._restarts = 0
+        self._generations = self._restarts = 0
         self._recoveries_s: list[float] = []
         self._tables_read = self._tables_moved = 0
         self._late: set[tuple[int, int]] = set()  # (rank, epoch)
@@ -52,6 +52,7 @@ class Goodput(FitListener):
             self._launched_s = self._clock()
 
     def on_generation_started(self, event: GenerationStarted) -> None:
+        self._generations += 1
         self._restarts += event.restart == "failed"
 
     def on_rank_lost(self, event: RankLost) -> None:
@@ -99,9 +100,9 @@ class Goodput(FitListener):
 
     def _seconds(self, history: Sequence[Row], phase: str) -> float:
         """Of a phase, in what this driver's ranks have trained of the history."""
-        if self._began is None:
-            return 0.0
-        first, earlier = self._began
+        if not self._generations:
+            return 0.0  # an earlier driver had finished the run
+        first, earlier = self._began or (0, {})  # ranks that cannot reach the driver tell of nothing
         of_rows = sum(float(row.get(f"{phase}_seconds", 0.0)) for row in history if row["epoch"] >= first)
         return max(0.0, of_rows - earlier.get(phase, 0.0))
 

@@ -204,7 +204,7 @@ def check_finished(run_id: str, before: RunRecord, now: RunRecord) -> None:
 
 
 def say_what_is_lost(store: Store, run_id: str, error: BaseException) -> None:
-    """Warn of the newest checkpoint of a run without a name that is about to be deleted because the run has ended early.
+    """Warn of the newest checkpoint of a run without a name, which is about to be deleted because that has ended early.
 
     Never fails.
     """

@@ -74,6 +74,12 @@ def test_what_an_earlier_driver_has_trained_is_not_of_this_fit(fit: Fit) -> None
     assert (found.input_stall_s, found.checkpoint_s) == (2.5, 1.0)
 
 
+def test_ranks_that_nobody_has_heard_of_have_their_history(fit: Fit) -> None:
+    fit.after(0, PhaseStarted("launch"), GenerationStarted(0, 2))
+    fit.after(10)
+    assert fit.listener.measured([row(0, forward_backward=4, exchange_step=1)]).goodput == 0.5
+
+
 def test_a_run_that_was_finished_already_has_trained_nothing(fit: Fit) -> None:
     fit.after(0, PhaseStarted("launch"))
     fit.after(1)
