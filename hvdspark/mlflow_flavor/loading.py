@@ -49,21 +49,25 @@ def load(model_uri: str, dst_path: str | None, dfs_tmpdir: str | None) -> Fitted
 
 def _send(session: SparkSession, code: Path) -> None:
     """Let Spark's workers import the user's code, which the model has taken along. Hvdspark itself they have."""
-    files = [path for path in sorted(code.rglob("*")) if path.is_file() and "__pycache__" not in path.parts]
-    names = {path: name for path in files if (name := path.relative_to(code)).parts[0] != hvdspark.__name__}
-    if not names:
+    contents = {
+        name.as_posix(): path.read_bytes()
+        for path in sorted(code.rglob("*"))
+        if (name := path.relative_to(code)).parts[0] != hvdspark.__name__
+        if path.is_file() and "__pycache__" not in name.parts
+    }
+    if not contents:
         return
     digest = hashlib.sha256(session_of(session).application().encode())
-    for path, name in names.items():
-        digest.update(f"{name}\0{path.stat().st_size}\0".encode() + path.read_bytes())
+    for file, content in contents.items():
+        digest.update(f"{file}\0{len(content)}\0".encode() + content)
     with _sending:
         if digest.digest() in _sent:
             return
         folder = tempfile.TemporaryDirectory(prefix="hvdspark-code-")
         packed = Path(folder.name) / f"code-{digest.hexdigest()[:16]}.zip"
         with zipfile.ZipFile(packed, "w") as written:
-            for path, name in names.items():
-                written.write(path, name)
+            for file, content in contents.items():
+                written.writestr(file, content)
         session_of(session).add_python(str(packed))
         _sent[digest.digest()] = folder
 

@@ -126,11 +126,10 @@ class Writing:
         )
 
     def _work(self, at_once: bool) -> None:
-        if at_once:
-            self._write()
-        _yield_to_training()
         if not at_once:
-            self._write()
+            _yield_to_training()
+        self._write()
+        _yield_to_training()
         commit, self._commit = self._commit, None  # what was copied goes when it is written
         if self._part is None or commit is None:
             return
